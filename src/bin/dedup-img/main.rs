@@ -1,0 +1,2 @@
+//! `dedup-img`.
+fn main() {}

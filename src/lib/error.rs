@@ -1,0 +1,130 @@
+//! The one error type of the library.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// What kind of failure an [`Error`] is, for callers that react to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system refused a read, a write or another call.
+    Io,
+    /// The file is not in the format it was said or expected to have.
+    Format,
+    /// The image is well formed but uses something that is refused by name.
+    Unsupported,
+    /// The image contradicts the format.
+    Corrupt,
+    /// Another program uses the image.
+    Locked,
+    /// An option or argument makes no sense.
+    Invalid,
+    /// A documented limit was exceeded.
+    Limit,
+    /// The source changed while it was read.
+    Changed,
+    /// The caller asked to stop.
+    Cancelled,
+}
+
+/// A failure: what happened, and to what. [`fmt::Display`] gives one sentence in lower case, without a full stop.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The result of every fallible library function.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of `kind` that reads as `message`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    pub(crate) fn corrupt(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Corrupt, message)
+    }
+
+    pub(crate) fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unsupported, message)
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// An operating system error, worded as QEMU words it (`what: No such file or directory`).
+    pub(crate) fn io(what: impl fmt::Display, source: io::Error) -> Self {
+        Self { kind: ErrorKind::Io, message: format!("{what}: {}", io_reason(&source)), source: Some(Box::new(source)) }
+    }
+
+    /// An operating system error where the context says already what was done.
+    pub(crate) fn os(source: io::Error) -> Self {
+        Self { kind: ErrorKind::Io, message: io_reason(&source), source: Some(Box::new(source)) }
+    }
+
+    /// The same error, said of the image at `path`: `Could not open 'path': ...`.
+    pub(crate) fn opening(self, path: &Path) -> Self {
+        self.prefixed(&format!("Could not open '{}'", path.display()))
+    }
+
+    /// The same error with `context: ` before its message.
+    pub(crate) fn prefixed(mut self, context: &str) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_ref().map(|s| &**s as _)
+    }
+}
+
+/// The reason of an I/O error in the words of `strerror`, without Rust's `(os error N)`.
+pub(crate) fn io_reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
+        None => error.to_string(),
+    }
+}
+
+/// Adds "what was being done" to an [`io::Result`].
+pub(crate) trait IoContext<T> {
+    fn at(self, what: impl fmt::Display) -> Result<T>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn at(self, what: impl fmt::Display) -> Result<T> {
+        self.map_err(|e| Error::io(what, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_io_error_reads_as_qemu_words_it() {
+        let error = Error::io("x", io::Error::from_raw_os_error(2)).opening(Path::new("a"));
+        assert_eq!(error.to_string(), "Could not open 'a': x: No such file or directory");
+        assert_eq!(error.kind(), ErrorKind::Io);
+    }
+}

@@ -1,0 +1,568 @@
+//! The image header and its extensions (spec, "Header" and "Header extensions").
+
+use zerocopy::byteorder::big_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::refcount::RefcountBits;
+use super::{array_at, u32_at};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{ClusterBits, HostOffset};
+
+/// `QFI\xfb`.
+pub const MAGIC: [u8; 4] = *b"QFI\xfb";
+/// Bytes of a version 2 header.
+pub const V2_LENGTH: usize = 72;
+/// The shortest version 3 header: up to `header_length`.
+pub const V3_MIN_LENGTH: usize = 104;
+/// The header that QEMU 10 writes: with the compression type, padded to 8.
+pub const V3_LENGTH: usize = 112;
+/// QEMU: no table of offsets (L1, refcount table) is larger than this many bytes.
+pub const MAX_L1_BYTES: u64 = 32 << 20;
+/// QEMU: the refcount table's largest size in bytes.
+pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// QEMU: the largest number of snapshots.
+pub const MAX_SNAPSHOTS: u32 = 65536;
+/// QEMU: the longest name of a backing file.
+pub const MAX_BACKING_NAME: u32 = 1023;
+
+/// Feature bits that change how the image must be read or written (spec, "incompatible_features").
+pub mod incompatible {
+    /// Refcounts may be wrong.
+    pub const DIRTY: u64 = 1 << 0;
+    /// The image is damaged; it may only be written to repair it.
+    pub const CORRUPT: u64 = 1 << 1;
+    /// The data lies in another file.
+    pub const DATA_FILE: u64 = 1 << 2;
+    /// The compression type field is not zero.
+    pub const COMPRESSION: u64 = 1 << 3;
+    /// L2 entries are 16 bytes long and have subclusters.
+    pub const EXTENDED_L2: u64 = 1 << 4;
+    /// Every bit that has a meaning.
+    pub const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
+}
+
+/// Feature bits that a reader may ignore (spec, "compatible_features").
+pub mod compatible {
+    /// Refcount updates may be postponed.
+    pub const LAZY_REFCOUNTS: u64 = 1 << 0;
+}
+
+/// Header extension types (spec, "Header extensions").
+pub mod extension {
+    /// End of the extension area.
+    pub const END: u32 = 0;
+    /// The format of the backing file, as a name.
+    pub const BACKING_FORMAT: u32 = 0xe279_2aca;
+    /// Names for feature bits.
+    pub const FEATURE_NAMES: u32 = 0x6803_f857;
+    /// Name of the external data file.
+    pub const DATA_FILE: u32 = 0x4441_5441;
+}
+
+/// The header as it lies in the file, versions 2 and 3. A version 2 file ends after `snapshots_offset`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawHeader {
+    /// [`MAGIC`].
+    magic: [u8; 4],
+    /// 2 or 3.
+    version: U32,
+    /// 0, or where the name of the backing file begins; within the first cluster.
+    backing_file_offset: U64,
+    /// Length of that name in bytes; it is not NUL-terminated.
+    backing_file_size: U32,
+    /// The cluster size is `1 << cluster_bits`.
+    cluster_bits: U32,
+    /// Virtual disk size in bytes.
+    size: U64,
+    /// 0 none, 1 AES, 2 LUKS.
+    crypt_method: U32,
+    /// Entries of the active L1 table.
+    l1_size: U32,
+    /// Where the active L1 table begins; cluster aligned.
+    l1_table_offset: U64,
+    /// Where the refcount table begins; cluster aligned.
+    refcount_table_offset: U64,
+    /// Clusters of the refcount table.
+    refcount_table_clusters: U32,
+    /// Number of internal snapshots.
+    nb_snapshots: U32,
+    /// Where the snapshot table begins; cluster aligned.
+    snapshots_offset: U64,
+    /// See [`incompatible`].
+    incompatible_features: U64,
+    /// See [`compatible`].
+    compatible_features: U64,
+    /// Bits that a writer that does not know them must clear.
+    autoclear_features: U64,
+    /// A refcount is `1 << refcount_order` bits wide.
+    refcount_order: U32,
+    /// Bytes of this header; the extensions follow.
+    header_length: U32,
+    /// See [`CompressionType`].
+    compression_type: u8,
+    /// Zero.
+    padding: [u8; 7],
+}
+
+/// [`V3_LENGTH`] as it stands in the file.
+const V3_LENGTH_WORD: U32 = U32::new(112);
+
+const _: () = assert!(size_of::<RawHeader>() == V3_LENGTH);
+const _: () = assert!(std::mem::offset_of!(RawHeader, incompatible_features) == V2_LENGTH);
+const _: () = assert!(std::mem::offset_of!(RawHeader, compression_type) == V3_MIN_LENGTH);
+
+/// How compressed clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CompressionType {
+    /// Raw deflate.
+    #[default]
+    Zlib,
+    /// Zstandard frames.
+    Zstd,
+}
+
+/// How the content is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encryption {
+    /// AES-CBC with the guest sector as initialisation vector (QEMU's legacy format).
+    Aes,
+    /// LUKS.
+    Luks,
+}
+
+/// One header extension, kept as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extension {
+    /// Its type.
+    pub magic: u32,
+    /// Its data, without padding.
+    pub data: Vec<u8>,
+}
+
+/// A header whose every field was checked against the specification and QEMU's limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// 2 or 3.
+    pub version: u32,
+    /// Cluster size.
+    pub cluster_bits: ClusterBits,
+    /// Virtual disk size in bytes, a multiple of 512 (QEMU 10.0.2 rounds other sizes down).
+    pub size: u64,
+    /// Encryption of the content.
+    pub encryption: Option<Encryption>,
+    /// Entries of the active L1 table.
+    pub l1_entries: u32,
+    /// Where the active L1 table begins.
+    pub l1_offset: HostOffset,
+    /// Where the refcount table begins.
+    pub refcount_table_offset: HostOffset,
+    /// Clusters of the refcount table.
+    pub refcount_table_clusters: u32,
+    /// Number of internal snapshots.
+    pub snapshots: u32,
+    /// Where the snapshot table begins.
+    pub snapshots_offset: HostOffset,
+    /// Incompatible feature bits, all of them known.
+    pub incompatible: u64,
+    /// Compatible feature bits.
+    pub compatible: u64,
+    /// Autoclear feature bits.
+    pub autoclear: u64,
+    /// Width of a refcount.
+    pub refcount_bits: RefcountBits,
+    /// Compression of compressed clusters.
+    pub compression: CompressionType,
+    /// Name of the backing file.
+    pub backing_name: Option<Vec<u8>>,
+    /// Header extensions in file order, without the end marker.
+    pub extensions: Vec<Extension>,
+}
+
+impl Header {
+    /// The bytes of the first cluster that [`Header::decode`] needs, from the first [`V3_LENGTH`] bytes of the file.
+    ///
+    /// # Errors
+    /// Fails where the magic, the version or the cluster size is none that QEMU supports.
+    pub fn needed_length(start: &[u8]) -> Result<usize> {
+        Ok(cluster_bits(&raw_header(start)?)?.len())
+    }
+
+    /// Checks and decodes a header. `cluster` is the first cluster, or what the file has of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Format`] for another format, [`ErrorKind::Unsupported`] for unknown incompatible features,
+    /// [`ErrorKind::Corrupt`] for a field that breaks a rule. The messages are QEMU's where it has one.
+    pub fn decode(cluster: &[u8]) -> Result<Self> {
+        let raw = raw_header(cluster)?;
+        let cluster_bits = cluster_bits(&raw)?;
+        let version = raw.version.get();
+        let header_length = if version == 2 { V2_LENGTH } else { header_length(&raw, cluster_bits)? };
+
+        let backing_offset = raw.backing_file_offset.get();
+        if backing_offset > cluster_bits.bytes() {
+            return Err(Error::corrupt("Invalid backing file offset"));
+        }
+        let extensions_end = if backing_offset == 0 { cluster_bits.bytes() } else { backing_offset };
+        let window = usize::try_from(extensions_end).unwrap_or(usize::MAX).min(cluster.len());
+        let extensions = decode_extensions(cluster.get(header_length..window).unwrap_or_default())?;
+
+        let incompatible = raw.incompatible_features.get();
+        let unknown = incompatible & !incompatible::KNOWN;
+        if unknown != 0 {
+            let names = feature_names(unknown, &extensions);
+            return Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {names}")));
+        }
+
+        let refcount_bits = RefcountBits::from_order(raw.refcount_order.get())
+            .ok_or_else(|| Error::corrupt("Reference count entry width too large; may not exceed 64 bits"))?;
+        let encryption = match raw.crypt_method.get() {
+            0 => None,
+            1 => Some(Encryption::Aes),
+            2 => Some(Encryption::Luks),
+            other => return Err(Error::unsupported(format!("Unsupported encryption method {other}"))),
+        };
+        let compression = compression(&raw)?;
+
+        let extended_l2 = incompatible & incompatible::EXTENDED_L2 != 0;
+        if extended_l2 && cluster_bits.bits() < 14 {
+            return Err(Error::corrupt(
+                "Unsupported subcluster size: extended L2 entries need clusters of at least 16 KiB",
+            ));
+        }
+
+        let aligned = |offset: u64| offset & (cluster_bits.bytes() - 1) == 0 && offset <= MAX_HOST_OFFSET;
+        let table_bytes = u64::from(raw.refcount_table_clusters.get()) * cluster_bits.bytes();
+        if table_bytes == 0 {
+            return Err(Error::corrupt("Image does not contain a reference count table"));
+        }
+        if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::corrupt("Reference count table too large"));
+        }
+        if !aligned(raw.refcount_table_offset.get()) {
+            return Err(Error::corrupt("Reference count table offset invalid"));
+        }
+        if raw.nb_snapshots.get() > MAX_SNAPSHOTS {
+            return Err(Error::corrupt("Snapshot table too large"));
+        }
+        if !aligned(raw.snapshots_offset.get()) {
+            return Err(Error::corrupt("Snapshot table offset invalid"));
+        }
+        if u64::from(raw.l1_size.get()) * 8 > MAX_L1_BYTES {
+            return Err(Error::corrupt("Active L1 table too large"));
+        }
+        if !aligned(raw.l1_table_offset.get()) {
+            return Err(Error::corrupt("Active L1 table offset invalid"));
+        }
+        let size = raw.size.get() & !511;
+        let l2_entries = if extended_l2 { cluster_bits.entries() / 2 } else { cluster_bits.entries() };
+        if i64::try_from(size).is_err() {
+            return Err(Error::corrupt("Image is too big"));
+        }
+        if size.div_ceil(cluster_bits.bytes() * l2_entries) > u64::from(raw.l1_size.get()) {
+            return Err(Error::corrupt("L1 table is too small"));
+        }
+
+        Ok(Self {
+            version,
+            cluster_bits,
+            size,
+            encryption,
+            l1_entries: raw.l1_size.get(),
+            l1_offset: HostOffset(raw.l1_table_offset.get()),
+            refcount_table_offset: HostOffset(raw.refcount_table_offset.get()),
+            refcount_table_clusters: raw.refcount_table_clusters.get(),
+            snapshots: raw.nb_snapshots.get(),
+            snapshots_offset: HostOffset(raw.snapshots_offset.get()),
+            incompatible,
+            compatible: raw.compatible_features.get(),
+            autoclear: raw.autoclear_features.get(),
+            refcount_bits,
+            compression,
+            backing_name: backing_name(&raw, cluster, cluster_bits)?,
+            extensions,
+        })
+    }
+
+    /// The bytes of the header, its extensions and the backing file's name: the start of the first cluster. Version 3 only.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Limit`] where they do not fit in one cluster.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut extensions = Vec::new();
+        for extension in &self.extensions {
+            let length = u32::try_from(extension.data.len()).unwrap_or(u32::MAX);
+            extensions.extend_from_slice(&extension.magic.to_be_bytes());
+            extensions.extend_from_slice(&length.to_be_bytes());
+            extensions.extend_from_slice(&extension.data);
+            extensions.resize(extensions.len().next_multiple_of(8), 0);
+        }
+        extensions.extend_from_slice(&[0; 8]);
+        let name = self.backing_name.as_deref().unwrap_or_default();
+        let name_offset = V3_LENGTH + extensions.len();
+        if name_offset + name.len() > self.cluster_bits.len() {
+            return Err(Error::new(ErrorKind::Limit, "No space left in the file header"));
+        }
+        let raw = RawHeader {
+            magic: MAGIC,
+            version: self.version.into(),
+            backing_file_offset: if name.is_empty() { 0 } else { name_offset as u64 }.into(),
+            backing_file_size: u32::try_from(name.len()).unwrap_or(u32::MAX).into(),
+            cluster_bits: self.cluster_bits.bits().into(),
+            size: self.size.into(),
+            crypt_method: 0.into(),
+            l1_size: self.l1_entries.into(),
+            l1_table_offset: self.l1_offset.0.into(),
+            refcount_table_offset: self.refcount_table_offset.0.into(),
+            refcount_table_clusters: self.refcount_table_clusters.into(),
+            nb_snapshots: self.snapshots.into(),
+            snapshots_offset: self.snapshots_offset.0.into(),
+            incompatible_features: self.incompatible.into(),
+            compatible_features: self.compatible.into(),
+            autoclear_features: self.autoclear.into(),
+            refcount_order: self.refcount_bits.order().into(),
+            header_length: V3_LENGTH_WORD,
+            compression_type: match self.compression {
+                CompressionType::Zlib => 0,
+                CompressionType::Zstd => 1,
+            },
+            padding: [0; 7],
+        };
+        let mut bytes = raw.as_bytes().to_vec();
+        bytes.extend_from_slice(&extensions);
+        bytes.extend_from_slice(name);
+        Ok(bytes)
+    }
+
+    /// Whether L2 entries have subclusters.
+    #[must_use]
+    pub fn extended_l2(&self) -> bool {
+        self.incompatible & incompatible::EXTENDED_L2 != 0
+    }
+
+    /// Entries of an L2 table.
+    #[must_use]
+    pub fn l2_entries(&self) -> u64 {
+        if self.extended_l2() { self.cluster_bits.entries() / 2 } else { self.cluster_bits.entries() }
+    }
+
+    /// The data of the first extension of type `magic`.
+    #[must_use]
+    pub fn extension(&self, magic: u32) -> Option<&[u8]> {
+        self.extensions.iter().find(|e| e.magic == magic).map(|e| e.data.as_slice())
+    }
+
+    /// Refuses by name what cannot be read as plain content: encryption, an external data file, damage.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`].
+    pub fn refuse_unreadable(&self) -> Result<()> {
+        match self.encryption {
+            Some(Encryption::Aes) => {
+                return Err(Error::unsupported(
+                    "AES encrypted images cannot be deduplicated; decrypt with qemu-img convert first",
+                ));
+            }
+            Some(Encryption::Luks) => {
+                return Err(Error::unsupported(
+                    "LUKS encrypted images cannot be deduplicated; decrypt with qemu-img convert first",
+                ));
+            }
+            None => {}
+        }
+        if self.incompatible & incompatible::DATA_FILE != 0 {
+            return Err(Error::unsupported(
+                "images with an external data file cannot be deduplicated; merge with qemu-img convert first",
+            ));
+        }
+        if self.incompatible & incompatible::CORRUPT != 0 {
+            return Err(Error::corrupt("Image is marked corrupt; run qemu-img check -r all on a copy of it first"));
+        }
+        Ok(())
+    }
+}
+
+/// Offsets have bits 9 to 55 (spec, "L1 table" and others).
+const MAX_HOST_OFFSET: u64 = (1 << 56) - 512;
+
+fn raw_header(start: &[u8]) -> Result<RawHeader> {
+    let not_qcow2 = || Error::new(ErrorKind::Format, "Image is not in qcow2 format");
+    if start.len() < V2_LENGTH || array_at::<4>(start, 0) != Some(MAGIC) {
+        return Err(not_qcow2());
+    }
+    let mut bytes = [0; V3_LENGTH];
+    let version = u32_at(start, 4).ok_or_else(not_qcow2)?;
+    // A version 2 header ends here: what follows are extensions. Of a short version 3 header only what is there is read.
+    let length = match version {
+        2 => V2_LENGTH,
+        3 => match u32_at(start, 100) {
+            Some(length) => usize::try_from(length).unwrap_or(usize::MAX).clamp(V3_MIN_LENGTH, V3_LENGTH),
+            None => return Err(Error::corrupt("qcow2 header too short")),
+        },
+        other => return Err(Error::unsupported(format!("Unsupported qcow2 version {other}"))),
+    };
+    let source = start.get(..length).ok_or_else(|| Error::corrupt("qcow2 header too short"))?;
+    bytes[..length].copy_from_slice(source);
+    let mut raw: RawHeader = zerocopy::transmute!(bytes);
+    if version == 2 {
+        raw.refcount_order = 4.into();
+    }
+    Ok(raw)
+}
+
+fn cluster_bits(raw: &RawHeader) -> Result<ClusterBits> {
+    let bits = raw.cluster_bits.get();
+    ClusterBits::new(bits).ok_or_else(|| Error::unsupported(format!("Unsupported cluster size: 2^{bits}")))
+}
+
+fn header_length(raw: &RawHeader, cluster_bits: ClusterBits) -> Result<usize> {
+    let length = raw.header_length.get() as usize;
+    if length < V3_MIN_LENGTH {
+        return Err(Error::corrupt("qcow2 header too short"));
+    }
+    if length > cluster_bits.len() {
+        return Err(Error::corrupt("qcow2 header exceeds cluster size"));
+    }
+    // Spec: "must be a multiple of 8". QEMU does not test it and would misparse the extensions.
+    if !length.is_multiple_of(8) {
+        return Err(Error::corrupt(format!("qcow2 header length {length} is not a multiple of 8")));
+    }
+    Ok(length)
+}
+
+fn compression(raw: &RawHeader) -> Result<CompressionType> {
+    let compression = match raw.compression_type {
+        0 => CompressionType::Zlib,
+        1 => CompressionType::Zstd,
+        other => return Err(Error::unsupported(format!("qcow2: unknown compression type: {other}"))),
+    };
+    let flagged = raw.incompatible_features.get() & incompatible::COMPRESSION != 0;
+    match (compression, flagged) {
+        (CompressionType::Zlib, true) => {
+            Err(Error::corrupt("qcow2: Compression type incompatible feature bit must not be set"))
+        }
+        (CompressionType::Zstd, false) => {
+            Err(Error::corrupt("qcow2: Compression type incompatible feature bit must be set"))
+        }
+        _ => Ok(compression),
+    }
+}
+
+fn backing_name(raw: &RawHeader, cluster: &[u8], cluster_bits: ClusterBits) -> Result<Option<Vec<u8>>> {
+    let offset = raw.backing_file_offset.get();
+    if offset == 0 {
+        return Ok(None);
+    }
+    let length = raw.backing_file_size.get();
+    let too_long = || Error::corrupt("Backing file name too long");
+    if length > MAX_BACKING_NAME || u64::from(length) > cluster_bits.bytes() - offset {
+        return Err(too_long());
+    }
+    let start = usize::try_from(offset).map_err(|_| too_long())?;
+    let name = cluster.get(start..start + length as usize).ok_or_else(too_long)?;
+    Ok((!name.is_empty()).then(|| name.to_vec()))
+}
+
+fn decode_extensions(mut window: &[u8]) -> Result<Vec<Extension>> {
+    let mut extensions = Vec::new();
+    while let (Some(magic), Some(length)) = (u32_at(window, 0), u32_at(window, 4)) {
+        if magic == extension::END {
+            break;
+        }
+        let length = length as usize;
+        let data = window
+            .get(8..)
+            .and_then(|rest| rest.get(..length))
+            .ok_or_else(|| Error::corrupt("Header extension too large"))?;
+        extensions.push(Extension { magic, data: data.to_vec() });
+        window = window.get(8 + length.next_multiple_of(8)..).unwrap_or_default();
+    }
+    Ok(extensions)
+}
+
+/// The names of the unknown incompatible feature bits, from the image's own table where it has one.
+fn feature_names(unknown: u64, extensions: &[Extension]) -> String {
+    let table = extensions.iter().find(|e| e.magic == extension::FEATURE_NAMES);
+    let rows: Vec<&[u8]> = table.map_or(Vec::new(), |t| t.data.chunks_exact(48).collect());
+    let name = |bit: u32| {
+        rows.iter().find_map(|row| match row {
+            [0, b, name @ ..] if u32::from(*b) == bit => {
+                let end = name.iter().position(|&c| c == 0).unwrap_or(name.len());
+                let name = String::from_utf8_lossy(name.get(..end)?);
+                Some(name.chars().filter(|c| !c.is_control()).collect::<String>())
+            }
+            _ => None,
+        })
+    };
+    (0..64)
+        .filter(|bit| unknown >> bit & 1 == 1)
+        .map(|bit| name(bit).unwrap_or_else(|| format!("Unknown incompatible feature: {:x}", 1u64 << bit)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Header {
+        Header {
+            version: 3,
+            cluster_bits: ClusterBits::GRAIN,
+            size: 10 << 20,
+            encryption: None,
+            l1_entries: 5,
+            l1_offset: HostOffset(0x3000),
+            refcount_table_offset: HostOffset(0x1000),
+            refcount_table_clusters: 1,
+            snapshots: 1,
+            snapshots_offset: HostOffset(0x9000),
+            incompatible: incompatible::COMPRESSION,
+            compatible: compatible::LAZY_REFCOUNTS,
+            autoclear: 0,
+            refcount_bits: RefcountBits::new(32).unwrap(),
+            compression: CompressionType::Zstd,
+            backing_name: Some(b"base.raw".to_vec()),
+            extensions: vec![Extension { magic: extension::BACKING_FORMAT, data: b"raw".to_vec() }],
+        }
+    }
+
+    #[test]
+    fn encode_and_decode_are_inverse() {
+        let mut bytes = sample().encode().unwrap();
+        bytes.resize(4096, 0);
+        assert_eq!(Header::decode(&bytes).unwrap(), sample());
+    }
+
+    #[test]
+    fn every_broken_field_is_named() {
+        type Break = fn(&mut RawHeader);
+        let cases: [(Break, &str); 16] = [
+            (|h| h.magic = *b"QFI\0", "Image is not in qcow2 format"),
+            (|h| h.version = 4.into(), "Unsupported qcow2 version 4"),
+            (|h| h.cluster_bits = 22.into(), "Unsupported cluster size: 2^22"),
+            (|h| h.header_length = 96.into(), "qcow2 header too short"),
+            (|h| h.header_length = 8192.into(), "qcow2 header exceeds cluster size"),
+            (|h| h.header_length = 108.into(), "not a multiple of 8"),
+            (|h| h.backing_file_offset = 4097.into(), "Invalid backing file offset"),
+            (|h| h.backing_file_size = 1024.into(), "Backing file name too long"),
+            (|h| h.incompatible_features = (8 + 32).into(), "Unknown incompatible feature: 20"),
+            (|h| h.refcount_order = 7.into(), "Reference count entry width too large"),
+            (|h| h.crypt_method = 3.into(), "Unsupported encryption method 3"),
+            (|h| h.compression_type = 2, "unknown compression type: 2"),
+            (|h| h.compression_type = 0, "must not be set"),
+            (|h| h.refcount_table_clusters = 0.into(), "does not contain a reference count table"),
+            (|h| h.l1_table_offset = 0x3001.into(), "Active L1 table offset invalid"),
+            (|h| h.l1_size = 4.into(), "L1 table is too small"),
+        ];
+        for (damage, message) in cases {
+            let mut bytes = sample().encode().unwrap();
+            bytes.resize(4096, 0);
+            let (mut raw, _) = RawHeader::read_from_prefix(&bytes).unwrap();
+            damage(&mut raw);
+            bytes[..V3_LENGTH].copy_from_slice(raw.as_bytes());
+            let error = Header::decode(&bytes).unwrap_err().to_string();
+            assert!(error.contains(message), "{error} should contain {message}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Widths and encoding of reference counts (spec, "Refcount blocks").
+
+/// The width of a reference count: 1, 2, 4, 8, 16, 32 or 64 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefcountBits(u8);
+
+impl RefcountBits {
+    /// What new images get: room for two thousand million sharers.
+    pub const DEFAULT: Self = Self(5);
+
+    /// A width of `bits`.
+    #[must_use]
+    pub fn new(bits: u32) -> Option<Self> {
+        bits.is_power_of_two().then(|| Self::from_order(bits.trailing_zeros())).flatten()
+    }
+
+    /// A width of `1 << order` bits.
+    #[must_use]
+    pub fn from_order(order: u32) -> Option<Self> {
+        u8::try_from(order).ok().filter(|&o| o <= 6).map(Self)
+    }
+
+    /// The base-2 logarithm of the width.
+    #[must_use]
+    pub fn order(self) -> u32 {
+        u32::from(self.0)
+    }
+
+    /// The width in bits.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        1 << self.0
+    }
+
+    /// The largest count.
+    #[must_use]
+    pub fn max(self) -> u64 {
+        u64::MAX >> (64 - self.bits())
+    }
+
+    /// How many sharers a pool member may have: half of what the width can hold, so that snapshots always have room.
+    ///
+    /// `None` where the width cannot hold 4 references, which is too narrow for a pool.
+    #[must_use]
+    pub fn sharer_limit(self) -> Option<u64> {
+        (self.bits() >= 4).then(|| 1 << (self.bits() - 1))
+    }
+
+    /// The number of counts in a refcount block of `cluster_bytes` bytes.
+    #[must_use]
+    pub fn per_block(self, cluster_bytes: u64) -> u64 {
+        cluster_bytes * 8 / u64::from(self.bits())
+    }
+
+    /// Appends the encoding of `counts`, whose number fills whole bytes, to `block`.
+    ///
+    /// Counts of a byte or more are big-endian integers; of smaller ones the first lies in the least significant bits.
+    pub fn encode(self, counts: &[u64], block: &mut Vec<u8>) {
+        match self.bits() {
+            bits @ (1 | 2 | 4) => {
+                for byte in counts.chunks((8 / bits) as usize) {
+                    let packed = byte.iter().rev().fold(0, |packed: u64, count| packed << bits | count & self.max());
+                    block.push(packed.to_be_bytes()[7]);
+                }
+            }
+            bits => {
+                let skip = 8 - bits as usize / 8;
+                for count in counts {
+                    block.extend_from_slice(count.to_be_bytes().get(skip..).unwrap_or_default());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_counts_fill_a_byte_from_its_low_end() {
+        let mut block = Vec::new();
+        RefcountBits::new(1).unwrap().encode(&[1, 0, 0, 0, 0, 0, 0, 0], &mut block);
+        RefcountBits::new(2).unwrap().encode(&[1, 2, 0, 3], &mut block);
+        RefcountBits::new(4).unwrap().encode(&[1, 2], &mut block);
+        RefcountBits::new(16).unwrap().encode(&[258], &mut block);
+        assert_eq!(block, [1, 0b1100_1001, 0x21, 1, 2]);
+    }
+
+    #[test]
+    fn a_pool_needs_room_for_four_references() {
+        let limit = |bits| RefcountBits::new(bits).unwrap().sharer_limit();
+        assert_eq!((limit(1), limit(2), limit(4)), (None, None, Some(8)));
+        assert_eq!((limit(16), limit(64)), (Some(32768), Some(1 << 63)));
+        assert_eq!(RefcountBits::new(64).unwrap().max(), u64::MAX);
+    }
+}

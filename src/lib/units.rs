@@ -1,0 +1,129 @@
+//! Guest and host positions as different types, so that a mix-up does not compile.
+
+use std::fmt;
+
+macro_rules! position {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub u64);
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:#x})"), self.0)
+            }
+        }
+
+        impl fmt::LowerHex for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::LowerHex::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+position! {
+    /// A byte offset on the disk that the guest sees.
+    GuestOffset
+}
+position! {
+    /// A byte offset in an image file.
+    HostOffset
+}
+position! {
+    /// The index of a cluster of the guest's disk.
+    GuestCluster
+}
+position! {
+    /// The index of a cluster of the image file.
+    HostCluster
+}
+
+/// The size of a cluster as a power of two: 9 (512 bytes) to 21 (2 MiB), the range of QEMU 10.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClusterBits(u8);
+
+impl ClusterBits {
+    /// 512 bytes.
+    pub const MIN: Self = Self(9);
+    /// 2 MiB.
+    pub const MAX: Self = Self(21);
+    /// 4 KiB, the block size of most guest file systems and the grain of every automatic choice.
+    pub const GRAIN: Self = Self(12);
+    /// 64 KiB, QEMU's default.
+    pub const DEFAULT: Self = Self(16);
+
+    /// The size of `2^bits` bytes, if QEMU supports it.
+    #[must_use]
+    pub fn new(bits: u32) -> Option<Self> {
+        let bits = u8::try_from(bits).ok()?;
+        (Self::MIN.0..=Self::MAX.0).contains(&bits).then_some(Self(bits))
+    }
+
+    /// The cluster size of exactly `bytes`, if QEMU supports it.
+    #[must_use]
+    pub fn from_bytes(bytes: u64) -> Option<Self> {
+        bytes.is_power_of_two().then(|| Self::new(bytes.trailing_zeros())).flatten()
+    }
+
+    /// The exponent.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        u32::from(self.0)
+    }
+
+    /// The size of a cluster in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        1 << self.0
+    }
+
+    /// The size of a cluster in bytes, for lengths in memory.
+    #[must_use]
+    pub fn len(self) -> usize {
+        1 << self.0
+    }
+
+    /// The number of 8-byte entries that a cluster holds (an L2 table without subclusters).
+    #[must_use]
+    pub fn entries(self) -> u64 {
+        self.bytes() / 8
+    }
+
+    /// The number of clusters that hold `bytes` bytes.
+    #[must_use]
+    pub fn clusters(self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.bytes())
+    }
+}
+
+impl GuestCluster {
+    /// The first byte of the cluster.
+    #[must_use]
+    pub fn offset(self, bits: ClusterBits) -> GuestOffset {
+        GuestOffset(self.0 << bits.bits())
+    }
+}
+
+impl HostCluster {
+    /// The first byte of the cluster.
+    #[must_use]
+    pub fn offset(self, bits: ClusterBits) -> HostOffset {
+        HostOffset(self.0 << bits.bits())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cluster_sizes_are_those_of_qemu() {
+        assert_eq!(ClusterBits::from_bytes(4096), Some(ClusterBits::GRAIN));
+        assert_eq!(ClusterBits::from_bytes(512), Some(ClusterBits::MIN));
+        assert_eq!(ClusterBits::from_bytes(2 << 20), Some(ClusterBits::MAX));
+        for bytes in [0, 1, 256, 3000, 4 << 20] {
+            assert_eq!(ClusterBits::from_bytes(bytes), None);
+        }
+    }
+}
