@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod format;
+pub mod storage;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

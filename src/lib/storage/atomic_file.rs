@@ -1,0 +1,219 @@
+//! A file that appears under its name whole or not at all (I7).
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+
+use super::lock::{LockMode, lock};
+use super::open::{FileId, open_locked};
+use super::{FileStorage, Storage, sync_directory};
+use crate::error::{Error, Result};
+
+/// A new file beside its final name, without a name of its own where the file system can (`O_TMPFILE`): whatever ends the
+/// process, nothing is left behind. [`AtomicFile::commit`] gives it the name.
+///
+/// Both the new file and the one that it replaces are locked like an image that QEMU has open for writing.
+#[derive(Debug)]
+pub struct AtomicFile {
+    storage: FileStorage,
+    target: PathBuf,
+    directory: PathBuf,
+    replaced: Option<File>,
+    /// On file systems without `O_TMPFILE`: the named file, removed on drop.
+    named: Option<tempfile::TempPath>,
+}
+
+impl AtomicFile {
+    /// Starts a file that will be called `path`. Where `path` is a symbolic link, the file that it names is meant.
+    ///
+    /// # Errors
+    /// Fails where the file could not be created, is in use, or is not a regular file.
+    pub fn create(path: &Path) -> Result<Self> {
+        let target = follow_links(path).map_err(|e| creating(path, e))?;
+        let directory = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let replaced = match fs::metadata(&target) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(creating(path, e)),
+            Ok(metadata) if metadata.is_dir() => return Err(creating(path, Errno::EISDIR.into())),
+            Ok(metadata) if metadata.is_file() => {
+                Some(open_locked(&target, LockMode::Write).map_err(|e| e.opening(path))?)
+            }
+            Ok(metadata) => {
+                let kind = if metadata.file_type().is_block_device() { "a block device" } else { "not a regular file" };
+                return Err(Error::unsupported(format!(
+                    "Could not create '{}': it is {kind}; write to a regular file and copy it there",
+                    path.display()
+                )));
+            }
+        };
+        let (file, named) = new_file(&directory).map_err(|e| creating(path, e))?;
+        if let Some(old) = &replaced {
+            keep_attributes(old, &file).map_err(|e| creating(path, e))?;
+        }
+        lock(&file, path, LockMode::Write).map_err(|e| e.opening(path))?;
+        Ok(Self { storage: FileStorage(file), target, directory, replaced, named })
+    }
+
+    /// What to write to.
+    #[must_use]
+    pub fn storage(&self) -> &FileStorage {
+        &self.storage
+    }
+
+    /// The directory that the file will be in.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Gives the file its name and returns the bytes that it occupies. With `durable`, its content is on the disk before and its
+    /// name after this returns.
+    ///
+    /// # Errors
+    /// Fails, with the old file untouched, where the content could not be made durable or the name not be given, also because
+    /// another program has created a file of that name meanwhile.
+    pub fn commit(self, durable: bool) -> Result<u64> {
+        let said = |e: io::Error| creating(&self.target, e);
+        if durable {
+            self.storage.sync().map_err(said)?;
+        }
+        match (self.named, &self.replaced) {
+            (Some(named), Some(_)) => named.persist(&self.target).map_err(|e| said(e.error))?,
+            (Some(named), None) => named.persist_noclobber(&self.target).map_err(|e| said(e.error))?,
+            (None, None) => link(&self.storage.0, &self.target).map_err(said)?,
+            // A name can be given to an unnamed file only where there is none yet. The second name exists for an instant.
+            (None, Some(_)) => {
+                let temporary = link_beside(&self.storage.0, &self.target).map_err(said)?;
+                fs::rename(&temporary, &self.target).map_err(|e| {
+                    let _ = fs::remove_file(&temporary);
+                    said(e)
+                })?;
+            }
+        }
+        if durable {
+            sync_directory(&self.directory).map_err(said)?;
+        }
+        self.storage.allocated().map_err(said)
+    }
+}
+
+fn creating(path: &Path, source: io::Error) -> Error {
+    Error::io(format_args!("Could not create '{}'", path.display()), source)
+}
+
+/// The path behind symbolic links, also where the last one points to nothing yet.
+fn follow_links(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().map_or(target.clone(), |parent| parent.join(&target)),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(Errno::ELOOP.into())
+}
+
+fn new_file(directory: &Path) -> io::Result<(File, Option<tempfile::TempPath>)> {
+    let unnamed =
+        OpenOptions::new().read(true).write(true).mode(0o666).custom_flags(OFlag::O_TMPFILE.bits()).open(directory);
+    match unnamed {
+        Ok(file) => Ok((file, None)),
+        // What kernels and file systems without O_TMPFILE answer.
+        Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) => {
+            let named = tempfile::Builder::new()
+                .prefix(".dedup-img-")
+                .permissions(Permissions::from_mode(0o666))
+                .tempfile_in(directory)?;
+            let (file, path) = named.into_parts();
+            Ok((file, Some(path)))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Gives `new` the permissions of `old`, and its owner as far as the user may.
+fn keep_attributes(old: &File, new: &File) -> io::Result<()> {
+    let metadata = old.metadata()?;
+    if FileId::of(&metadata) == FileId::of(&new.metadata()?) {
+        return Ok(());
+    }
+    let _ = std::os::unix::fs::fchown(new, Some(metadata.uid()), Some(metadata.gid()));
+    new.set_permissions(metadata.permissions())
+}
+
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    let descriptor = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    Ok(nix::unistd::linkat(AT_FDCWD, &descriptor, AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
+}
+
+fn link_beside(file: &File, target: &Path) -> io::Result<PathBuf> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    for attempt in 0..100 {
+        let path = target.with_file_name(format!(".{name}.{}-{attempt}", std::process::id()));
+        match link(file, &path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            result => return result.map(|()| path),
+        }
+    }
+    Err(Errno::EEXIST.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(directory: &Path) -> usize {
+        fs::read_dir(directory).unwrap().count()
+    }
+
+    #[test]
+    fn nothing_appears_before_the_commit_and_nothing_stays_without_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new");
+        let file = AtomicFile::create(&path).unwrap();
+        file.storage().write_at(b"abc", 0).unwrap();
+        assert_eq!(entries(directory.path()), 0);
+        drop(file);
+        assert_eq!(entries(directory.path()), 0);
+        let file = AtomicFile::create(&path).unwrap();
+        file.storage().write_at(b"abc", 0).unwrap();
+        file.commit(true).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"abc");
+        assert_eq!(entries(directory.path()), 1);
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_permissions_and_a_link_stays_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, name) = (directory.path().join("old"), directory.path().join("link"));
+        fs::write(&path, b"old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink("old", &name).unwrap();
+        let file = AtomicFile::create(&name).unwrap();
+        file.storage().write_at(b"new!", 0).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        file.commit(true).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new!");
+        assert!(fs::symlink_metadata(&name).unwrap().is_symlink());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(entries(directory.path()), 2);
+    }
+
+    #[test]
+    fn a_file_that_appears_meanwhile_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new");
+        let file = AtomicFile::create(&path).unwrap();
+        fs::write(&path, b"somebody else's").unwrap();
+        assert!(file.commit(false).unwrap_err().to_string().contains("File exists"));
+        assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
+    }
+}

@@ -1,0 +1,173 @@
+//! Positioned I/O: the only way in which the library touches files.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::unistd::Whence;
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+pub mod atomic_file;
+pub mod buffer;
+pub mod lock;
+pub mod open;
+pub mod region;
+
+/// A file, or something that behaves like one.
+pub trait Storage: Send + Sync {
+    /// Reads at `offset` until `buf` is full or the file ends; returns the number of bytes read.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `buf` at `offset`, growing the file where needed.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// The length in bytes, now.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Cuts the file, or grows it with zeros, to `len` bytes.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Returns once everything written before is durable.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn sync(&self) -> io::Result<()>;
+
+    /// The first range at or after `offset` that may hold something else than zeros; `None` where only zeros follow.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+}
+
+/// Fills `buf` from `offset`; what lies past the end of the file reads as zeros, as QEMU reads a short last cluster.
+pub(crate) fn read_padded(storage: &dyn Storage, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    let read = storage.read_at(buf, offset)?;
+    if let Some(rest) = buf.get_mut(read..) {
+        rest.fill(0);
+    }
+    Ok(())
+}
+
+/// Fills `buf` from `offset`, or fails with "`what` lies past the end of the file".
+pub(crate) fn read_exact(storage: &dyn Storage, buf: &mut [u8], offset: u64, what: &str) -> Result<()> {
+    let read = storage.read_at(buf, offset).at(format_args!("Could not read {what} at {offset:#x}"))?;
+    if read < buf.len() {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("{what} at {offset:#x} lies past the end of the file; is the file cut short?"),
+        ));
+    }
+    Ok(())
+}
+
+/// A file or block device of the operating system.
+#[derive(Debug)]
+pub struct FileStorage(pub(crate) File);
+
+impl Storage for FileStorage {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match self.0.read_at(rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(buf, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let metadata = self.0.metadata()?;
+        if metadata.is_file() {
+            return Ok(metadata.len());
+        }
+        // A block device says its size only by where its end is.
+        Ok(nix::unistd::lseek64(&self.0, 0, Whence::SeekEnd)?.cast_unsigned())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let at = i64::try_from(offset).map_err(|_| io::Error::from(Errno::EOVERFLOW))?;
+        let start = match nix::unistd::lseek64(&self.0, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => return Ok(None),
+            // File systems and devices that do not know: everything may be data.
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => {
+                let len = self.len()?;
+                return Ok((offset < len).then_some(offset..len));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let end = match nix::unistd::lseek64(&self.0, start, Whence::SeekHole) {
+            Ok(end) => end.cast_unsigned(),
+            Err(Errno::ENXIO) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        Ok(Some(start.cast_unsigned()..end))
+    }
+}
+
+impl FileStorage {
+    /// The bytes that the file occupies on its file system.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn allocated(&self) -> io::Result<u64> {
+        Ok(nix::sys::stat::fstat(self.0.as_fd())?.st_blocks.cast_unsigned() * 512)
+    }
+}
+
+/// Makes the entry of a new file in `directory` durable.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_skipped_and_a_short_file_reads_as_zeros() {
+        let storage = FileStorage(tempfile::tempfile().unwrap());
+        storage.set_len(1 << 20).unwrap();
+        assert_eq!(storage.next_data(0).unwrap(), None);
+        storage.write_at(&[7; 4096], 512 << 10).unwrap();
+        let range = storage.next_data(0).unwrap().unwrap();
+        assert!(range.start <= 512 << 10 && range.end >= (512 << 10) + 4096);
+        let mut buf = [1; 8];
+        read_padded(&storage, &mut buf, (1 << 20) - 4).unwrap();
+        assert_eq!(buf, [0; 8]);
+        assert!(read_exact(&storage, &mut buf, (1 << 20) - 4, "table").is_err());
+    }
+}

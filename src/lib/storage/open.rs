@@ -1,0 +1,64 @@
+//! Opening an existing file for an image, locked.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+use super::lock::{LockMode, lock};
+use crate::error::{Error, IoContext, Result};
+
+/// Opens the regular file or block device at `path` and locks it as `mode` says.
+///
+/// # Errors
+/// What the operating system says; [`crate::ErrorKind::Unsupported`] for a directory, pipe, socket or character device;
+/// [`crate::ErrorKind::Locked`] where another program uses the file.
+pub fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
+    // O_NONBLOCK: opening a pipe must not wait for its other end. It means nothing for files and block devices.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(mode == LockMode::Write)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .map_err(Error::os)?;
+    let metadata = file.metadata().at("fstat")?;
+    if metadata.is_dir() || !(metadata.is_file() || metadata.file_type().is_block_device()) {
+        return Err(Error::unsupported(format!("{} is not a regular file or block device", kind_name(&metadata))));
+    }
+    lock(&file, path, mode)?;
+    // Between opening and locking the name may have been given to another file (a rename over it).
+    let named = std::fs::metadata(path).at("stat")?;
+    if (named.dev(), named.ino()) != (metadata.dev(), metadata.ino()) {
+        return Err(Error::unsupported("the file was replaced while it was opened; try again"));
+    }
+    Ok(file)
+}
+
+/// Identifies the file behind a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    dev: u64,
+    ino: u64,
+}
+
+impl FileId {
+    /// The identity of an open file.
+    #[must_use]
+    pub fn of(metadata: &Metadata) -> Self {
+        Self { dev: metadata.dev(), ino: metadata.ino() }
+    }
+}
+
+fn kind_name(metadata: &Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else {
+        "a socket"
+    }
+}

@@ -1,0 +1,64 @@
+//! Writing one region of a file from its start to its end in large pieces.
+
+use std::io;
+
+use super::Storage;
+
+/// Collects small pieces and writes them in order as runs of up to [`RegionWriter::RUN`] bytes.
+pub struct RegionWriter<'a> {
+    storage: &'a dyn Storage,
+    offset: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a> RegionWriter<'a> {
+    /// The longest write.
+    pub const RUN: usize = 1 << 20;
+
+    /// A writer whose first byte goes to `offset`.
+    #[must_use]
+    pub fn new(storage: &'a dyn Storage, offset: u64) -> Self {
+        Self { storage, offset, buffer: Vec::new() }
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// Those of the write that this may cause.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= Self::RUN {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// The offset of the next byte.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.offset + self.buffer.len() as u64
+    }
+
+    /// Appends zeros up to `offset`, which lies within a few clusters.
+    ///
+    /// # Errors
+    /// Those of the write that this may cause.
+    pub fn zeros_until(&mut self, offset: u64) -> io::Result<()> {
+        let missing = usize::try_from(offset.saturating_sub(self.position())).unwrap_or(usize::MAX);
+        self.buffer.resize(self.buffer.len() + missing, 0);
+        self.write(&[])
+    }
+
+    /// Writes what was collected.
+    ///
+    /// # Errors
+    /// Those of the write.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if !self.buffer.is_empty() {
+            self.storage.write_at(&self.buffer, self.offset)?;
+            self.offset += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+}
