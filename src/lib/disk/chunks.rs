@@ -1,0 +1,56 @@
+//! A disk cut into chunks, for workers.
+
+use std::ops::Range;
+
+use super::Disk;
+use crate::error::Result;
+
+/// Bytes of a chunk: a multiple of every cluster size, aligned.
+pub const CHUNK: u64 = 2 << 20;
+
+/// The chunks of a disk that may hold something else than zeros, in order.
+pub struct Chunks<'a> {
+    disk: &'a Disk,
+    at: u64,
+    data: Range<u64>,
+}
+
+impl<'a> Chunks<'a> {
+    /// The chunks of `disk`.
+    #[must_use]
+    pub fn new(disk: &'a Disk) -> Self {
+        Self { disk, at: 0, data: 0..0 }
+    }
+
+    /// Up to `count` more chunks; empty at the end.
+    ///
+    /// # Errors
+    /// Those of looking for data in the files.
+    pub fn batch(&mut self, count: usize) -> Result<Vec<Range<u64>>> {
+        let mut chunks = Vec::with_capacity(count);
+        while chunks.len() < count && self.at < self.disk.size() {
+            if self.at >= self.data.end {
+                match self.disk.next_data(self.at)? {
+                    None => {
+                        self.at = self.disk.size();
+                        break;
+                    }
+                    Some(data) => {
+                        self.at = data.start & !(CHUNK - 1);
+                        self.data = data;
+                    }
+                }
+            }
+            let end = (self.at + CHUNK).min(self.disk.size());
+            chunks.push(self.at..end);
+            self.at = end;
+        }
+        Ok(chunks)
+    }
+
+    /// The guest offset up to which chunks were given out or skipped.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.at
+    }
+}

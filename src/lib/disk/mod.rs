@@ -1,0 +1,165 @@
+//! The disk as a guest sees it: a raw file or a QCOW2 image with its chain of backing files.
+
+pub mod chunks;
+mod open;
+mod probe;
+mod read;
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+pub use open::{DiskOptions, Format};
+pub use read::Reader;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Qcow2;
+use crate::storage::open::FileId;
+use crate::storage::{FileStorage, Storage};
+
+/// A disk open for reading, with all the files that its content comes from, locked.
+pub struct Disk {
+    /// The image itself, then its backing file, then that one's.
+    layers: Vec<Layer>,
+}
+
+struct Layer {
+    path: PathBuf,
+    id: FileId,
+    stamp: Stamp,
+    /// A second descriptor of the same open file, to look at it again.
+    file: std::fs::File,
+    content: Content,
+}
+
+/// What changes when a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+enum Content {
+    Raw {
+        storage: FileStorage,
+        /// Length in bytes, rounded up to 512 as QEMU does.
+        size: u64,
+    },
+    Qcow2(Qcow2),
+}
+
+impl Layer {
+    fn size(&self) -> u64 {
+        match &self.content {
+            Content::Raw { size, .. } => *size,
+            Content::Qcow2(image) => image.size(),
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        match &self.content {
+            Content::Raw { storage, .. } => storage,
+            Content::Qcow2(image) => image.storage(),
+        }
+    }
+
+    /// The first range at or after `offset` that this layer may hold something for.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        match &self.content {
+            Content::Raw { storage, size } => Ok(storage
+                .next_data(offset)?
+                .map(|range| range.start..range.end.min(*size))
+                .filter(|range| !range.is_empty())),
+            Content::Qcow2(image) => Ok(image.next_table(offset)),
+        }
+    }
+}
+
+impl Disk {
+    /// Virtual size in bytes, a multiple of 512.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.layers.first().map_or(0, Layer::size)
+    }
+
+    /// The format of the image itself.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match self.layers.first().map(|layer| &layer.content) {
+            Some(Content::Qcow2(_)) => Format::Qcow2,
+            _ => Format::Raw,
+        }
+    }
+
+    /// The file of the chain that is the file `id`, if any.
+    #[must_use]
+    pub fn find(&self, id: FileId) -> Option<&Path> {
+        self.layers.iter().find(|layer| layer.id == id).map(|layer| layer.path.as_path())
+    }
+
+    /// The largest cluster of the chain's compressed clusters: reads in such pieces decompress nothing twice.
+    #[must_use]
+    pub fn preferred_read(&self) -> u64 {
+        let cluster = |layer: &Layer| match &layer.content {
+            Content::Raw { .. } => 0,
+            Content::Qcow2(image) => image.header().cluster_bits.bytes(),
+        };
+        self.layers.iter().map(cluster).max().unwrap_or(0)
+    }
+
+    /// The first range at or after `offset` that may hold something else than zeros, or `None`. It may be larger than what does.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        let mut found: Option<Range<u64>> = None;
+        for layer in &self.layers {
+            let range = layer.next_data(offset).map_err(|e| self.reading(layer, offset, e))?;
+            found = match (found, range) {
+                (Some(a), Some(b)) if b.start > a.end => Some(a),
+                (Some(a), Some(b)) if a.start > b.end => Some(b),
+                (Some(a), Some(b)) => Some(a.start.min(b.start)..a.end.max(b.end)),
+                (a, b) => a.or(b),
+            };
+        }
+        let size = self.size();
+        Ok(found.map(|range| range.start..range.end.min(size)).filter(|range| !range.is_empty()))
+    }
+
+    /// Fails with [`ErrorKind::Changed`] where a file of the chain was written since it was opened.
+    ///
+    /// The locks keep QEMU away, not `dd`: deduplication reads a disk in more than one pass, and a disk that changes under it
+    /// must not become an image that it never was.
+    ///
+    /// # Errors
+    /// As said, and the operating system's.
+    pub fn ensure_unchanged(&self) -> Result<()> {
+        for layer in &self.layers {
+            let now = Stamp::of(&layer.file).map_err(|e| self.reading(layer, 0, e))?;
+            if now != layer.stamp {
+                return Err(Error::new(
+                    ErrorKind::Changed,
+                    format!(
+                        "'{}' changed while it was read; stop what writes to it, or read a snapshot of it",
+                        layer.path.display()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn reading(&self, layer: &Layer, offset: u64, source: io::Error) -> Error {
+        Error::io(format_args!("Could not read '{}' at {offset:#x}", layer.path.display()), source)
+    }
+}
+
+impl Stamp {
+    fn of(file: &std::fs::File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        // A block device's times do not tell whether it was written.
+        let modified = metadata.is_file().then(|| metadata.modified()).transpose()?;
+        Ok(Self { len: metadata.len(), modified })
+    }
+}

@@ -1,0 +1,163 @@
+//! Opening a disk and the chain of files behind it.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::probe::{PROBE_LENGTH, probe};
+use super::{Content, Disk, Layer, Stamp};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::format::header::{Header, extension};
+use crate::image::Qcow2;
+use crate::image::SnapshotName;
+use crate::storage::lock::LockMode;
+use crate::storage::open::{FileId, open_locked};
+use crate::storage::{FileStorage, Storage};
+
+/// The longest chain of backing files that is followed.
+const MAX_CHAIN: usize = 256;
+
+/// An image format that can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The bytes of the disk.
+    Raw,
+    /// QCOW2, version 2 or 3.
+    Qcow2,
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            other => Err(Error::invalid(format!("Unknown driver '{other}' (known: raw, qcow2)"))),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        })
+    }
+}
+
+/// How to open a disk.
+#[derive(Debug, Clone, Default)]
+pub struct DiskOptions {
+    /// The format; probed where not given.
+    pub format: Option<Format>,
+    /// An internal snapshot instead of the active disk.
+    pub snapshot: Option<SnapshotName>,
+    /// Read although another program may be writing.
+    pub force_share: bool,
+    /// Refuse images that need a backing file.
+    pub no_backing: bool,
+}
+
+impl Disk {
+    /// Opens the image at `path` with its backing files, all locked against writers.
+    ///
+    /// # Errors
+    /// Fails, saying which file it could not open and why.
+    pub fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
+        let mut layers = vec![open_layer(path, options.format, options)?];
+        while let Some(Content::Qcow2(image)) = layers.last().map(|l| &l.content)
+            && image.header().backing_name.is_some()
+        {
+            let overlay = layers.last().map_or(path, |l| l.path.as_path());
+            let (name, format) = backing_file(image.header(), overlay, options).map_err(|e| e.opening(overlay))?;
+            let behind = DiskOptions { snapshot: None, ..options.clone() };
+            let layer = open_layer(&name, Some(format), &behind)
+                .map_err(|e| e.prefixed(&format!("'{}' needs its backing file", overlay.display())))?;
+            if layers.iter().any(|l| l.id == layer.id) {
+                let what = format!("Backing file '{}' is part of its own chain", name.display());
+                return Err(Error::corrupt(what).opening(path));
+            }
+            layers.push(layer);
+            if layers.len() > MAX_CHAIN {
+                let what = format!("more than {MAX_CHAIN} backing files in a chain");
+                return Err(Error::new(ErrorKind::Limit, what).opening(path));
+            }
+        }
+        Ok(Self { layers })
+    }
+}
+
+fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
+    let mode = if options.force_share { LockMode::ReadShared } else { LockMode::Read };
+    let open = || {
+        let file = open_locked(path, mode)?;
+        let (id, stamp) = (FileId::of(&file.metadata().at("fstat")?), Stamp::of(&file).at("fstat")?);
+        let content = open_content(file.try_clone().at("dup")?, format, options.snapshot.as_ref())?;
+        Ok(Layer { path: path.to_owned(), id, stamp, file, content })
+    };
+    open().map_err(|e: Error| e.opening(path))
+}
+
+fn open_content(file: File, format: Option<Format>, snapshot: Option<&SnapshotName>) -> Result<Content> {
+    let storage = FileStorage(file);
+    let format = match format {
+        Some(format) => format,
+        None => {
+            let mut start = [0; PROBE_LENGTH];
+            let read = storage.read_at(&mut start, 0).at("Could not read its header")?;
+            probe(start.get(..read).unwrap_or_default())?
+        }
+    };
+    match (format, snapshot) {
+        (Format::Qcow2, _) => Ok(Content::Qcow2(Qcow2::open(Box::new(storage), snapshot)?)),
+        (Format::Raw, Some(_)) => Err(Error::invalid("Failed to load snapshot: a raw image has none")),
+        (Format::Raw, None) => {
+            let size = storage.len().at("Could not get its length")?;
+            let size = size
+                .checked_next_multiple_of(512)
+                .filter(|&size| i64::try_from(size).is_ok())
+                .ok_or_else(|| Error::corrupt("Image is too big"))?;
+            Ok(Content::Raw { storage, size })
+        }
+    }
+}
+
+/// The backing file that `header` names, if it may be followed: an image is data from a stranger, and must not decide by itself
+/// which of the user's files are read, or as what.
+fn backing_file(header: &Header, overlay: &Path, options: &DiskOptions) -> Result<(PathBuf, Format)> {
+    let bytes = header.backing_name.as_deref().unwrap_or_default();
+    let shown = String::from_utf8_lossy(bytes).escape_default().to_string();
+    if options.no_backing {
+        return Err(Error::unsupported(format!("it needs the backing file '{shown}', and --no-backing was given")));
+    }
+    let first_component = bytes.split(|&c| c == b'/').next().unwrap_or_default();
+    if first_component.contains(&b':') || bytes.contains(&0) {
+        return Err(Error::unsupported(format!(
+            "its backing file name '{shown}' is not a plain path; only plain paths are followed"
+        )));
+    }
+    let format = match header.extension(extension::BACKING_FORMAT) {
+        None => {
+            return Err(Error::unsupported(format!(
+                "it does not say the format of its backing file '{shown}'; \
+                 set it with: qemu-img rebase -u -b '{shown}' -F FORMAT '{}'",
+                overlay.display()
+            )));
+        }
+        Some(b"raw") => Format::Raw,
+        Some(b"qcow2") => Format::Qcow2,
+        Some(other) => {
+            let other = String::from_utf8_lossy(other).escape_default().to_string();
+            return Err(Error::unsupported(format!(
+                "its backing file '{shown}' is in {other} format (known: raw, qcow2)"
+            )));
+        }
+    };
+    let name = Path::new(OsStr::from_bytes(bytes));
+    Ok((overlay.parent().unwrap_or(Path::new("")).join(name), format))
+}

@@ -1,0 +1,315 @@
+//! Reading a disk's content.
+
+use std::ops::Range;
+
+use flate2::{Decompress, FlushDecompress, Status};
+use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
+
+use super::chunks::CHUNK;
+use super::{Content, Disk, Layer};
+use crate::error::{Error, Result};
+use crate::format::compressed::CompressedExtent;
+use crate::format::header::CompressionType;
+use crate::image::{Extent, Place, Qcow2};
+use crate::storage::{Storage, read_padded};
+
+/// A run of guest bytes and where its content is, after the whole chain was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segment {
+    start: u64,
+    len: u64,
+    source: Source,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Zero,
+    /// At `offset` of the file of layer `layer`.
+    File {
+        layer: usize,
+        offset: u64,
+    },
+    /// In a compressed cluster of layer `layer`, `skip` bytes after its start.
+    Compressed {
+        layer: usize,
+        extent: CompressedExtent,
+        skip: u64,
+    },
+}
+
+impl Segment {
+    fn end(&self) -> u64 {
+        self.start + self.len
+    }
+}
+
+/// Reads a [`Disk`]; each thread has its own, with its scratch memory and decoders.
+pub struct Reader<'a> {
+    disk: &'a Disk,
+    window: u64,
+    /// The segments of `mapped`, in order.
+    segments: Vec<Segment>,
+    mapped: Range<u64>,
+    slice: Vec<u8>,
+    inflater: Inflater,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader for ascending offsets: it looks up the tables of a whole window at once.
+    #[must_use]
+    pub fn sequential(disk: &'a Disk) -> Self {
+        Self::new(disk, Self::WINDOW)
+    }
+
+    /// A reader for offsets in any order: it looks up what it reads, no more.
+    #[must_use]
+    pub fn random(disk: &'a Disk) -> Self {
+        Self::new(disk, 1)
+    }
+
+    /// The most that is mapped at once, which bounds the memory for segments.
+    const WINDOW: u64 = CHUNK;
+
+    fn new(disk: &'a Disk, window: u64) -> Self {
+        Self { disk, window, segments: Vec::new(), mapped: 0..0, slice: Vec::new(), inflater: Inflater::default() }
+    }
+
+    /// Emits the parts of `range` (of at most 2 MiB) that are not known to be zeros, widened to multiples of `grain` and merged.
+    ///
+    /// # Errors
+    /// Fails where the image's tables cannot be read or are impossible.
+    pub fn data_runs(&mut self, range: Range<u64>, grain: u64, runs: &mut Vec<Range<u64>>) -> Result<()> {
+        self.map(range.clone())?;
+        runs.clear();
+        for segment in self.segments.iter().filter(|s| s.source != Source::Zero) {
+            let start = (segment.start & !(grain - 1)).max(range.start);
+            let end = segment.end().next_multiple_of(grain).min(range.end);
+            match runs.last_mut() {
+                Some(last) if last.end >= start => last.end = last.end.max(end),
+                _ => runs.push(start..end),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` with the disk's content from `start`. What lies past its end reads as zeros.
+    ///
+    /// # Errors
+    /// Fails where something cannot be read or decompressed, naming the offset.
+    pub fn read(&mut self, start: u64, buf: &mut [u8]) -> Result<()> {
+        let (mut at, mut rest) = (start, buf);
+        // What a raw disk has at an offset lies at that offset; its holes are read as what they are.
+        if let [Layer { content: Content::Raw { storage, .. }, path, .. }] = self.disk.layers.as_slice() {
+            let read = read_padded(storage, rest, at);
+            return read.map_err(|e| Error::io(format_args!("Could not read '{}' at {at:#x}", path.display()), e));
+        }
+        while !rest.is_empty() {
+            if !self.mapped.contains(&at) {
+                if at >= self.disk.size() {
+                    rest.fill(0);
+                    return Ok(());
+                }
+                let window = at & !(self.window - 1);
+                let end = (window + self.window).max((at + rest.len() as u64).min(window + Self::WINDOW));
+                self.map(window..end.min(self.disk.size()))?;
+            }
+            let index = self.segments.partition_point(|s| s.end() <= at);
+            let Some(&segment) = self.segments.get(index) else {
+                return Err(Error::corrupt(format!("guest offset {at:#x} is not mapped")));
+            };
+            let len = usize::try_from(segment.end() - at).unwrap_or(usize::MAX).min(rest.len());
+            let (piece, remaining) = rest.split_at_mut(len);
+            self.fill(&segment, at - segment.start, piece)?;
+            at += len as u64;
+            rest = remaining;
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, range: Range<u64>) -> Result<()> {
+        if self.mapped == range {
+            return Ok(());
+        }
+        self.mapped = 0..0;
+        self.segments.clear();
+        map_layer(self.disk, 0, range.clone(), &mut self.slice, &mut self.segments)?;
+        self.mapped = range;
+        Ok(())
+    }
+
+    fn fill(&mut self, segment: &Segment, skip: u64, buf: &mut [u8]) -> Result<()> {
+        let (layer, result) = match segment.source {
+            Source::Zero => {
+                buf.fill(0);
+                return Ok(());
+            }
+            Source::File { layer, offset } => {
+                let Some(storage) = self.disk.layers.get(layer).map(Layer::storage) else { return Ok(()) };
+                let read = read_padded(storage, buf, offset + skip);
+                (layer, read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", offset + skip), e)))
+            }
+            Source::Compressed { layer, extent, skip: before } => {
+                let Some(Content::Qcow2(image)) = self.disk.layers.get(layer).map(|l| &l.content) else {
+                    return Ok(());
+                };
+                let guest = segment.start + skip;
+                let result = self.inflater.cluster(image, layer, extent).map(|cluster| {
+                    let from = usize::try_from(before + skip).unwrap_or(usize::MAX);
+                    if let Some(source) = cluster.get(from..).and_then(|c| c.get(..buf.len())) {
+                        buf.copy_from_slice(source);
+                    }
+                });
+                (layer, result.map_err(|e| e.prefixed(&format!("compressed cluster of guest offset {guest:#x}"))))
+            }
+        };
+        let path = self.disk.layers.get(layer).map(|l| l.path.display().to_string()).unwrap_or_default();
+        result.map_err(|e| e.prefixed(&format!("'{path}'")))
+    }
+}
+
+/// Appends the segments of `range` as layer `index` and those behind it have them.
+fn map_layer(
+    disk: &Disk,
+    index: usize,
+    range: Range<u64>,
+    slice: &mut Vec<u8>,
+    segments: &mut Vec<Segment>,
+) -> Result<()> {
+    let Some(layer) = disk.layers.get(index) else {
+        push(segments, range.start, range.end - range.start, Source::Zero);
+        return Ok(());
+    };
+    // A backing file shorter than its overlay reads as zeros past its end, whatever lies behind it.
+    let inside = range.end.min(layer.size()).max(range.start);
+    match &layer.content {
+        Content::Raw { storage, .. } => {
+            let mut at = range.start;
+            while at < inside {
+                let data = storage.next_data(at).map_err(|e| disk.reading(layer, at, e))?;
+                let data = data.map_or(inside..inside, |d| d.start.min(inside)..d.end.min(inside));
+                push(segments, at, data.start - at, Source::Zero);
+                push(segments, data.start, data.end - data.start, Source::File { layer: index, offset: data.start });
+                at = data.end;
+            }
+        }
+        Content::Qcow2(image) => {
+            let has_backing = index + 1 < disk.layers.len();
+            let mut at = range.start;
+            let mut pieces: Vec<(Range<u64>, Option<Source>)> = Vec::new();
+            let emit = |extent: Extent| {
+                let source = match extent.place {
+                    Place::Zero => Some(Source::Zero),
+                    Place::Data(host) => Some(Source::File { layer: index, offset: host.0 }),
+                    Place::Compressed { extent, skip } => Some(Source::Compressed { layer: index, extent, skip }),
+                    Place::Unallocated => (!has_backing).then_some(Source::Zero),
+                };
+                match pieces.last_mut() {
+                    Some((last, None)) if source.is_none() => last.end += extent.len,
+                    _ => pieces.push((at..at + extent.len, source)),
+                }
+                at += extent.len;
+            };
+            if range.start < inside {
+                image
+                    .extents(range.start, inside - range.start, slice, emit)
+                    .map_err(|e| e.prefixed(&format!("'{}'", layer.path.display())))?;
+            }
+            for (piece, source) in pieces {
+                match source {
+                    Some(source) => push(segments, piece.start, piece.end - piece.start, source),
+                    None => map_layer(disk, index + 1, piece, slice, segments)?,
+                }
+            }
+        }
+    }
+    push(segments, inside, range.end - inside, Source::Zero);
+    Ok(())
+}
+
+fn shifted(source: Source, by: u64) -> Source {
+    match source {
+        Source::Zero => Source::Zero,
+        Source::File { layer, offset } => Source::File { layer, offset: offset + by },
+        Source::Compressed { layer, extent, skip } => Source::Compressed { layer, extent, skip: skip + by },
+    }
+}
+
+/// Appends a segment, merged with the one before it where the two are one piece.
+fn push(segments: &mut Vec<Segment>, start: u64, len: u64, source: Source) {
+    if len == 0 {
+        return;
+    }
+    if let Some(last) = segments.last_mut()
+        && last.end() == start
+        && shifted(last.source, last.len) == source
+    {
+        last.len += len;
+        return;
+    }
+    segments.push(Segment { start, len, source });
+}
+
+/// Decompresses clusters and remembers the last one, because neighbouring reads often want the same.
+#[derive(Default)]
+struct Inflater {
+    key: Option<(usize, CompressedExtent)>,
+    cluster: Vec<u8>,
+    compressed: Vec<u8>,
+    zlib: Option<Decompress>,
+    zstd: Option<Decoder<'static>>,
+}
+
+impl Inflater {
+    fn cluster(&mut self, image: &Qcow2, layer: usize, extent: CompressedExtent) -> Result<&[u8]> {
+        if self.key != Some((layer, extent)) {
+            self.key = None;
+            self.cluster.resize(image.header().cluster_bits.len(), 0);
+            // The last sector may lie past the end of the file: a writer need not pad it.
+            self.compressed.resize(usize::try_from(extent.len()).unwrap_or(0), 0);
+            let read = image.storage().read_at(&mut self.compressed, extent.host.0);
+            let read = read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", extent.host), e))?;
+            self.compressed.truncate(read);
+            match image.header().compression {
+                CompressionType::Zlib => self.inflate(),
+                CompressionType::Zstd => self.decode_zstd(),
+            }
+            .ok_or_else(|| Error::corrupt(format!("the compressed data at {:#x} is damaged", extent.host)))?;
+            self.key = Some((layer, extent));
+        }
+        Ok(&self.cluster)
+    }
+
+    /// Raw deflate that must fill the cluster; what follows in the last sector is of no interest.
+    fn inflate(&mut self) -> Option<()> {
+        let zlib = self.zlib.get_or_insert_with(|| Decompress::new(false));
+        zlib.reset(false);
+        let status = zlib.decompress(&self.compressed, &mut self.cluster, FlushDecompress::Finish).ok()?;
+        let full = zlib.total_out() == self.cluster.len() as u64;
+        (full && matches!(status, Status::StreamEnd | Status::BufError | Status::Ok)).then_some(())
+    }
+
+    /// One or more zstd frames, the last of which ends where the cluster is full (QEMU, qcow2_zstd_decompress).
+    fn decode_zstd(&mut self) -> Option<()> {
+        if self.zstd.is_none() {
+            self.zstd = Some(Decoder::new().ok()?);
+        }
+        let zstd = self.zstd.as_mut()?;
+        zstd.reinit().ok()?;
+        let mut input = InBuffer::around(&self.compressed);
+        let mut output = OutBuffer::around(self.cluster.as_mut_slice());
+        loop {
+            let before = (input.pos(), output.pos());
+            let hint = zstd.run(&mut input, &mut output).ok()?;
+            let full = output.pos() == output.capacity();
+            if full && hint == 0 {
+                return Some(());
+            }
+            if (input.pos(), output.pos()) == before {
+                return None;
+            }
+            if hint == 0 {
+                zstd.reinit().ok()?;
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! From guest offsets to what is stored for them.
+
+use crate::error::{Error, Result};
+use crate::format::compressed::CompressedExtent;
+use crate::format::table::{L2Entry, Subcluster, Subclusters, l1_target};
+use crate::format::u64_at;
+use crate::storage::read_exact;
+use crate::units::HostOffset;
+
+use super::Qcow2;
+
+/// A run of guest bytes that is stored in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in bytes.
+    pub len: u64,
+    /// What is stored for it.
+    pub place: Place,
+}
+
+/// Where a run of guest bytes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Not in this image: the backing file shows through.
+    Unallocated,
+    /// Zeros.
+    Zero,
+    /// At this offset of the file, one after the other.
+    Data(HostOffset),
+    /// In a compressed cluster.
+    Compressed {
+        /// Where the compressed bytes are.
+        extent: CompressedExtent,
+        /// How many bytes of the decompressed cluster come before this run.
+        skip: u64,
+    },
+}
+
+impl Qcow2 {
+    /// Emits the extents of the guest bytes `start..start + len` in order. `slice` is scratch memory for entries.
+    ///
+    /// The range must lie inside the disk and, to bound the memory used, span at most a few MiB.
+    ///
+    /// # Errors
+    /// Fails where a table cannot be read or an offset is impossible, naming the guest offset.
+    pub fn extents(&self, start: u64, len: u64, slice: &mut Vec<u8>, mut emit: impl FnMut(Extent)) -> Result<()> {
+        let bits = self.header.cluster_bits;
+        let l2_entries = self.header.l2_entries();
+        let entry_size = if self.header.extended_l2() { 16 } else { 8 };
+        let end = start + len;
+        let mut at = start;
+        while at < end {
+            let cluster = at >> bits.bits();
+            let (l1_index, l2_index) = (cluster / l2_entries, cluster % l2_entries);
+            let table_end = ((l1_index + 1) * l2_entries) << bits.bits();
+            let stop = end.min(table_end);
+            let l1 = usize::try_from(l1_index).ok().and_then(|i| self.l1.get(i)).copied().unwrap_or(0);
+            let Some(table) = l1_target(l1) else {
+                emit(Extent { len: stop - at, place: Place::Unallocated });
+                at = stop;
+                continue;
+            };
+            if table.0 & (bits.bytes() - 1) != 0 {
+                return Err(Error::corrupt(format!("L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x})")));
+            }
+            let count = bits.clusters(stop) - cluster;
+            slice.resize(usize::try_from(count * entry_size).unwrap_or(usize::MAX), 0);
+            read_exact(&*self.storage, slice, table.0 + l2_index * entry_size, "L2 table")?;
+            for entry in slice.chunks_exact(usize::try_from(entry_size).unwrap_or(8)) {
+                let cluster_start = at & !(bits.bytes() - 1);
+                let piece_end = stop.min(cluster_start + bits.bytes());
+                self.cluster(entry, cluster_start, at..piece_end, &mut emit)?;
+                at = piece_end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Emits the extents of `range`, which lies in the cluster at `cluster_start` described by `entry`.
+    fn cluster(
+        &self,
+        entry: &[u8],
+        cluster_start: u64,
+        range: std::ops::Range<u64>,
+        emit: &mut impl FnMut(Extent),
+    ) -> Result<()> {
+        let bits = self.header.cluster_bits;
+        let extended = self.header.extended_l2();
+        let word = u64_at(entry, 0).unwrap_or(0);
+        let (len, skip) = (range.end - range.start, range.start - cluster_start);
+        let place = match L2Entry::decode(word, bits, self.header.version >= 3 && !extended) {
+            L2Entry::Compressed(extent) => {
+                if extent.host.0 >= self.file_len {
+                    return Err(self.past_end("compressed cluster", extent.host, range.start));
+                }
+                Place::Compressed { extent, skip }
+            }
+            L2Entry::Zero { .. } => Place::Zero,
+            L2Entry::Unallocated if !extended => Place::Unallocated,
+            L2Entry::Unallocated => {
+                self.subclusters(entry, None, cluster_start, range, emit);
+                return Ok(());
+            }
+            L2Entry::Data { host, .. } => {
+                if host.0 & (bits.bytes() - 1) != 0 {
+                    return Err(Error::corrupt(format!(
+                        "cluster allocation offset {host:#x} unaligned (guest offset: {:#x})",
+                        range.start
+                    )));
+                }
+                if host.0 >= self.file_len {
+                    return Err(self.past_end("cluster", host, range.start));
+                }
+                if extended {
+                    self.subclusters(entry, Some(host), cluster_start, range, emit);
+                    return Ok(());
+                }
+                Place::Data(HostOffset(host.0 + skip))
+            }
+        };
+        emit(Extent { len, place });
+        Ok(())
+    }
+
+    /// Emits the pieces of a cluster with an extended L2 entry.
+    fn subclusters(
+        &self,
+        entry: &[u8],
+        host: Option<HostOffset>,
+        cluster_start: u64,
+        range: std::ops::Range<u64>,
+        emit: &mut impl FnMut(Extent),
+    ) {
+        let bitmap = Subclusters(u64_at(entry, 8).unwrap_or(0));
+        let size = self.header.cluster_bits.bytes() / u64::from(Subclusters::COUNT);
+        let mut start = cluster_start;
+        for index in 0..Subclusters::COUNT {
+            let (from, to) = (start.max(range.start), (start + size).min(range.end));
+            start += size;
+            if from >= to {
+                continue;
+            }
+            let place = match (bitmap.get(index), host) {
+                (Subcluster::Zero, _) => Place::Zero,
+                (Subcluster::Allocated, Some(host)) => Place::Data(HostOffset(host.0 + (from - cluster_start))),
+                _ => Place::Unallocated,
+            };
+            emit(Extent { len: to - from, place });
+        }
+    }
+
+    fn past_end(&self, what: &str, host: HostOffset, guest: u64) -> Error {
+        Error::corrupt(format!(
+            "{what} at {host:#x} (guest offset {guest:#x}) lies past the end of the file ({:#x}); is the file cut short?",
+            self.file_len
+        ))
+    }
+
+    /// The first guest offset at or after `offset` at which an L2 table exists, rounded down to the table's range.
+    #[must_use]
+    pub fn next_table(&self, offset: u64) -> Option<std::ops::Range<u64>> {
+        let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
+        let first = usize::try_from(offset / span).ok()?;
+        let index = (first..self.l1.len()).find(|&i| self.l1.get(i).is_some_and(|&e| l1_target(e).is_some()))?;
+        let start = index as u64 * span;
+        (start < self.size).then(|| start.max(offset)..(start + span).min(self.size))
+    }
+}

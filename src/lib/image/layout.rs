@@ -1,0 +1,216 @@
+//! Where everything lies in an image that is written from nothing.
+//!
+//! ```text
+//!  header | refcount table | refcount blocks | L1 | L2 tables | pool L1 | pool L2 tables | snapshot table | directory | data
+//! ```
+//!
+//! Metadata is contiguous and in front; data follows in guest order and ends the file.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
+use crate::format::refcount::RefcountBits;
+use crate::pool::directory::DirectoryHeader;
+use crate::units::{ClusterBits, HostCluster, HostOffset};
+
+/// What an image is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// Cluster size.
+    pub cluster_bits: ClusterBits,
+    /// Refcount width.
+    pub refcount_bits: RefcountBits,
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// L2 tables of the active disk.
+    pub l2_tables: u64,
+    /// Pool members.
+    pub members: u64,
+    /// Stored data clusters.
+    pub data: u64,
+}
+
+/// A run of host clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// The first cluster.
+    pub start: HostCluster,
+    /// How many.
+    pub clusters: u64,
+}
+
+impl Region {
+    fn after(before: Self, clusters: u64) -> Self {
+        Self { start: before.end(), clusters }
+    }
+
+    /// The cluster after the last one.
+    #[must_use]
+    pub fn end(self) -> HostCluster {
+        HostCluster(self.start.0 + self.clusters)
+    }
+}
+
+/// The places of an image's parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// What is laid out.
+    pub parts: Parts,
+    /// Entries of the active L1 table.
+    pub l1_entries: u32,
+    /// L1 entries of the pool that hold members.
+    pub member_l1_entries: u32,
+    /// All L1 entries of the pool.
+    pub pool_l1_entries: u32,
+    /// The refcount table.
+    pub refcount_table: Region,
+    /// The refcount blocks.
+    pub refcount_blocks: Region,
+    /// The active L1 table.
+    pub l1: Region,
+    /// The active L2 tables.
+    pub l2: Region,
+    /// The pool's L1 table.
+    pub pool_l1: Region,
+    /// The pool's L2 tables.
+    pub pool_l2: Region,
+    /// The snapshot table.
+    pub snapshot_table: Region,
+    /// The pool's directory.
+    pub directory: Region,
+    /// The data clusters, to the end of the file.
+    pub data: Region,
+}
+
+impl Layout {
+    /// The layout of `parts`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Limit`] where a table would be larger than QEMU accepts.
+    pub fn new(parts: Parts) -> Result<Self> {
+        let Parts { cluster_bits, refcount_bits, .. } = parts;
+        let entries = cluster_bits.entries();
+        let too_large = || {
+            Error::new(
+                ErrorKind::Limit,
+                "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+            )
+        };
+        let l1_entries = |count: u64| match u32::try_from(count) {
+            Ok(count) if u64::from(count) * 8 <= MAX_L1_BYTES => Ok(count),
+            _ => Err(too_large()),
+        };
+        let active = l1_entries(cluster_bits.clusters(parts.size).div_ceil(entries))?;
+        let directory_clusters = cluster_bits.clusters(DirectoryHeader::directory_bytes(parts.members));
+        let member_tables = parts.members.div_ceil(entries);
+        let directory_tables = directory_clusters.div_ceil(entries);
+        let pool = l1_entries(member_tables + directory_tables)?;
+        // A disk of size 0 has an L1 table of 0 entries; it still gets a cluster, as QEMU gives it one.
+        let l1_clusters = cluster_bits.clusters(u64::from(active) * 8).max(1);
+        let others = 1
+            + l1_clusters
+            + parts.l2_tables
+            + cluster_bits.clusters(u64::from(pool) * 8)
+            + member_tables
+            + directory_tables
+            + 1
+            + directory_clusters
+            + parts.data;
+        let (table, blocks) = refcount_clusters(others, cluster_bits, refcount_bits);
+        if table * cluster_bits.bytes() > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(too_large());
+        }
+
+        let header = Region { start: HostCluster(0), clusters: 1 };
+        let refcount_table = Region::after(header, table);
+        let refcount_blocks = Region::after(refcount_table, blocks);
+        let l1 = Region::after(refcount_blocks, l1_clusters);
+        let l2 = Region::after(l1, parts.l2_tables);
+        let pool_l1 = Region::after(l2, cluster_bits.clusters(u64::from(pool) * 8));
+        let pool_l2 = Region::after(pool_l1, member_tables + directory_tables);
+        let snapshot_table = Region::after(pool_l2, 1);
+        let directory = Region::after(snapshot_table, directory_clusters);
+        let data = Region::after(directory, parts.data);
+        Ok(Self {
+            parts,
+            l1_entries: active,
+            member_l1_entries: l1_entries(member_tables)?,
+            pool_l1_entries: pool,
+            refcount_table,
+            refcount_blocks,
+            l1,
+            l2,
+            pool_l1,
+            pool_l2,
+            snapshot_table,
+            directory,
+            data,
+        })
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub fn file_len(&self) -> u64 {
+        self.data.end().offset(self.parts.cluster_bits).0
+    }
+
+    /// Where a region begins.
+    #[must_use]
+    pub fn offset(&self, region: Region) -> HostOffset {
+        region.start.offset(self.parts.cluster_bits)
+    }
+
+    /// The host cluster of stored cluster `number`.
+    #[must_use]
+    pub fn stored(&self, number: u64) -> HostCluster {
+        HostCluster(self.data.start.0 + number)
+    }
+}
+
+/// Clusters of the refcount table and of the refcount blocks of a file with `others` other clusters: they count themselves too.
+fn refcount_clusters(others: u64, cluster_bits: ClusterBits, refcount_bits: RefcountBits) -> (u64, u64) {
+    let per_block = refcount_bits.per_block(cluster_bits.bytes());
+    let (mut table, mut blocks) = (1, 0);
+    loop {
+        let all = others + table + blocks;
+        let (next_blocks, next_table) =
+            (all.div_ceil(per_block), all.div_ceil(per_block).div_ceil(cluster_bits.entries()));
+        if (next_table, next_blocks) == (table, blocks) {
+            return (table, blocks);
+        }
+        (table, blocks) = (next_table.max(table), next_blocks.max(blocks));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_refcount_blocks_cover_the_file_and_no_block_is_idle(
+            bits in 9u32..=21, order in 0u32..=6, others in 1u64..1 << 34,
+        ) {
+            let (bits, width) = (ClusterBits::new(bits).unwrap(), RefcountBits::from_order(order).unwrap());
+            let (table, blocks) = refcount_clusters(others, bits, width);
+            let per_block = width.per_block(bits.bytes());
+            prop_assert!(blocks * per_block >= others + table + blocks);
+            prop_assert!(table * bits.entries() >= blocks);
+            prop_assert!((blocks - 1) * per_block < others + table + blocks);
+        }
+    }
+
+    #[test]
+    fn a_disk_beyond_the_l1_limit_is_refused() {
+        let parts = Parts {
+            cluster_bits: ClusterBits::GRAIN,
+            refcount_bits: RefcountBits::DEFAULT,
+            size: 8 << 40,
+            l2_tables: 0,
+            members: 0,
+            data: 0,
+        };
+        assert!(Layout::new(parts).is_ok());
+        assert_eq!(Layout::new(Parts { size: 16 << 40, ..parts }).unwrap_err().kind(), ErrorKind::Limit);
+    }
+}
