@@ -1,2 +1,31 @@
-//! `dedup-img`.
-fn main() {}
+//! `dedup-img`: deduplicated QCOW2 images, offline.
+
+mod cli;
+mod command;
+mod exit;
+mod failure;
+mod image_options;
+mod interrupt;
+mod size;
+mod view;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use exit::Exit;
+
+fn main() -> std::process::ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return view::usage(&error).into(),
+    };
+    let result = match cli.command {
+        Command::Create(args) => command::create::run(args),
+        Command::Convert(args) => command::convert::run(&args),
+    };
+    match result {
+        Ok(()) => Exit::Done,
+        Err(error) => view::failure(&error),
+    }
+    .into()
+}

@@ -3,6 +3,7 @@
 mod extents;
 pub mod layout;
 mod open;
+pub mod writer;
 
 pub use extents::{Extent, Place};
 pub use open::SnapshotName;

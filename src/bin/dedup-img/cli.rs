@@ -1,0 +1,122 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size::parse_size;
+
+/// Deduplicated QCOW2 images that stock QEMU reads and writes.
+#[derive(Debug, Parser)]
+#[command(name = "dedup-img", version, about, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done, 1 failed or wrong usage.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Create(CreateArgs),
+    Convert(ConvertArgs),
+}
+
+/// Create a new, empty image that is ready for deduplication.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dedup-img create disk.qcow2 20G
+  dedup-img create -o cluster_size=4k disk.qcow2 20G
+  dedup-img create -b base.qcow2 -F qcow2 overlay.qcow2")]
+pub(crate) struct CreateArgs {
+    /// Image options; '-o help' lists them
+    #[arg(short = 'o', value_name = "KEY=VALUE,...")]
+    pub(crate) options: Vec<String>,
+    /// Backing file; its name is stored as given, relative to the image
+    #[arg(short = 'b', long = "backing", value_name = "FILE")]
+    pub(crate) backing_file: Option<String>,
+    /// Format of the backing file: raw or qcow2
+    #[arg(short = 'F', long = "backing-format", value_name = "FMT")]
+    pub(crate) backing_format: Option<String>,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// The image to create
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Virtual size: bytes, or with a suffix b, k, M, G, T, P, E (1024-based); the backing file's where not given
+    #[arg(value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) size: Option<String>,
+}
+
+/// Convert an image into a deduplicated QCOW2, or into raw.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dedup-img convert disk.raw disk.qcow2
+  dedup-img convert -p -o cluster_size=4k vm.qcow2 small.qcow2
+  dedup-img convert -l before-upgrade vm.qcow2 then.qcow2
+  dedup-img convert -O raw small.qcow2 disk.raw")]
+pub(crate) struct ConvertArgs {
+    /// Format of the source: raw or qcow2; found by its content where not given
+    #[arg(short = 'f', long = "source-format", value_name = "FMT", help_heading = "Source")]
+    pub(crate) source_format: Option<String>,
+    /// Convert an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or either of the two
+    #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT", help_heading = "Source")]
+    pub(crate) snapshot: Option<String>,
+    /// Read although another program may write; fails if the source changes meanwhile
+    #[arg(short = 'U', long, help_heading = "Source")]
+    pub(crate) force_share: bool,
+    /// Refuse a source that needs a backing file
+    #[arg(long, help_heading = "Source")]
+    pub(crate) no_backing: bool,
+
+    /// Format of the target: qcow2 or raw
+    #[arg(short = 'O', long = "target-format", value_name = "FMT", default_value = "qcow2", help_heading = "Target")]
+    pub(crate) target_format: String,
+    /// Image options; '-o help' lists them
+    #[arg(short = 'o', value_name = "KEY=VALUE,...", help_heading = "Target")]
+    pub(crate) options: Vec<String>,
+    /// What to pool: shared clusters, or all data clusters (golden images and archives)
+    #[arg(long, value_name = "WHAT", default_value = "shared", help_heading = "Target")]
+    pub(crate) pin: PinArg,
+    /// Cache mode; 'unsafe' does not wait for the disk at the end [default: writeback]
+    #[arg(short = 't', long = "target-cache", value_name = "CACHE", help_heading = "Target")]
+    pub(crate) target_cache: Option<String>,
+
+    /// Memory for tables; beyond that, temporary files beside the target
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]
+    pub(crate) memory: u64,
+    /// Worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Work")]
+    pub(crate) threads: Option<u16>,
+
+    /// Show progress
+    #[arg(short, long, help_heading = "Output")]
+    pub(crate) progress: bool,
+    /// Print nothing but errors
+    #[arg(short, long, help_heading = "Output")]
+    pub(crate) quiet: bool,
+    /// How to print the summary
+    #[arg(long, value_name = "FORMAT", default_value = "human", help_heading = "Output")]
+    pub(crate) output: OutputArg,
+
+    /// The image to read
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: Option<PathBuf>,
+    /// The image to write
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PinArg {
+    Shared,
+    All,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputArg {
+    Human,
+    Json,
+}

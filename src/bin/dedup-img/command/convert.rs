@@ -1,0 +1,119 @@
+//! `dedup-img convert`.
+
+use std::path::Path;
+
+use dedup_img::ErrorKind;
+use dedup_img::convert::{ConvertOptions, RawOptions, convert, to_raw};
+use dedup_img::disk::{Disk, DiskOptions, Format};
+use dedup_img::format::refcount::RefcountBits;
+use dedup_img::image::SnapshotName;
+use dedup_img::pool::Pin;
+use dedup_img::progress::{Progress, Silent};
+use dedup_img::work::Work;
+
+use crate::cli::{ConvertArgs, OutputArg, PinArg};
+use crate::failure::Failure;
+use crate::image_options::{For, ImageOptions, help, wants_help};
+use crate::interrupt::Interrupt;
+use crate::view::{self, progress::Shown, summary};
+
+/// Runs the command.
+pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
+    if wants_help(&args.options) {
+        return view::print(&help(For::Convert));
+    }
+    let (Some(source), Some(target)) = (&args.source, &args.target) else {
+        return Err(Failure::Usage { command: "convert", message: "Must specify image file name".to_owned() });
+    };
+    let target_format: Format = args
+        .target_format
+        .parse()
+        .map_err(|_| Failure::new(format_args!("Unknown file format '{}' (known: qcow2, raw)", args.target_format)))?;
+    let options = convert_options(args, target)?;
+    let disk_options = DiskOptions {
+        format: args.source_format.as_deref().map(|name| source_format(source, name)).transpose()?,
+        snapshot: args.snapshot.as_deref().map(snapshot_name),
+        force_share: args.force_share,
+        no_backing: args.no_backing,
+    };
+
+    let interrupt = Interrupt::watch();
+    let shown = (args.progress && !args.quiet).then(|| Shown::new(args.output == OutputArg::Json));
+    let progress: &dyn Progress = shown.as_ref().map_or(&Silent, |shown| shown);
+    let work = Work::new(args.threads.map(usize::from), args.memory, progress, &interrupt.cancel)?;
+    let result = work_on(args, source, target, target_format, &disk_options, &options, &work);
+    if let Some(shown) = &shown {
+        shown.finish(result.is_ok());
+    }
+    match result {
+        Err(error) if error.kind() == ErrorKind::Cancelled => {
+            interrupt.die();
+            Err(error.into())
+        }
+        Err(error) => Err(error.into()),
+        Ok(summary) if args.quiet => {
+            drop(summary);
+            Ok(())
+        }
+        Ok(summary) => view::print(&summary),
+    }
+}
+
+fn work_on(
+    args: &ConvertArgs,
+    source: &Path,
+    target: &Path,
+    target_format: Format,
+    disk_options: &DiskOptions,
+    options: &ConvertOptions,
+    work: &Work<'_>,
+) -> dedup_img::Result<String> {
+    let disk = Disk::open(source, disk_options)?;
+    let context = summary::Context { source, source_format: disk.format(), target, target_format };
+    match target_format {
+        Format::Qcow2 => {
+            let report = convert(&disk, target, options, work)?;
+            Ok(summary::convert(&context, &report, args.output))
+        }
+        Format::Raw => {
+            let report = to_raw(&disk, target, RawOptions { durable: options.durable }, work)?;
+            Ok(summary::raw(&context, &report, args.output))
+        }
+    }
+}
+
+fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, Failure> {
+    if args.target_format == "raw" && !args.options.is_empty() {
+        return Err(Failure::new(format_args!("{}: a raw image has no options (-o)", target.display())));
+    }
+    let options = ImageOptions::parse(&args.options, For::Convert, target)?;
+    let durable = match args.target_cache.as_deref() {
+        None | Some("none" | "off" | "directsync" | "writeback" | "writethrough") => true,
+        Some("unsafe") => false,
+        Some(other) => return Err(Failure::new(format_args!("Invalid cache option: {other}"))),
+    };
+    Ok(ConvertOptions {
+        cluster_size: options.cluster_size.unwrap_or_default(),
+        refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
+        traits: options.traits(),
+        pin: match args.pin {
+            PinArg::Shared => Pin::Shared,
+            PinArg::All => Pin::All,
+        },
+        durable,
+    })
+}
+
+fn source_format(source: &Path, name: &str) -> Result<Format, Failure> {
+    name.parse().map_err(|e| Failure::new(format_args!("Could not open '{}': {e}", source.display())))
+}
+
+fn snapshot_name(text: &str) -> SnapshotName {
+    if let Some(id) = text.strip_prefix("snapshot.id=") {
+        SnapshotName::Id(id.to_owned())
+    } else if let Some(name) = text.strip_prefix("snapshot.name=") {
+        SnapshotName::Name(name.to_owned())
+    } else {
+        SnapshotName::IdOrName(text.to_owned())
+    }
+}

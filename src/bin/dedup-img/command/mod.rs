@@ -1,0 +1,4 @@
+//! One file for each command: what was typed becomes options, the library works, the view shows.
+
+pub(crate) mod convert;
+pub(crate) mod create;

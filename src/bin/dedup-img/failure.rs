@@ -1,0 +1,35 @@
+//! What goes wrong, as the user is told.
+
+use std::fmt;
+
+/// A reason to end with exit code 1.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line makes no sense; the name of the command, if known.
+    Usage { command: &'static str, message: String },
+    /// The operation failed.
+    Operation(String),
+}
+
+impl Failure {
+    /// An operation that failed with `message`.
+    pub(crate) fn new(message: impl fmt::Display) -> Self {
+        Self::Operation(message.to_string())
+    }
+}
+
+impl From<dedup_img::Error> for Failure {
+    fn from(error: dedup_img::Error) -> Self {
+        Self::new(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage { command: "", message } => write!(f, "{message}\nTry 'dedup-img --help' for more info"),
+            Self::Usage { command, message } => write!(f, "{message}\nTry 'dedup-img {command} --help' for more info"),
+            Self::Operation(message) => f.write_str(message),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! `-o key=value,...`, with qemu-img's names, rules and messages.
+
+use std::path::Path;
+
+use dedup_img::convert::ClusterSize;
+use dedup_img::format::header::CompressionType;
+use dedup_img::format::refcount::RefcountBits;
+use dedup_img::image::writer::Traits;
+use dedup_img::units::ClusterBits;
+
+use crate::failure::Failure;
+use crate::size::parse_size;
+
+/// What `-o` said; `None` where it said nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ImageOptions {
+    pub(crate) backing_file: Option<String>,
+    pub(crate) backing_format: Option<String>,
+    pub(crate) cluster_size: Option<ClusterSize>,
+    pub(crate) compression: CompressionType,
+    pub(crate) lazy_refcounts: bool,
+    pub(crate) preallocate_metadata: bool,
+    pub(crate) refcount_bits: Option<RefcountBits>,
+    pub(crate) size: Option<u64>,
+}
+
+/// Which command the options are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    Create,
+    Convert,
+}
+
+/// Whether `-o help` was given.
+pub(crate) fn wants_help(options: &[String]) -> bool {
+    options.iter().any(|list| list == "help" || list == "?" || list.split(',').any(|option| option == "help"))
+}
+
+/// The text of `-o help`.
+pub(crate) fn help(of: For) -> String {
+    let mut text = String::from("Supported qcow2 options:\n");
+    let mut row = |key: &str, value: &str, about: &str| {
+        text.push_str(&format!("  {:<24}- {about}\n", format!("{key}=<{value}>")));
+    };
+    if of == For::Create {
+        row("backing_file", "str", "File name of a base image");
+        row("backing_fmt", "str", "Image format of the base image: raw or qcow2");
+    }
+    match of {
+        For::Create => row("cluster_size", "size", "Cluster size: a power of two from 512 to 2M [64k]"),
+        For::Convert => row("cluster_size", "size", "Cluster size: a power of two from 512 to 2M, or auto [auto]"),
+    }
+    row("compat", "str", "Compatibility level: v3 or 1.1, which the pool needs");
+    row("compression_type", "str", "Compression of clusters that QEMU compresses: zlib or zstd [zlib]");
+    row("extended_l2", "on/off", "Extended L2 tables: off");
+    row("lazy_refcounts", "on/off", "Let QEMU postpone refcount updates [off]");
+    match of {
+        For::Create => row("preallocation", "str", "Preallocation: off or metadata [off]"),
+        For::Convert => row("preallocation", "str", "Preallocation: off"),
+    }
+    row("refcount_bits", "num", "Width of a reference count in bits: 4 to 64 [32]");
+    if of == For::Create {
+        row("size", "size", "Virtual disk size");
+    }
+    text
+}
+
+impl ImageOptions {
+    /// Parses the lists of all `-o` for the image `target`.
+    pub(crate) fn parse(lists: &[String], of: For, target: &Path) -> Result<Self, Failure> {
+        let mut options = Self::default();
+        for (key, value) in lists.iter().flat_map(|list| split(list)) {
+            options
+                .set(&key, value.as_deref(), of)
+                .map_err(|message| Failure::new(format_args!("{}: {message}", target.display())))?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, key: &str, value: Option<&str>, of: For) -> Result<(), String> {
+        let text = || value.ok_or_else(|| format!("Expected '=' after parameter '{key}'"));
+        let switch = || match value {
+            None | Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(_) => Err(format!("Parameter '{key}' expects 'on' or 'off'")),
+        };
+        let refused = |what: &str| Err(format!("Parameter '{key}': {what}"));
+        match key {
+            "cluster_size" if of == For::Convert && value == Some("auto") => {
+                self.cluster_size = Some(ClusterSize::Auto);
+            }
+            "cluster_size" => {
+                let bytes = parse_size(text()?).map_err(|e| format!("Parameter '{key}' {e}"))?;
+                let bits = ClusterBits::from_bytes(bytes)
+                    .ok_or("Cluster size must be a power of two between 512 and 2048k")?;
+                self.cluster_size = Some(ClusterSize::Fixed(bits));
+            }
+            "refcount_bits" => {
+                let bits = text()?.parse().map_err(|_| format!("Parameter '{key}' expects a number"))?;
+                let bits = RefcountBits::new(bits)
+                    .ok_or("Refcount width must be a power of two and may not exceed 64 bits")?;
+                self.refcount_bits = Some(bits);
+            }
+            "compat" => match text()? {
+                "1.1" | "v3" => {}
+                "0.10" | "v2" => return refused("a pool needs compat=1.1 (version 3)"),
+                other => return Err(format!("Parameter 'version' does not accept value '{other}'")),
+            },
+            "compression_type" => {
+                self.compression = match text()? {
+                    "zlib" => CompressionType::Zlib,
+                    "zstd" => CompressionType::Zstd,
+                    other => return Err(format!("Parameter 'compression-type' does not accept value '{other}'")),
+                };
+            }
+            "lazy_refcounts" => self.lazy_refcounts = switch()?,
+            "extended_l2" => {
+                if switch()? {
+                    return refused("extended L2 entries cannot be written yet; leave it off");
+                }
+            }
+            "preallocation" => match (text()?, of) {
+                ("off", _) => self.preallocate_metadata = false,
+                ("metadata", For::Create) => self.preallocate_metadata = true,
+                ("metadata" | "falloc" | "full", For::Convert) => {
+                    return refused("preallocation would store what deduplication leaves out; leave it off");
+                }
+                ("falloc" | "full", For::Create) => return refused("only off and metadata are supported"),
+                (other, _) => return Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
+            },
+            "size" if of == For::Create => {
+                self.size = Some(parse_size(text()?).map_err(|e| format!("Parameter '{key}' {e}"))?);
+            }
+            "backing_file" if of == For::Create => self.backing_file = Some(text()?.to_owned()),
+            "backing_fmt" if of == For::Create => self.backing_format = Some(text()?.to_owned()),
+            "size" | "backing_file" | "backing_fmt" => return refused("convert takes the whole disk as it is"),
+            "data_file" | "data_file_raw" => return refused("deduplication needs the data in the image itself"),
+            "encryption" => return refused("encrypted images cannot be deduplicated"),
+            key if key.starts_with("encrypt.") => return refused("encrypted images cannot be deduplicated"),
+            _ => return Err(format!("Invalid parameter '{key}'")),
+        }
+        Ok(())
+    }
+
+    /// The header fields.
+    pub(crate) fn traits(&self) -> Traits {
+        Traits { compression: self.compression, lazy_refcounts: self.lazy_refcounts, backing: None }
+    }
+}
+
+/// Splits `key=value,key=value`; a doubled comma stands for one in a value, as in QEMU.
+fn split(list: &str) -> Vec<(String, Option<String>)> {
+    let mut options = vec![String::new()];
+    let mut characters = list.chars().peekable();
+    while let Some(character) = characters.next() {
+        match (character, options.last_mut()) {
+            (',', Some(last)) if characters.peek() == Some(&',') => {
+                characters.next();
+                last.push(',');
+            }
+            (',', _) => options.push(String::new()),
+            (other, Some(last)) => last.push(other),
+            (_, None) => {}
+        }
+    }
+    options
+        .into_iter()
+        .filter(|option| !option.is_empty())
+        .map(|option| match option.split_once('=') {
+            Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+            None => (option, None),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doubled_comma_is_part_of_a_value() {
+        let expected = [("backing_file".to_owned(), Some("a,b".to_owned())), ("lazy_refcounts".to_owned(), None)];
+        assert_eq!(split("backing_file=a,,b,lazy_refcounts"), expected);
+    }
+
+    #[test]
+    fn what_one_command_cannot_do_is_said_by_name() {
+        let parse = |list: &str, of| ImageOptions::parse(&[list.to_owned()], of, Path::new("x"));
+        assert!(parse("cluster_size=auto", For::Convert).is_ok());
+        for (list, of, message) in [
+            ("cluster_size=auto", For::Create, "x: Parameter 'cluster_size' expects a size"),
+            ("cluster_size=3000", For::Create, "x: Cluster size must be a power of two between 512 and 2048k"),
+            ("refcount_bits=3", For::Create, "x: Refcount width must be a power of two and may not exceed 64 bits"),
+            ("foo=1", For::Create, "x: Invalid parameter 'foo'"),
+            ("lazy_refcounts=maybe", For::Create, "x: Parameter 'lazy_refcounts' expects 'on' or 'off'"),
+            ("preallocation=metadata", For::Convert, "x: Parameter 'preallocation': preallocation would store"),
+        ] {
+            let error = parse(list, of).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What the user sees: results on standard output, everything else on standard error.
+
+pub(crate) mod progress;
+pub(crate) mod summary;
+mod units;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use clap::error::ErrorKind;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// Prints a result. A reader that went away (`| head`) is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format_args!("Could not write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says why the program fails.
+pub(crate) fn failure(failure: &dyn Display) -> Exit {
+    // There is nowhere to complain about a standard error that cannot be written.
+    let _ = writeln!(io::stderr().lock(), "dedup-img: {failure}");
+    Exit::Failed
+}
+
+/// Ends a command line that was not understood, or one that asked for help or the version.
+pub(crate) fn usage(error: &clap::Error) -> Exit {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match print(&error.render().to_string()) {
+            Ok(()) => Exit::Done,
+            Err(e) => failure(&e),
+        },
+        kind => {
+            let command = std::env::args().nth(1).unwrap_or_default();
+            let command = ["create", "convert"].into_iter().find(|&name| name == command).unwrap_or("");
+            let text = error.render().to_string();
+            let message = match kind {
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+                    "Not enough arguments".to_owned()
+                }
+                ErrorKind::InvalidSubcommand => {
+                    let name = std::env::args().nth(1).unwrap_or_default();
+                    format!("Command not found: {name}{}", tip(&text))
+                }
+                _ => format!("{}{}", first_sentence(&text), tip(&text)),
+            };
+            failure(&Failure::Usage { command, message })
+        }
+    }
+}
+
+/// The first line of one of clap's messages, without its label.
+fn first_sentence(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line)
+}
+
+/// What clap suggests for a typo.
+fn tip(text: &str) -> String {
+    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    tips.take(1).map(|tip| format!(" ({tip})")).collect()
+}

@@ -1,0 +1,134 @@
+//! The summary of a conversion, for people or for programs.
+
+use std::path::Path;
+
+use comfy_table::{CellAlignment, Table, presets};
+use dedup_img::convert::{ConvertReport, RawReport};
+use dedup_img::disk::Format;
+use serde::Serialize;
+
+use super::units::{bytes, count};
+use crate::cli::OutputArg;
+
+/// The version of the JSON objects; it changes when a key changes its meaning or goes away.
+const SCHEMA_VERSION: u32 = 1;
+
+/// What was converted into what.
+pub(crate) struct Context<'a> {
+    pub(crate) source: &'a Path,
+    pub(crate) source_format: Format,
+    pub(crate) target: &'a Path,
+    pub(crate) target_format: Format,
+}
+
+#[derive(Serialize)]
+struct Summary<'a, R: Serialize> {
+    schema_version: u32,
+    source: String,
+    source_format: String,
+    target: String,
+    target_format: String,
+    #[serde(flatten)]
+    report: &'a R,
+    peak_memory_bytes: u64,
+}
+
+/// The summary of a conversion into a deduplicated QCOW2.
+pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: OutputArg) -> String {
+    if output == OutputArg::Json {
+        return json(context, report);
+    }
+    let clusters = |n| count(n, "cluster");
+    let size = |n: u64| bytes(n * report.cluster_size_bytes);
+    let mut rows = Rows::new();
+    rows.add("virtual size", bytes(report.virtual_size_bytes), "");
+    rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
+    rows.add("zeros", bytes(report.zero_bytes), "not stored");
+    rows.add("data", size(report.data_clusters), &clusters(report.data_clusters));
+    rows.add(
+        "stored",
+        size(report.stored_clusters),
+        &format!("{} of different content", clusters(report.stored_clusters)),
+    );
+    rows.add(
+        "shared",
+        size(report.shared_clusters),
+        &format!("{} of them with two or more users", clusters(report.shared_clusters)),
+    );
+    rows.add("saved", bytes(report.saved_bytes), &format!("{:.1} % of the data", report.saved_percent));
+    rows.add("file", bytes(report.file_length_bytes), &context.target.display().to_string());
+    rows.add("cluster size", bytes(report.cluster_size_bytes), &reason(report));
+    rows.finish(report.seconds)
+}
+
+/// The summary of a conversion into raw.
+pub(crate) fn raw(context: &Context<'_>, report: &RawReport, output: OutputArg) -> String {
+    if output == OutputArg::Json {
+        return json(context, report);
+    }
+    let mut rows = Rows::new();
+    rows.add("virtual size", bytes(report.virtual_size_bytes), "");
+    rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
+    rows.add("written", bytes(report.written_bytes), "the rest is holes");
+    rows.add("file", bytes(report.allocated_bytes), &context.target.display().to_string());
+    rows.finish(report.seconds)
+}
+
+fn reason(report: &ConvertReport) -> String {
+    if report.cluster_sizes.is_empty() {
+        return "as asked for".to_owned();
+    }
+    let sizes = report.cluster_sizes.iter().rev();
+    let sizes = sizes.map(|c| format!("{}k: {}", c.cluster_size_bytes >> 10, bytes(c.file_length_bytes)));
+    format!("smallest file ({})", sizes.collect::<Vec<_>>().join(", "))
+}
+
+/// Rows of label, figure and remark.
+struct Rows(Table);
+
+impl Rows {
+    fn new() -> Self {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        Self(table)
+    }
+
+    fn add(&mut self, label: &str, figure: String, remark: &str) {
+        self.0.add_row([label.to_owned(), figure, remark.to_owned()]);
+    }
+
+    fn finish(mut self, seconds: f64) -> String {
+        let memory = format!("{} of memory at most", bytes(peak_memory()));
+        self.add("time", format!("{seconds:.2} s"), &memory);
+        if let Some(figures) = self.0.column_mut(1) {
+            figures.set_cell_alignment(CellAlignment::Right);
+        }
+        self.0.trim_fmt() + "\n"
+    }
+}
+
+fn json(context: &Context<'_>, report: &impl Serialize) -> String {
+    let summary = Summary {
+        schema_version: SCHEMA_VERSION,
+        source: context.source.display().to_string(),
+        source_format: context.source_format.to_string(),
+        target: context.target.display().to_string(),
+        target_format: context.target_format.to_string(),
+        report,
+        peak_memory_bytes: peak_memory(),
+    };
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+    // A struct of numbers and strings always serialises.
+    let _ = summary.serialize(&mut serializer);
+    String::from_utf8_lossy(&text).into_owned() + "\n"
+}
+
+/// The most memory that the process has had resident, in bytes; 0 where the system does not tell.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

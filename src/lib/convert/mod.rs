@@ -1,0 +1,194 @@
+//! A disk becomes a deduplicated QCOW2, or a raw file.
+
+mod copy;
+mod raw;
+mod size;
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+pub use raw::{RawOptions, RawReport, to_raw};
+pub use size::SizeChoice;
+
+use crate::dedup::group::group;
+use crate::dedup::plan::Plan;
+use crate::dedup::verify::verify;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::format::refcount::RefcountBits;
+use crate::image::layout::{Layout, Parts};
+use crate::image::writer::Traits;
+use crate::pool::Pin;
+use crate::storage::atomic_file::AtomicFile;
+use crate::units::ClusterBits;
+use crate::work::Work;
+
+/// The cluster size of an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClusterSize {
+    /// The one of 4, 8, 16, 32 and 64 KiB that gives the smallest file, the larger one on a near tie.
+    #[default]
+    Auto,
+    /// This one.
+    Fixed(ClusterBits),
+}
+
+/// What to write.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// Cluster size.
+    pub cluster_size: ClusterSize,
+    /// Refcount width.
+    pub refcount_bits: RefcountBits,
+    /// Header fields.
+    pub traits: Traits,
+    /// Which clusters are pooled.
+    pub pin: Pin,
+    /// Whether the output is on the disk when [`convert`] returns; without, a power failure soon after may lose it.
+    pub durable: bool,
+}
+
+impl Default for ConvertOptions {
+    fn default() -> Self {
+        Self {
+            cluster_size: ClusterSize::Auto,
+            refcount_bits: RefcountBits::DEFAULT,
+            traits: Traits::default(),
+            pin: Pin::Shared,
+            durable: true,
+        }
+    }
+}
+
+/// What a conversion did. Sizes are in bytes.
+#[derive(Debug, Clone, Serialize)]
+pub struct ConvertReport {
+    /// Size of the disk that the guest sees.
+    pub virtual_size_bytes: u64,
+    /// Read from the source to find fingerprints: what was not known to be zeros without reading.
+    pub read_bytes: u64,
+    /// Part of the virtual size that reads as zeros and is not stored.
+    pub zero_bytes: u64,
+    /// Guest clusters that are not zero.
+    pub data_clusters: u64,
+    /// Data clusters in the file: one for each distinct content, and the copies that the sharer limit forces.
+    pub stored_clusters: u64,
+    /// Stored clusters that two or more guest clusters share.
+    pub shared_clusters: u64,
+    /// Guest clusters that need no cluster of their own: `data_clusters - stored_clusters`.
+    pub duplicate_clusters: u64,
+    /// What sharing saves: `duplicate_clusters` in bytes.
+    pub saved_bytes: u64,
+    /// The same as a share of all data clusters.
+    pub saved_percent: f64,
+    /// Members of the pool.
+    pub pool_members: u64,
+    /// Length of the output file.
+    pub file_length_bytes: u64,
+    /// Bytes that the output file occupies.
+    pub allocated_bytes: u64,
+    /// Cluster size of the output.
+    pub cluster_size_bytes: u64,
+    /// `option` or `auto`.
+    pub cluster_size_reason: &'static str,
+    /// The file lengths from which `auto` chose.
+    pub cluster_sizes: Vec<SizeChoice>,
+    /// Time taken.
+    pub seconds: f64,
+}
+
+/// Converts `disk` into a deduplicated QCOW2 at `target`, which appears whole or not at all (I7).
+///
+/// # Errors
+/// Those of reading and writing; refusals by name. An existing target stays as it was.
+pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
+    let started = Instant::now();
+    let limit = options.refcount_bits.sharer_limit().ok_or_else(|| too_narrow(options.refcount_bits))?;
+    refuse_own_source(disk, target)?;
+    let file = AtomicFile::create(target)?;
+    let said = |e: Error| e.prefixed(&target.display().to_string());
+    let spill = work.spill(file.directory());
+    let parts = |bits: ClusterBits| Parts {
+        cluster_bits: bits,
+        refcount_bits: options.refcount_bits,
+        size: disk.size(),
+        l2_tables: 0,
+        members: 0,
+        data: 0,
+    };
+    if let ClusterSize::Fixed(bits) = options.cluster_size {
+        Layout::new(parts(bits)).map_err(said)?;
+    }
+
+    let (plan, bits, bytes_read, choices) = work.run(|| {
+        let found = size::scan_and_choose(disk, options, limit, &spill, work)?;
+        let bits = found.level.cluster_bits;
+        let links = group(&found.level.records, limit, &spill)?;
+        work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
+        let links = verify(disk, bits, links, &spill, work)?;
+        let plan = Plan::new(found.level, &links, options.pin, &spill)?;
+        Ok::<_, Error>((plan, bits, found.bytes_read, found.choices))
+    })?;
+
+    let layout =
+        Layout::new(Parts { l2_tables: plan.l2_tables, members: plan.members(), data: plan.stored, ..parts(bits) })
+            .map_err(said)?;
+    work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+    work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, file.storage(), work)).map_err(said)?;
+    disk.ensure_unchanged()?;
+    work.cancel.check()?;
+    let allocated_bytes = file.commit(options.durable)?;
+
+    let duplicates = plan.data_clusters - plan.stored;
+    Ok(ConvertReport {
+        virtual_size_bytes: disk.size(),
+        read_bytes: bytes_read,
+        zero_bytes: (bits.clusters(disk.size()) - plan.data_clusters).saturating_mul(bits.bytes()).min(disk.size()),
+        data_clusters: plan.data_clusters,
+        stored_clusters: plan.stored,
+        shared_clusters: plan.shared,
+        duplicate_clusters: duplicates,
+        saved_bytes: duplicates * bits.bytes(),
+        saved_percent: percent(duplicates, plan.data_clusters),
+        pool_members: plan.members(),
+        file_length_bytes: layout.file_len(),
+        allocated_bytes,
+        cluster_size_bytes: bits.bytes(),
+        cluster_size_reason: match options.cluster_size {
+            ClusterSize::Auto => "auto",
+            ClusterSize::Fixed(_) => "option",
+        },
+        cluster_sizes: choices,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Scanning, comparing, writing.
+const PHASES: u32 = 3;
+
+/// Fails where `target` is one of the files that `disk` is read from.
+fn refuse_own_source(disk: &Disk, target: &Path) -> Result<()> {
+    let Ok(metadata) = std::fs::metadata(target) else { return Ok(()) };
+    match disk.find(crate::storage::open::FileId::of(&metadata)) {
+        None => Ok(()),
+        Some(source) => Err(Error::invalid(format!(
+            "'{}' is a source of this conversion ('{}'); name another target",
+            target.display(),
+            source.display()
+        ))),
+    }
+}
+
+pub(crate) fn too_narrow(bits: RefcountBits) -> Error {
+    Error::unsupported(format!(
+        "refcount_bits={} cannot hold the 4 references that sharing with a pool needs; use refcount_bits=4 or more",
+        bits.bits()
+    ))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
+}

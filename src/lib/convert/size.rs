@@ -1,0 +1,103 @@
+//! Scanning, and choosing the cluster size.
+
+use serde::Serialize;
+
+use super::{ClusterSize, ConvertOptions, PHASES};
+use crate::dedup::level::Level;
+use crate::dedup::scan::scan;
+use crate::dedup::sequence::Spill;
+use crate::disk::Disk;
+use crate::error::{ErrorKind, Result};
+use crate::image::layout::{Layout, Parts};
+use crate::pool::Pin;
+use crate::units::ClusterBits;
+use crate::work::Work;
+
+/// The cluster sizes that `auto` considers, as exponents, from the largest.
+const CANDIDATES: [u32; 5] = [16, 15, 14, 13, 12];
+
+/// Two file lengths are a near tie where they differ by less than one part in this many. The larger cluster then wins: it needs
+/// less metadata in memory and fewer, longer I/O requests.
+const NEAR_TIE: u64 = 50;
+
+/// A cluster size that `auto` considered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SizeChoice {
+    /// The cluster size.
+    pub cluster_size_bytes: u64,
+    /// The length that the file would have.
+    pub file_length_bytes: u64,
+}
+
+/// The level to go on with.
+pub(super) struct Found {
+    pub level: Level,
+    pub bytes_read: u64,
+    pub choices: Vec<SizeChoice>,
+}
+
+/// Reads the disk once and returns its level at the given cluster size, or at the best one.
+pub(super) fn scan_and_choose(
+    disk: &Disk,
+    options: &ConvertOptions,
+    limit: u64,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<Found> {
+    let grain = match options.cluster_size {
+        ClusterSize::Fixed(bits) => bits,
+        ClusterSize::Auto => ClusterBits::GRAIN,
+    };
+    work.progress.phase(0, PHASES, "scanning", disk.size());
+    let scan = scan(disk, grain, spill, work)?;
+    let bytes_read = scan.bytes_read;
+    if options.cluster_size != ClusterSize::Auto {
+        return Ok(Found { level: Level::of(scan, spill)?, bytes_read, choices: Vec::new() });
+    }
+
+    let mut choices = Vec::new();
+    let mut best: Option<(Level, u64)> = None;
+    let mut consider = |level: Level, best: &mut Option<(Level, u64)>| -> Result<()> {
+        work.cancel.check()?;
+        let length = match file_len(disk, options, &level, limit) {
+            Ok(length) => length,
+            // A disk too large for this cluster size.
+            Err(e) if e.kind() == ErrorKind::Limit => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let cluster_size_bytes = level.cluster_bits.bytes();
+        choices.push(SizeChoice { cluster_size_bytes, file_length_bytes: length });
+        if best.as_ref().is_none_or(|(_, shortest)| length < shortest - shortest / NEAR_TIE) {
+            *best = Some((level, length));
+        }
+        Ok(())
+    };
+    for bits in CANDIDATES.iter().filter_map(|&bits| ClusterBits::new(bits)).filter(|&bits| bits > grain) {
+        consider(Level::derive(&scan, bits, spill)?, &mut best)?;
+    }
+    consider(Level::of(scan, spill)?, &mut best)?;
+    match best {
+        Some((level, _)) => Ok(Found { level, bytes_read, choices }),
+        None => Err(crate::Error::new(
+            ErrorKind::Limit,
+            "The image size is too large for every cluster size that auto considers; give cluster_size=2M",
+        )),
+    }
+}
+
+/// The length that the file will have, taking equal fingerprints for equal contents.
+fn file_len(disk: &Disk, options: &ConvertOptions, level: &Level, limit: u64) -> Result<u64> {
+    let distinct = level.distinct(limit)?;
+    let layout = Layout::new(Parts {
+        cluster_bits: level.cluster_bits,
+        refcount_bits: options.refcount_bits,
+        size: disk.size(),
+        l2_tables: level.l2_tables,
+        members: match options.pin {
+            Pin::Shared => distinct.shared,
+            Pin::All => distinct.stored,
+        },
+        data: distinct.stored,
+    })?;
+    Ok(layout.file_len())
+}

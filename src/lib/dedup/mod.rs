@@ -1,0 +1,29 @@
+//! Finding equal clusters: scan, group by fingerprint, compare bytes, plan.
+//!
+//! ```text
+//!  scan       read every cluster once; drop zeros; (fingerprint, cluster) records in guest order     parallel
+//!  level      the records of a larger cluster size, derived from those of 4 KiB; sort                parallel sort
+//!  group      runs of equal fingerprints become links: duplicate -> first cluster of the same content
+//!  verify     compare the bytes behind every link (I4); what differs is regrouped                    parallel
+//!  plan       number the stored clusters in guest order; who shares what, how often
+//! ```
+//!
+//! Every stage is a sequence of 128-bit words that is sorted or streamed, in memory or spilled to a temporary file, so that
+//! memory is bounded (I9) and the result does not depend on the number of threads (I5).
+
+pub mod group;
+pub mod level;
+pub mod plan;
+pub mod scan;
+pub mod sequence;
+pub mod verify;
+
+/// Bits of a word that hold a cluster's index: enough for the largest disk that QEMU can map at any cluster size.
+const INDEX_BITS: u32 = 40;
+/// Masks a cluster index.
+const INDEX: u128 = (1 << INDEX_BITS) - 1;
+
+/// The low cluster index of a word.
+fn index(word: u128) -> u64 {
+    u64::try_from(word & INDEX).unwrap_or(u64::MAX)
+}

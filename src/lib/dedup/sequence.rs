@@ -1,0 +1,372 @@
+//! Sequences of 128-bit words that are longer than memory may be.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rayon::slice::ParallelSliceMut;
+use zerocopy::IntoBytes;
+
+use crate::error::{Error, Result};
+
+const WORD: u64 = size_of::<u128>() as u64;
+
+/// How much memory one sequence may take, and where it goes beyond that.
+#[derive(Debug, Clone)]
+pub struct Spill {
+    words: usize,
+    directory: PathBuf,
+}
+
+impl Spill {
+    /// Sequences of up to `bytes` bytes stay in memory; longer ones go to unnamed files in `directory`.
+    #[must_use]
+    pub fn new(bytes: u64, directory: &Path) -> Self {
+        let words = usize::try_from(bytes / WORD).unwrap_or(usize::MAX).max(1024);
+        Self { words, directory: directory.to_owned() }
+    }
+
+    /// The same with a fraction of the memory.
+    #[must_use]
+    pub fn share(&self, of: usize) -> Self {
+        Self { words: (self.words / of).max(1024), directory: self.directory.clone() }
+    }
+
+    fn error(&self, source: io::Error) -> Error {
+        Error::io(format_args!("Could not use a temporary file in '{}'", self.directory.display()), source)
+    }
+}
+
+/// A file of words without a name.
+struct SpillFile {
+    file: File,
+    words: u64,
+}
+
+impl SpillFile {
+    fn append(&mut self, words: &[u128]) -> io::Result<Range<u64>> {
+        self.file.write_all_at(words.as_bytes(), self.words * WORD)?;
+        let start = self.words;
+        self.words += words.len() as u64;
+        Ok(start..self.words)
+    }
+}
+
+/// The memory of a sequence and the file behind it.
+struct Store {
+    memory: Vec<u128>,
+    file: Option<SpillFile>,
+    spill: Spill,
+}
+
+impl Store {
+    fn new(spill: &Spill) -> Self {
+        Self { memory: Vec::new(), file: None, spill: spill.clone() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.memory.len() >= self.spill.words
+    }
+
+    /// Moves the words in memory to the file; returns where they are in it.
+    fn flush(&mut self) -> Result<Range<u64>> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                let file = tempfile::tempfile_in(&self.spill.directory).map_err(|e| self.spill.error(e))?;
+                none.insert(SpillFile { file, words: 0 })
+            }
+        };
+        let range = file.append(&self.memory).map_err(|e| self.spill.error(e))?;
+        self.memory.clear();
+        Ok(range)
+    }
+}
+
+/// Words in the order in which they came.
+pub struct Sequence(Store);
+
+impl Sequence {
+    /// An empty sequence.
+    #[must_use]
+    pub fn new(spill: &Spill) -> Self {
+        Self(Store::new(spill))
+    }
+
+    /// Appends a word.
+    ///
+    /// # Errors
+    /// Those of the temporary file.
+    pub fn push(&mut self, word: u128) -> Result<()> {
+        if self.0.is_full() {
+            self.0.flush()?;
+        }
+        self.0.memory.push(word);
+        Ok(())
+    }
+
+    /// Appends many words.
+    ///
+    /// # Errors
+    /// Those of the temporary file.
+    pub fn extend(&mut self, words: &[u128]) -> Result<()> {
+        if self.0.memory.len() + words.len() > self.0.spill.words {
+            self.0.flush()?;
+        }
+        self.0.memory.extend_from_slice(words);
+        Ok(())
+    }
+
+    /// The number of words.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.file.as_ref().map_or(0, |f| f.words) + self.0.memory.len() as u64
+    }
+
+    /// Whether there is no word.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The words in order, any number of times.
+    #[must_use]
+    pub fn iter(&self) -> Words<'_> {
+        let file = self.0.file.as_ref().map(|f| Run::new(f, 0..f.words, 1 << 16, &self.0.spill));
+        Words(Inner::Sequence(file, self.0.memory.iter()))
+    }
+
+    /// The words sorted; what is in memory is sorted where it is.
+    ///
+    /// # Errors
+    /// Those of the temporary file.
+    pub fn into_sorted(self) -> Result<Sorted> {
+        if self.0.file.is_none() {
+            return Sorter { store: self.0, runs: Vec::new() }.finish();
+        }
+        let mut sorter = Sorter::new(&self.0.spill);
+        for word in self.iter() {
+            sorter.push(word?)?;
+        }
+        sorter.finish()
+    }
+}
+
+/// Takes words in any order.
+pub struct Sorter {
+    store: Store,
+    /// Sorted runs in the file.
+    runs: Vec<Range<u64>>,
+}
+
+impl Sorter {
+    /// An empty sorter.
+    #[must_use]
+    pub fn new(spill: &Spill) -> Self {
+        Self { store: Store::new(spill), runs: Vec::new() }
+    }
+
+    /// Adds a word.
+    ///
+    /// # Errors
+    /// Those of the temporary file.
+    pub fn push(&mut self, word: u128) -> Result<()> {
+        if self.store.is_full() {
+            self.flush()?;
+        }
+        self.store.memory.push(word);
+        Ok(())
+    }
+
+    /// Its limits, for another one like it.
+    #[must_use]
+    pub fn spill(&self) -> Spill {
+        self.store.spill.clone()
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.store.memory.par_sort_unstable();
+        self.runs.push(self.store.flush()?);
+        Ok(())
+    }
+
+    /// The words in ascending order.
+    ///
+    /// # Errors
+    /// Those of the temporary file.
+    pub fn finish(mut self) -> Result<Sorted> {
+        self.store.memory.par_sort_unstable();
+        Ok(Sorted(self))
+    }
+}
+
+/// Words in ascending order.
+pub struct Sorted(Sorter);
+
+impl Sorted {
+    /// The number of words.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.store.file.as_ref().map_or(0, |f| f.words) + self.0.store.memory.len() as u64
+    }
+
+    /// Whether there is no word.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The words in ascending order, any number of times.
+    #[must_use]
+    pub fn iter(&self) -> Words<'_> {
+        let Sorter { store, runs } = &self.0;
+        let Some(file) = &store.file else {
+            return Words(Inner::Sequence(None, store.memory.iter()));
+        };
+        // The runs share the memory that one sequence may take, within reason.
+        let buffer = (store.spill.words / (runs.len() + 1)).clamp(512, 1 << 16);
+        let runs = runs.iter().map(|range| Run::new(file, range.clone(), buffer, &store.spill)).collect();
+        Words(Inner::Merge(Box::new(Merge::new(runs, &store.memory))))
+    }
+}
+
+/// Reads a range of words of a file through a buffer.
+struct Run<'a> {
+    file: &'a SpillFile,
+    rest: Range<u64>,
+    buffer: Vec<u128>,
+    at: usize,
+    capacity: usize,
+    spill: &'a Spill,
+}
+
+impl<'a> Run<'a> {
+    fn new(file: &'a SpillFile, range: Range<u64>, capacity: usize, spill: &'a Spill) -> Self {
+        Self { file, rest: range, buffer: Vec::new(), at: 0, capacity, spill }
+    }
+
+    fn next(&mut self) -> Option<Result<u128>> {
+        if self.at == self.buffer.len() {
+            let words = usize::try_from(self.rest.end - self.rest.start).unwrap_or(usize::MAX).min(self.capacity);
+            if words == 0 {
+                return None;
+            }
+            self.buffer.resize(words, 0);
+            if let Err(e) = self.file.file.read_exact_at(self.buffer.as_mut_bytes(), self.rest.start * WORD) {
+                self.rest.start = self.rest.end;
+                return Some(Err(self.spill.error(e)));
+            }
+            self.rest.start += words as u64;
+            self.at = 0;
+        }
+        let word = self.buffer.get(self.at).copied();
+        self.at += 1;
+        word.map(Ok)
+    }
+}
+
+/// Merges sorted runs and a sorted slice.
+struct Merge<'a> {
+    runs: Vec<Run<'a>>,
+    memory: std::slice::Iter<'a, u128>,
+    /// The next word of each source; the slice is source `runs.len()`.
+    heads: BinaryHeap<Reverse<(u128, usize)>>,
+    failed: Option<Error>,
+}
+
+impl<'a> Merge<'a> {
+    fn new(runs: Vec<Run<'a>>, memory: &'a [u128]) -> Self {
+        let sources = runs.len() + 1;
+        let mut merge = Self { runs, memory: memory.iter(), heads: BinaryHeap::new(), failed: None };
+        for source in 0..sources {
+            merge.refill(source);
+        }
+        merge
+    }
+
+    fn refill(&mut self, source: usize) {
+        let word = match self.runs.get_mut(source) {
+            Some(run) => run.next(),
+            None => self.memory.next().copied().map(Ok),
+        };
+        match word {
+            Some(Ok(word)) => self.heads.push(Reverse((word, source))),
+            Some(Err(error)) => self.failed = Some(error),
+            None => {}
+        }
+    }
+
+    fn next(&mut self) -> Option<Result<u128>> {
+        if let Some(error) = self.failed.take() {
+            self.heads.clear();
+            return Some(Err(error));
+        }
+        let Reverse((word, source)) = self.heads.pop()?;
+        self.refill(source);
+        Some(Ok(word))
+    }
+}
+
+/// Iterates over the words of a [`Sequence`] or [`Sorted`].
+pub struct Words<'a>(Inner<'a>);
+
+enum Inner<'a> {
+    Sequence(Option<Run<'a>>, std::slice::Iter<'a, u128>),
+    Merge(Box<Merge<'a>>),
+}
+
+impl Iterator for Words<'_> {
+    type Item = Result<u128>;
+
+    fn next(&mut self) -> Option<Result<u128>> {
+        match &mut self.0 {
+            Inner::Sequence(file, memory) => {
+                if let Some(run) = file {
+                    if let Some(word) = run.next() {
+                        return Some(word);
+                    }
+                    *file = None;
+                }
+                memory.next().copied().map(Ok)
+            }
+            Inner::Merge(merge) => merge.next(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: u64) -> impl Iterator<Item = u128> {
+        (0..count).map(|n| u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    }
+
+    #[test]
+    fn spilled_words_come_back_as_if_they_had_stayed() {
+        let directory = tempfile::tempdir().unwrap();
+        let small = Spill::new(0, directory.path());
+        for count in [0, 1, 1023, 1024, 1025, 10_000] {
+            let mut sequence = Sequence::new(&small);
+            let mut sorter = Sorter::new(&small);
+            for word in numbers(count) {
+                sequence.push(word).unwrap();
+                sorter.push(word).unwrap();
+            }
+            assert_eq!(sequence.len(), count);
+            let mut expected: Vec<u128> = numbers(count).collect();
+            assert_eq!(sequence.iter().collect::<Result<Vec<_>>>().unwrap(), expected);
+            expected.sort_unstable();
+            let sorted = sorter.finish().unwrap();
+            for _ in 0..2 {
+                assert_eq!(sorted.iter().collect::<Result<Vec<_>>>().unwrap(), expected);
+            }
+            assert_eq!(sequence.into_sorted().unwrap().iter().collect::<Result<Vec<_>>>().unwrap(), expected);
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}

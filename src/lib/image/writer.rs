@@ -1,0 +1,282 @@
+//! Writing the metadata of an image from nothing, in one pass from the front of each region to its end.
+//!
+//! The file has no name yet (see [`crate::storage::atomic_file`]), so the order of these writes is free: whatever happens, there
+//! is no image until all of it is there. The header is written last all the same.
+
+use sha2::{Digest, Sha256};
+
+use crate::dedup::plan::Step;
+use crate::digest::Sha;
+use crate::error::{Error, Result};
+use crate::format::header::{CompressionType, Extension, Header, compatible, incompatible};
+use crate::format::table::{L2Entry, l1_entry};
+use crate::pool;
+use crate::pool::directory::{DirectoryHeader, Record};
+use crate::storage::Storage;
+use crate::storage::region::RegionWriter;
+use crate::units::{GuestCluster, HostCluster, HostOffset};
+
+use super::layout::{Layout, Region};
+
+/// What the header of a new image says beside the layout.
+#[derive(Debug, Clone, Default)]
+pub struct Traits {
+    /// Compression of clusters that QEMU may write compressed.
+    pub compression: CompressionType,
+    /// Whether QEMU may postpone refcount updates.
+    pub lazy_refcounts: bool,
+    /// Name and format of the backing file.
+    pub backing: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Writes the metadata of a new image. Call [`NewImage::step`] or [`NewImage::map_private`] for all clusters in guest order, then
+/// [`NewImage::member`] for all members, then [`NewImage::finish`].
+pub struct NewImage<'a> {
+    layout: Layout,
+    storage: &'a dyn Storage,
+    l1: Vec<u64>,
+    l2: RegionWriter<'a>,
+    pool_l2: RegionWriter<'a>,
+    refcounts: RegionWriter<'a>,
+    /// Counts that do not fill a byte yet.
+    counts: Vec<u64>,
+    directory: RegionWriter<'a>,
+    records: Sha256,
+    /// The guest cluster of the next L2 entry.
+    next: u64,
+    /// Stored clusters so far.
+    stored: u64,
+}
+
+impl<'a> NewImage<'a> {
+    /// Starts an image of `layout` in `storage`, which is empty.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn new(storage: &'a dyn Storage, layout: Layout) -> Result<Self> {
+        let region = |region| RegionWriter::new(storage, layout.offset(region).0);
+        let mut image = Self {
+            layout,
+            storage,
+            l1: vec![0; layout.l1_entries as usize],
+            l2: region(layout.l2),
+            pool_l2: region(layout.pool_l2),
+            refcounts: region(layout.refcount_blocks),
+            counts: Vec::new(),
+            directory: RegionWriter::new(
+                storage,
+                layout.offset(layout.directory).0 + pool::directory::HEADER_LENGTH as u64,
+            ),
+            records: Sha256::new(),
+            next: 0,
+            stored: 0,
+        };
+        image.count(1, layout.data.start.0)?;
+        Ok(image)
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Records one step of a plan; steps come in guest order.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn step(&mut self, step: &Step) -> Result<()> {
+        match *step {
+            Step::Private { guest, count } => self.map_private(guest, count),
+            Step::Member { guest, sharers } => {
+                let host = self.layout.stored(self.stored);
+                self.map(guest, host, false)?;
+                self.pool_l2_entry(host)?;
+                self.stored += 1;
+                self.count(sharers + 1, 1)
+            }
+            Step::Shared { guest, stored } => self.map(guest, self.layout.stored(stored), false),
+        }
+    }
+
+    /// Maps `count` guest clusters from `guest` to the next stored clusters.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn map_private(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
+        for n in 0..count {
+            self.map(GuestCluster(guest.0 + n), self.layout.stored(self.stored + n), true)?;
+        }
+        self.stored += count;
+        self.count(1, count)
+    }
+
+    /// Appends the directory's record of the next member.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn member(&mut self, sha256: Sha, guest: GuestCluster, retired: bool) -> Result<()> {
+        let record = Record { sha256, guest: guest.offset(self.layout.parts.cluster_bits), retired }.encode();
+        self.records.update(record);
+        self.directory.write(&record).map_err(writing)
+    }
+
+    /// Writes what is left, the header last.
+    ///
+    /// # Errors
+    /// Those of writing; [`crate::ErrorKind::Limit`] where the backing file's name does not fit into the header.
+    pub fn finish(mut self, traits: &Traits) -> Result<()> {
+        let layout = self.layout;
+        let bits = layout.parts.cluster_bits;
+        let end = |region: Region| region.end().offset(bits).0;
+        pad(&mut self.l2, end(layout.l2))?;
+        self.finish_pool()?;
+        self.counts.resize(self.counts.len().next_multiple_of(8), 0);
+        self.flush_counts()?;
+        pad(&mut self.refcounts, end(layout.refcount_blocks))?;
+        let blocks = (layout.refcount_blocks.start.0..layout.refcount_blocks.end().0)
+            .map(|block| HostCluster(block).offset(bits).0);
+        write_table(self.storage, layout.refcount_table, &layout, blocks)?;
+        write_table(self.storage, layout.l1, &layout, self.l1.iter().copied())?;
+        // Data may be sparse at its end; the file is as long as the layout says all the same.
+        self.storage.set_len(layout.file_len()).map_err(writing)?;
+        let header = header(&layout, traits).encode()?;
+        self.storage.write_at(&header, 0).map_err(writing)
+    }
+
+    fn finish_pool(&mut self) -> Result<()> {
+        let layout = self.layout;
+        let bits = layout.parts.cluster_bits;
+        let members = layout.parts.members;
+        let header = DirectoryHeader {
+            cluster_bits: bits,
+            members,
+            member_l1_entries: layout.member_l1_entries,
+            sharer_limit: layout.parts.refcount_bits.sharer_limit().unwrap_or(0),
+            records_sha256: self.records.clone().finalize().into(),
+        };
+        let directory = layout.offset(layout.directory).0;
+        self.directory.flush().map_err(writing)?;
+        self.storage.write_at(&header.encode(), directory).map_err(writing)?;
+        // The directory's own clusters follow in L2 tables of their own.
+        let member_tables = u64::from(layout.member_l1_entries) * bits.bytes();
+        self.pool_l2.zeros_until(layout.offset(layout.pool_l2).0 + member_tables).map_err(writing)?;
+        for cluster in layout.directory.start.0..layout.directory.end().0 {
+            self.pool_l2_entry(HostCluster(cluster))?;
+        }
+        pad(&mut self.pool_l2, layout.pool_l2.end().offset(bits).0)?;
+        let tables = (layout.pool_l2.start.0..layout.pool_l2.end().0)
+            .map(|table| l1_entry(HostCluster(table).offset(bits), false));
+        write_table(self.storage, layout.pool_l1, &layout, tables)?;
+        let entry = pool::snapshot(
+            1,
+            layout.offset(layout.pool_l1),
+            layout.pool_l1_entries,
+            DirectoryHeader::directory_bytes(members),
+        );
+        let table = layout.offset(layout.snapshot_table).0;
+        self.storage.write_at(&entry.encode(), table).map_err(writing)
+    }
+
+    fn map(&mut self, guest: GuestCluster, host: HostCluster, copied: bool) -> Result<()> {
+        let bits = self.layout.parts.cluster_bits;
+        let entries = bits.entries();
+        let at_table_start = self.l2.position() & (bits.bytes() - 1) == 0;
+        if at_table_start || guest.0 / entries != (self.next - 1) / entries {
+            // The rest of the table before stays unallocated; this one begins.
+            let table = self.l2.position().next_multiple_of(bits.bytes());
+            self.l2.zeros_until(table).map_err(writing)?;
+            let index = usize::try_from(guest.0 / entries).unwrap_or(usize::MAX);
+            if let Some(entry) = self.l1.get_mut(index) {
+                *entry = l1_entry(HostOffset(table), true);
+            }
+            self.next = guest.0 - guest.0 % entries;
+        }
+        let skipped = (guest.0 - self.next) * 8;
+        if skipped > 0 {
+            self.l2.zeros_until(self.l2.position() + skipped).map_err(writing)?;
+        }
+        let entry = L2Entry::Data { host: host.offset(bits), copied }.encode(bits);
+        self.next = guest.0 + 1;
+        self.l2.write(&entry.to_be_bytes()).map_err(writing)
+    }
+
+    fn pool_l2_entry(&mut self, host: HostCluster) -> Result<()> {
+        let bits = self.layout.parts.cluster_bits;
+        let entry = L2Entry::Data { host: host.offset(bits), copied: false }.encode(bits);
+        self.pool_l2.write(&entry.to_be_bytes()).map_err(writing)
+    }
+
+    /// Gives the next `clusters` host clusters the count `refcount`.
+    fn count(&mut self, refcount: u64, clusters: u64) -> Result<()> {
+        let mut left = clusters;
+        while left > 0 {
+            let some = left.min(4096);
+            self.counts.resize(self.counts.len() + usize::try_from(some).unwrap_or(0), refcount);
+            left -= some;
+            if self.counts.len() >= 4096 {
+                self.flush_counts()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Encodes the counts that fill whole bytes at any width.
+    fn flush_counts(&mut self) -> Result<()> {
+        let whole = self.counts.len() & !7;
+        let mut bytes = Vec::with_capacity(whole * 8);
+        self.layout.parts.refcount_bits.encode(self.counts.split_at(whole).0, &mut bytes);
+        self.counts.drain(..whole);
+        self.refcounts.write(&bytes).map_err(writing)
+    }
+}
+
+/// Writes a table of 64-bit words and pads it to its region's end.
+fn write_table(storage: &dyn Storage, region: Region, layout: &Layout, words: impl Iterator<Item = u64>) -> Result<()> {
+    let mut writer = RegionWriter::new(storage, layout.offset(region).0);
+    for word in words {
+        writer.write(&word.to_be_bytes()).map_err(writing)?;
+    }
+    pad(&mut writer, region.end().offset(layout.parts.cluster_bits).0)
+}
+
+/// Ends a region.
+fn pad(writer: &mut RegionWriter<'_>, end: u64) -> Result<()> {
+    writer.zeros_until(end).and_then(|()| writer.flush()).map_err(writing)
+}
+
+fn header(layout: &Layout, traits: &Traits) -> Header {
+    let (backing_name, extensions) = match &traits.backing {
+        None => (None, Vec::new()),
+        Some((name, format)) => {
+            let magic = crate::format::header::extension::BACKING_FORMAT;
+            (Some(name.clone()), vec![Extension { magic, data: format.clone() }])
+        }
+    };
+    Header {
+        version: 3,
+        cluster_bits: layout.parts.cluster_bits,
+        size: layout.parts.size,
+        encryption: None,
+        l1_entries: layout.l1_entries,
+        l1_offset: layout.offset(layout.l1),
+        refcount_table_offset: layout.offset(layout.refcount_table),
+        refcount_table_clusters: u32::try_from(layout.refcount_table.clusters).unwrap_or(u32::MAX),
+        snapshots: 1,
+        snapshots_offset: layout.offset(layout.snapshot_table),
+        incompatible: match traits.compression {
+            CompressionType::Zlib => 0,
+            CompressionType::Zstd => incompatible::COMPRESSION,
+        },
+        compatible: if traits.lazy_refcounts { compatible::LAZY_REFCOUNTS } else { 0 },
+        autoclear: 0,
+        refcount_bits: layout.parts.refcount_bits,
+        compression: traits.compression,
+        backing_name,
+        extensions,
+    }
+}
+
+fn writing(source: std::io::Error) -> Error {
+    Error::io("Could not write", source)
+}

@@ -1,0 +1,18 @@
+//! How far an operation is, told to whoever wants to show it.
+
+/// Receives the progress of an operation. Methods may be called from any worker thread.
+pub trait Progress: Sync {
+    /// A new phase begins: phase `index` of `count`, called `title`, of `total` bytes.
+    fn phase(&self, index: u32, count: u32, title: &'static str, total: u64);
+    /// `bytes` more bytes of the phase are done.
+    fn advance(&self, bytes: u64);
+}
+
+/// Shows nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn phase(&self, _: u32, _: u32, _: &'static str, _: u64) {}
+    fn advance(&self, _: u64) {}
+}

@@ -1,0 +1,58 @@
+//! What every operation is given: threads, memory, progress, a way to stop.
+
+use std::path::Path;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::cancel::Cancel;
+use crate::dedup::sequence::Spill;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+
+/// Memory for tables where the user does not say: enough for 128 GiB of data at 4 KiB before anything is spilled.
+pub const DEFAULT_MEMORY: u64 = 1 << 30;
+/// The least that `--memory` accepts.
+pub const MIN_MEMORY: u64 = 1 << 20;
+
+/// The means of an operation.
+pub struct Work<'a> {
+    threads: ThreadPool,
+    memory: u64,
+    /// Who is told how far the operation is.
+    pub progress: &'a dyn Progress,
+    /// Polled once per batch.
+    pub cancel: &'a Cancel,
+}
+
+impl<'a> Work<'a> {
+    /// Means with `threads` worker threads (`None`: one for each processor) and `memory` bytes for tables.
+    ///
+    /// # Errors
+    /// Fails where `memory` is less than [`MIN_MEMORY`], and where the threads cannot be started.
+    pub fn new(threads: Option<usize>, memory: u64, progress: &'a dyn Progress, cancel: &'a Cancel) -> Result<Self> {
+        if memory < MIN_MEMORY {
+            return Err(Error::invalid(format!("--memory must be at least {} MiB", MIN_MEMORY >> 20)));
+        }
+        let threads = ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .build()
+            .map_err(|e| Error::invalid(format!("Could not start the worker threads: {e}")))?;
+        Ok(Self { threads, memory, progress, cancel })
+    }
+
+    /// Runs `job` on the worker threads.
+    pub(crate) fn run<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
+        self.threads.install(job)
+    }
+
+    /// Memory for one of the sequences that are in use at the same time. At most five are: the scan, two levels of it (the best
+    /// so far and the one being made) and their runs.
+    pub(crate) fn spill(&self, directory: &Path) -> Spill {
+        Spill::new(self.memory / 4, directory)
+    }
+
+    /// How many chunks or tasks a batch has: enough that the threads rarely wait for its last one.
+    pub(crate) fn batch(&self) -> usize {
+        self.threads.current_num_threads() * 32
+    }
+}
