@@ -3,18 +3,20 @@
 use std::path::Path;
 
 use crate::convert::too_narrow;
+use crate::disk::{Disk, DiskOptions};
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
 use crate::image::layout::{Layout, Parts};
-use crate::image::writer::{NewImage, Traits};
+use crate::image::writer::{Backing, NewImage, Traits};
 use crate::storage::atomic_file::AtomicFile;
+use crate::storage::open::FileId;
 use crate::units::{ClusterBits, GuestCluster};
 
 /// What to create.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
-    /// Virtual size in bytes; rounded up to 512.
-    pub size: u64,
+    /// Virtual size in bytes, rounded up to 512; the backing file's where not given.
+    pub size: Option<u64>,
     /// Cluster size.
     pub cluster_bits: ClusterBits,
     /// Refcount width.
@@ -25,21 +27,28 @@ pub struct CreateOptions {
     pub preallocate_metadata: bool,
 }
 
-/// Creates an image with an empty pool at `target`, which appears whole or not at all (I7).
+/// Creates an image with an empty pool at `target`, which appears whole or not at all (I7). Returns its virtual size in bytes.
 ///
 /// # Errors
 /// Those of writing; refusals by name. An existing target stays as it was.
-pub fn create(target: &Path, options: &CreateOptions) -> Result<()> {
-    let said = |e: Error| e.prefixed(&target.display().to_string());
+pub fn create(target: &Path, options: &CreateOptions) -> Result<u64> {
+    create_image(target, options).map_err(|e| e.prefixed(&target.display().to_string()))
+}
+
+fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {
+    let bits = options.cluster_bits;
+    if options.refcount_bits.sharer_limit().is_none() {
+        return Err(too_narrow(options.refcount_bits));
+    }
+    // The backing file stays open, and thereby locked, until the image is there.
+    let backing = options.traits.backing.as_ref().map(|backing| open_backing(target, backing)).transpose()?;
     let size = options
         .size
+        .or(backing.as_ref().map(Disk::size))
+        .ok_or_else(|| Error::invalid("Image creation needs a size parameter"))?
         .checked_next_multiple_of(512)
         .filter(|&size| i64::try_from(size).is_ok())
-        .ok_or_else(|| said(Error::invalid("Image size must be less than 8 EiB!")))?;
-    if options.refcount_bits.sharer_limit().is_none() {
-        return Err(said(too_narrow(options.refcount_bits)));
-    }
-    let bits = options.cluster_bits;
+        .ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))?;
     let clusters = if options.preallocate_metadata { bits.clusters(size) } else { 0 };
     let layout = Layout::new(Parts {
         cluster_bits: bits,
@@ -48,14 +57,22 @@ pub fn create(target: &Path, options: &CreateOptions) -> Result<()> {
         l2_tables: clusters.div_ceil(bits.entries()),
         members: 0,
         data: clusters,
-    })
-    .map_err(said)?;
+    })?;
     let file = AtomicFile::create(target)?;
-    let write = || {
-        let mut image = NewImage::new(file.storage(), layout)?;
-        image.map_private(GuestCluster(0), clusters)?;
-        image.finish(&options.traits)
-    };
-    write().map_err(said)?;
-    file.commit(true).map(|_| ())
+    let mut image = NewImage::new(file.storage(), layout)?;
+    image.map_private(GuestCluster(0), clusters)?;
+    image.finish(&options.traits)?;
+    file.commit(true)?;
+    Ok(size)
+}
+
+fn open_backing(target: &Path, backing: &Backing) -> Result<Disk> {
+    let path = target.parent().unwrap_or(Path::new("")).join(&backing.name);
+    let options = DiskOptions { format: Some(backing.format), ..DiskOptions::default() };
+    let disk = Disk::open(&path, &options).map_err(|e| e.followed_by("Could not open backing image."))?;
+    let own = std::fs::metadata(target).ok().and_then(|metadata| disk.find(FileId::of(&metadata)));
+    match own {
+        None => Ok(disk),
+        Some(_) => Err(Error::invalid("Error: Trying to create an image with the same filename as the backing file")),
+    }
 }

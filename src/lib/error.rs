@@ -79,6 +79,12 @@ impl Error {
         self
     }
 
+    /// The same error with a second line.
+    pub(crate) fn followed_by(mut self, line: &str) -> Self {
+        self.message = format!("{}\n{line}", self.message);
+        self
+    }
+
     /// The kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -98,11 +104,12 @@ impl StdError for Error {
     }
 }
 
-/// The reason of an I/O error in the words of `strerror`, without Rust's `(os error N)`.
-pub(crate) fn io_reason(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
-        None => error.to_string(),
+/// The reason of an I/O error in the words of `strerror`, without Rust's ` (os error N)`.
+fn io_reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(end) if error.raw_os_error().is_some() => text[..end].to_owned(),
+        _ => text,
     }
 }
 

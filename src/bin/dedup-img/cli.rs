@@ -45,7 +45,7 @@ pub(crate) struct CreateArgs {
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// Virtual size: bytes, or with a suffix b, k, M, G, T, P, E (1024-based); the backing file's where not given
-    #[arg(value_name = "SIZE", allow_hyphen_values = true)]
+    #[arg(value_name = "SIZE", allow_negative_numbers = true)]
     pub(crate) size: Option<String>,
 }
 

@@ -188,7 +188,11 @@ mod tests {
         let parse = |list: &str, of| ImageOptions::parse(&[list.to_owned()], of, Path::new("x"));
         assert!(parse("cluster_size=auto", For::Convert).is_ok());
         for (list, of, message) in [
-            ("cluster_size=auto", For::Create, "x: Parameter 'cluster_size' expects a size"),
+            (
+                "cluster_size=auto",
+                For::Create,
+                "x: Parameter 'cluster_size' expects a non-negative number below 2^64\n",
+            ),
             ("cluster_size=3000", For::Create, "x: Cluster size must be a power of two between 512 and 2048k"),
             ("refcount_bits=3", For::Create, "x: Refcount width must be a power of two and may not exceed 64 bits"),
             ("foo=1", For::Create, "x: Invalid parameter 'foo'"),

@@ -1,12 +1,37 @@
 //! Sizes as qemu-img reads them.
 
+use std::fmt;
+
+/// Why a text is no size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SizeError {
+    /// It does not read as one.
+    Invalid,
+    /// It is 8 EiB or more, or negative.
+    TooLarge,
+}
+
+impl fmt::Display for SizeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // qemu-img's words for a parameter.
+        f.write_str(
+            "expects a non-negative number below 2^64\n\
+             Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+             and exabytes, respectively.",
+        )
+    }
+}
+
+impl std::error::Error for SizeError {}
+
 /// Parses a size: decimal or `0x` hexadecimal bytes, or a decimal number, perhaps with a fraction, and one suffix of `bkMGTPE` in
 /// either case, in powers of 1024.
-///
-/// The error is a phrase without a subject.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let invalid = || "expects a size: a number and perhaps one suffix of b, k, M, G, T, P, E".to_owned();
-    let too_large = || "expects a size below 8 EiB".to_owned();
+pub(crate) fn parse_size(text: &str) -> Result<u64, SizeError> {
+    let invalid = || SizeError::Invalid;
+    let too_large = || SizeError::TooLarge;
+    if text.strip_prefix('-').is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|c| c.is_ascii_digit())) {
+        return Err(too_large());
+    }
     let digits = text.strip_prefix('+').unwrap_or(text);
     if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
         if hex.is_empty() || !hex.bytes().all(|c| c.is_ascii_hexdigit()) {

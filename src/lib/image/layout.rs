@@ -104,8 +104,8 @@ impl Layout {
         let member_tables = parts.members.div_ceil(entries);
         let directory_tables = directory_clusters.div_ceil(entries);
         let pool = l1_entries(member_tables + directory_tables)?;
-        // A disk of size 0 has an L1 table of 0 entries; it still gets a cluster, as QEMU gives it one.
-        let l1_clusters = cluster_bits.clusters(u64::from(active) * 8).max(1);
+        // A disk of size 0 has an L1 table of 0 entries, which takes no cluster: QEMU counts it so.
+        let l1_clusters = cluster_bits.clusters(u64::from(active) * 8);
         let others = 1
             + l1_clusters
             + parts.l2_tables

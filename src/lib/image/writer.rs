@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 
 use crate::dedup::plan::Step;
 use crate::digest::Sha;
+use crate::disk::Format;
 use crate::error::{Error, Result};
-use crate::format::header::{CompressionType, Extension, Header, compatible, incompatible};
+use crate::format::header::{CompressionType, Extension, Header, compatible, extension, incompatible};
 use crate::format::table::{L2Entry, l1_entry};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, Record};
@@ -25,8 +26,17 @@ pub struct Traits {
     pub compression: CompressionType,
     /// Whether QEMU may postpone refcount updates.
     pub lazy_refcounts: bool,
-    /// Name and format of the backing file.
-    pub backing: Option<(Vec<u8>, Vec<u8>)>,
+    /// The backing file.
+    pub backing: Option<Backing>,
+}
+
+/// A backing file as the header names it.
+#[derive(Debug, Clone)]
+pub struct Backing {
+    /// Its name, relative to the image's directory.
+    pub name: String,
+    /// Its format.
+    pub format: Format,
 }
 
 /// Writes the metadata of a new image. Call [`NewImage::step`] or [`NewImage::map_private`] for all clusters in guest order, then
@@ -248,9 +258,10 @@ fn pad(writer: &mut RegionWriter<'_>, end: u64) -> Result<()> {
 fn header(layout: &Layout, traits: &Traits) -> Header {
     let (backing_name, extensions) = match &traits.backing {
         None => (None, Vec::new()),
-        Some((name, format)) => {
-            let magic = crate::format::header::extension::BACKING_FORMAT;
-            (Some(name.clone()), vec![Extension { magic, data: format.clone() }])
+        Some(backing) => {
+            let data = backing.format.to_string().into_bytes();
+            let format = Extension { magic: extension::BACKING_FORMAT, data };
+            (Some(backing.name.clone().into_bytes()), vec![format])
         }
     };
     Header {

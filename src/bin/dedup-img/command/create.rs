@@ -4,15 +4,15 @@ use std::path::Path;
 
 use dedup_img::convert::ClusterSize;
 use dedup_img::create::{CreateOptions, create};
-use dedup_img::disk::{Disk, DiskOptions};
 use dedup_img::format::header::CompressionType;
 use dedup_img::format::refcount::RefcountBits;
+use dedup_img::image::writer::{Backing, Traits};
 use dedup_img::units::ClusterBits;
 
 use crate::cli::CreateArgs;
 use crate::failure::Failure;
 use crate::image_options::{For, ImageOptions, help, wants_help};
-use crate::size::parse_size;
+use crate::size::{SizeError, parse_size};
 use crate::view;
 
 /// Runs the command.
@@ -30,54 +30,34 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
         (None, None) => None,
         (None, Some(_)) => return Err(said("Backing format cannot be used without backing file")),
         (Some(_), None) => return Err(said("Backing file specified without backing format")),
-        (Some(name), Some(format)) => Some((name, format)),
+        (Some(name), Some(format)) => {
+            let format = format.parse().map_err(|e| said(&format!("{e}\nCould not open backing image.")))?;
+            Some(Backing { name, format })
+        }
     };
     if backing.is_some() && options.preallocate_metadata {
         return Err(said("Backing file and preallocation can only be used at the same time if extended_l2 is on"));
     }
-    let backing_size = backing.as_ref().map(|(name, format)| backing_size(&file, name, format)).transpose()?;
-    let size = match (&args.size, options.size, backing_size) {
-        (Some(text), _, _) => parse_image_size(text)?,
-        (None, Some(size), _) | (None, None, Some(size)) => size,
-        (None, None, None) => return Err(said("Image creation needs a size parameter")),
-    };
-
+    let size = args.size.as_deref().map(parse_image_size).transpose()?.or(options.size);
     let cluster_bits = match options.cluster_size {
         Some(ClusterSize::Fixed(bits)) => bits,
         _ => ClusterBits::DEFAULT,
     };
-    let mut traits = options.traits();
-    traits.backing = backing.map(|(name, format)| (name.into_bytes(), format.into_bytes()));
     let options = CreateOptions {
         size,
         cluster_bits,
         refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
-        traits,
+        traits: Traits { backing, ..options.traits() },
         preallocate_metadata: options.preallocate_metadata,
     };
-    create(&file, &options)?;
-    if args.quiet { Ok(()) } else { view::print(&formatted(&file, &options)) }
-}
-
-/// The virtual size of the backing file, whose name is relative to the image's directory.
-fn backing_size(file: &Path, name: &str, format: &str) -> Result<u64, Failure> {
-    let path = file.parent().unwrap_or(Path::new("")).join(name);
-    let open = || {
-        let options = DiskOptions { format: Some(format.parse()?), ..DiskOptions::default() };
-        Disk::open(&path, &options)
-    };
-    open()
-        .map(|disk| disk.size())
-        .map_err(|e| Failure::new(format_args!("{}: {e}\nCould not open backing image.", file.display())))
+    let size = create(&file, &options)?;
+    if args.quiet { Ok(()) } else { view::print(&formatted(&file, &options, size)) }
 }
 
 fn parse_image_size(text: &str) -> Result<u64, Failure> {
-    parse_size(text).map_err(|message| {
-        if message.contains("below") || text.starts_with('-') {
-            Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807.")
-        } else {
-            Failure::new(format_args!("Invalid image size specified: '{text}'."))
-        }
+    parse_size(text).map_err(|error| match error {
+        SizeError::TooLarge => Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807."),
+        SizeError::Invalid => Failure::new(format_args!("Invalid image size specified: '{text}'.")),
     })
 }
 
@@ -86,23 +66,23 @@ fn usage(message: &str) -> Failure {
 }
 
 /// The line that qemu-img prints.
-fn formatted(file: &Path, options: &CreateOptions) -> String {
+fn formatted(file: &Path, options: &CreateOptions, size: u64) -> String {
     let on_off = |on| if on { "on" } else { "off" };
     let compression = match options.traits.compression {
         CompressionType::Zlib => "zlib",
         CompressionType::Zstd => "zstd",
     };
     let preallocation = if options.preallocate_metadata { " preallocation=metadata" } else { "" };
-    let backing = options.traits.backing.as_ref().map_or(String::new(), |(name, format)| {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        format!(" backing_file={} backing_fmt={}", text(name), text(format))
-    });
+    let backing = options
+        .traits
+        .backing
+        .as_ref()
+        .map_or(String::new(), |backing| format!(" backing_file={} backing_fmt={}", backing.name, backing.format));
     format!(
         "Formatting '{}', fmt=qcow2 cluster_size={} extended_l2=off{preallocation} compression_type={compression} \
-         size={}{backing} lazy_refcounts={} refcount_bits={}\n",
+         size={size}{backing} lazy_refcounts={} refcount_bits={}\n",
         file.display(),
         options.cluster_bits.bytes(),
-        options.size.next_multiple_of(512),
         on_off(options.traits.lazy_refcounts),
         options.refcount_bits.bits(),
     )

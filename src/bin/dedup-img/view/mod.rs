@@ -38,17 +38,14 @@ pub(crate) fn usage(error: &clap::Error) -> Exit {
             Err(e) => failure(&e),
         },
         kind => {
-            let command = std::env::args().nth(1).unwrap_or_default();
-            let command = ["create", "convert"].into_iter().find(|&name| name == command).unwrap_or("");
+            let typed = std::env::args_os().nth(1).unwrap_or_default();
+            let command = ["create", "convert"].into_iter().find(|&name| typed == name).unwrap_or("");
             let text = error.render().to_string();
             let message = match kind {
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
                     "Not enough arguments".to_owned()
                 }
-                ErrorKind::InvalidSubcommand => {
-                    let name = std::env::args().nth(1).unwrap_or_default();
-                    format!("Command not found: {name}{}", tip(&text))
-                }
+                ErrorKind::InvalidSubcommand => format!("Command not found: {}{}", typed.display(), tip(&text)),
                 _ => format!("{}{}", first_sentence(&text), tip(&text)),
             };
             failure(&Failure::Usage { command, message })
