@@ -125,18 +125,23 @@ fn new_file(directory: &Path) -> io::Result<(File, Option<tempfile::TempPath>)> 
     let unnamed =
         OpenOptions::new().read(true).write(true).mode(0o666).custom_flags(OFlag::O_TMPFILE.bits()).open(directory);
     match unnamed {
-        Ok(file) => Ok((file, None)),
+        // An unnamed file gets its name through /proc, which a bare container may lack.
+        Ok(file) if descriptor_path(&file).exists() => return Ok((file, None)),
+        Ok(_) => {}
         // What kernels and file systems without O_TMPFILE answer.
-        Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) => {
-            let named = tempfile::Builder::new()
-                .prefix(".dedup-img-")
-                .permissions(Permissions::from_mode(0o666))
-                .tempfile_in(directory)?;
-            let (file, path) = named.into_parts();
-            Ok((file, Some(path)))
-        }
-        Err(e) => Err(e),
+        Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) => {}
+        Err(e) => return Err(e),
     }
+    let named = tempfile::Builder::new()
+        .prefix(".dedup-img-")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(directory)?;
+    let (file, path) = named.into_parts();
+    Ok((file, Some(path)))
+}
+
+fn descriptor_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Gives `new` the permissions of `old`, and its owner as far as the user may.
@@ -150,8 +155,7 @@ fn keep_attributes(old: &File, new: &File) -> io::Result<()> {
 }
 
 fn link(file: &File, path: &Path) -> io::Result<()> {
-    let descriptor = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    Ok(nix::unistd::linkat(AT_FDCWD, &descriptor, AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
+    Ok(nix::unistd::linkat(AT_FDCWD, &descriptor_path(file), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
 }
 
 fn link_beside(file: &File, target: &Path) -> io::Result<PathBuf> {

@@ -58,7 +58,13 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
     rows.add("saved", bytes(report.saved_bytes), &format!("{:.1} % of the data", report.saved_percent));
     rows.add("file", bytes(report.file_length_bytes), &context.target.display().to_string());
     rows.add("cluster size", bytes(report.cluster_size_bytes), &reason(report));
-    rows.finish(report.seconds)
+    let hint = report.l2_cache_size_bytes.map_or(String::new(), |size| {
+        let size = size.div_ceil(1 << 20);
+        format!(
+            "\nQEMU caches the L2 tables of this disk only with l2-cache-size={size}M; without, random I/O is slower.\n"
+        )
+    });
+    rows.finish(report.seconds) + &hint
 }
 
 /// The summary of a conversion into raw.
