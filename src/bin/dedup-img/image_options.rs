@@ -133,7 +133,8 @@ impl ImageOptions {
             }
             "backing_file" if of == For::Create => self.backing_file = Some(text()?.to_owned()),
             "backing_fmt" if of == For::Create => self.backing_format = Some(text()?.to_owned()),
-            "size" | "backing_file" | "backing_fmt" => return refused("convert takes the whole disk as it is"),
+            "size" => return refused("convert takes the source's size"),
+            "backing_file" | "backing_fmt" => return refused("converting onto a backing file is not supported yet"),
             "data_file" | "data_file_raw" => return refused("deduplication needs the data in the image itself"),
             "encryption" => return refused("encrypted images cannot be deduplicated"),
             key if key.starts_with("encrypt.") => return refused("encrypted images cannot be deduplicated"),

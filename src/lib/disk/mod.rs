@@ -66,13 +66,12 @@ impl Layer {
 
     /// The first range at or after `offset` that this layer may hold something for.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        match &self.content {
-            Content::Raw { storage, size } => Ok(storage
-                .next_data(offset)?
-                .map(|range| range.start..range.end.min(*size))
-                .filter(|range| !range.is_empty())),
-            Content::Qcow2(image) => Ok(image.next_table(offset)),
-        }
+        let range = match &self.content {
+            Content::Raw { storage, .. } => storage.next_data(offset)?,
+            Content::Qcow2(image) => image.next_table(offset),
+        };
+        // An empty range must not hide what other layers have.
+        Ok(range.map(|range| range.start..range.end.min(self.size())).filter(|range| !range.is_empty()))
     }
 }
 
@@ -113,18 +112,17 @@ impl Disk {
     /// # Errors
     /// The operating system's.
     pub fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let mut found: Option<Range<u64>> = None;
+        let size = self.size();
+        let mut first: Option<Range<u64>> = None;
         for layer in &self.layers {
             let range = layer.next_data(offset).map_err(|e| self.reading(layer, offset, e))?;
-            found = match (found, range) {
-                (Some(a), Some(b)) if b.start > a.end => Some(a),
-                (Some(a), Some(b)) if a.start > b.end => Some(b),
-                (Some(a), Some(b)) => Some(a.start.min(b.start)..a.end.max(b.end)),
-                (a, b) => a.or(b),
-            };
+            let Some(range) = range.filter(|range| range.start < size) else { continue };
+            // The earliest one is enough: the next call finds what lies behind it.
+            if first.as_ref().is_none_or(|first| range.start < first.start) {
+                first = Some(range.start..range.end.min(size));
+            }
         }
-        let size = self.size();
-        Ok(found.map(|range| range.start..range.end.min(size)).filter(|range| !range.is_empty()))
+        Ok(first)
     }
 
     /// Fails with [`ErrorKind::Changed`] where a file of the chain was written since it was opened.

@@ -49,8 +49,8 @@ pub enum L2Entry {
 }
 
 impl L2Entry {
-    /// Decodes the 64-bit word of an entry. `zero_flag` says whether bit 0 means "reads as zeros": in version 3 without
-    /// subclusters.
+    /// Decodes the 64-bit word of an entry. `zero_flag` says whether bit 0 means "reads as zeros": everywhere but with
+    /// subclusters. (In version 2 it is reserved, and QEMU reports the entry as damage.)
     ///
     /// As in QEMU, an entry whose offset is 0 is unallocated even if COPIED is set.
     #[must_use]
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn bit_0_is_no_zero_flag_in_version_2() {
+    fn bit_0_is_no_zero_flag_with_subclusters() {
         let word = 0x10000 | COPIED | ZERO;
         let data = L2Entry::Data { host: HostOffset(0x10000), copied: true };
         assert_eq!(L2Entry::decode(word, ClusterBits::DEFAULT, false), data);

@@ -52,7 +52,7 @@ impl Qcow2 {
         while at < end {
             let cluster = at >> bits.bits();
             let (l1_index, l2_index) = (cluster / l2_entries, cluster % l2_entries);
-            let table_end = ((l1_index + 1) * l2_entries) << bits.bits();
+            let table_end = (l1_index + 1).saturating_mul(l2_entries << bits.bits());
             let stop = end.min(table_end);
             let l1 = usize::try_from(l1_index).ok().and_then(|i| self.l1.get(i)).copied().unwrap_or(0);
             let Some(table) = l1_target(l1) else {
@@ -88,12 +88,18 @@ impl Qcow2 {
         let extended = self.header.extended_l2();
         let word = u64_at(entry, 0).unwrap_or(0);
         let (len, skip) = (range.end - range.start, range.start - cluster_start);
-        let place = match L2Entry::decode(word, bits, self.header.version >= 3 && !extended) {
+        let place = match L2Entry::decode(word, bits, !extended) {
             L2Entry::Compressed(extent) => {
                 if extent.host.0 >= self.file_len {
                     return Err(self.past_end("compressed cluster", extent.host, range.start));
                 }
                 Place::Compressed { extent, skip }
+            }
+            L2Entry::Zero { .. } if self.header.version < 3 => {
+                return Err(Error::corrupt(format!(
+                    "Zero cluster entry found in pre-v3 image (guest offset: {:#x})",
+                    range.start
+                )));
             }
             L2Entry::Zero { .. } => Place::Zero,
             L2Entry::Unallocated if !extended => Place::Unallocated,
@@ -156,13 +162,14 @@ impl Qcow2 {
         ))
     }
 
-    /// The first guest offset at or after `offset` at which an L2 table exists, rounded down to the table's range.
+    /// The first range at or after `offset` for which there is an L2 table.
     #[must_use]
     pub fn next_table(&self, offset: u64) -> Option<std::ops::Range<u64>> {
         let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
         let first = usize::try_from(offset / span).ok()?;
         let index = (first..self.l1.len()).find(|&i| self.l1.get(i).is_some_and(|&e| l1_target(e).is_some()))?;
-        let start = index as u64 * span;
-        (start < self.size).then(|| start.max(offset)..(start + span).min(self.size))
+        let start = (index as u64).checked_mul(span)?;
+        let range = start.max(offset)..start.saturating_add(span).min(self.size);
+        (!range.is_empty()).then_some(range)
     }
 }
