@@ -9,7 +9,7 @@ use dedup_img::image::writer::Traits;
 use dedup_img::units::ClusterBits;
 
 use crate::failure::Failure;
-use crate::size::parse_size;
+use crate::size::{SizeError, parse_size};
 
 /// What `-o` said; `None` where it said nothing.
 #[derive(Debug, Clone, Default)]
@@ -90,7 +90,7 @@ impl ImageOptions {
                 self.cluster_size = Some(ClusterSize::Auto);
             }
             "cluster_size" => {
-                let bytes = parse_size(text()?).map_err(|e| format!("Parameter '{key}' {e}"))?;
+                let bytes = size(key, text()?)?;
                 let bits = ClusterBits::from_bytes(bytes)
                     .ok_or("Cluster size must be a power of two between 512 and 2048k")?;
                 self.cluster_size = Some(ClusterSize::Fixed(bits));
@@ -129,7 +129,7 @@ impl ImageOptions {
                 (other, _) => return Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
             },
             "size" if of == For::Create => {
-                self.size = Some(parse_size(text()?).map_err(|e| format!("Parameter '{key}' {e}"))?);
+                self.size = Some(size(key, text()?)?);
             }
             "backing_file" if of == For::Create => self.backing_file = Some(text()?.to_owned()),
             "backing_fmt" if of == For::Create => self.backing_format = Some(text()?.to_owned()),
@@ -147,6 +147,14 @@ impl ImageOptions {
     pub(crate) fn traits(&self) -> Traits {
         Traits { compression: self.compression, lazy_refcounts: self.lazy_refcounts, backing: None }
     }
+}
+
+/// A size, or qemu-img's words for what is wrong with it.
+fn size(key: &str, value: &str) -> Result<u64, String> {
+    parse_size(value).map_err(|error| match error {
+        SizeError::Invalid => format!("Parameter '{key}' {error}"),
+        SizeError::TooLarge => format!("Value '{value}' is out of range for parameter '{key}'"),
+    })
 }
 
 /// Splits `key=value,key=value`; a doubled comma stands for one in a value, as in QEMU.

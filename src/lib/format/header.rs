@@ -299,6 +299,9 @@ impl Header {
         }
         extensions.extend_from_slice(&[0; 8]);
         let name = self.backing_name.as_deref().unwrap_or_default();
+        if name.len() > MAX_BACKING_NAME as usize {
+            return Err(Error::new(ErrorKind::Limit, "Backing file name too long"));
+        }
         let name_offset = V3_LENGTH + extensions.len();
         if name_offset + name.len() > self.cluster_bits.len() {
             return Err(Error::new(ErrorKind::Limit, "No space left in the file header"));

@@ -57,6 +57,20 @@ impl RefcountBits {
         cluster_bytes * 8 / u64::from(self.bits())
     }
 
+    /// The count at `index` of `block`; 0 past its end.
+    #[must_use]
+    pub fn get(self, block: &[u8], index: usize) -> u64 {
+        let bits = self.bits() as usize;
+        if bits < 8 {
+            let per_byte = 8 / bits;
+            let byte = block.get(index / per_byte).copied().unwrap_or(0);
+            return u64::from(byte) >> (index % per_byte * bits) & self.max();
+        }
+        let width = bits / 8;
+        let bytes = block.get(index * width..(index + 1) * width).unwrap_or_default();
+        bytes.iter().fold(0, |count, &byte| count << 8 | u64::from(byte))
+    }
+
     /// Appends the encoding of `counts`, whose number fills whole bytes, to `block`.
     ///
     /// Counts of a byte or more are big-endian integers; of smaller ones the first lies in the least significant bits.
@@ -90,6 +104,17 @@ mod tests {
         RefcountBits::new(4).unwrap().encode(&[1, 2], &mut block);
         RefcountBits::new(16).unwrap().encode(&[258], &mut block);
         assert_eq!(block, [1, 0b1100_1001, 0x21, 1, 2]);
+    }
+
+    #[test]
+    fn what_was_encoded_is_read_back_at_every_width() {
+        for width in (0..=6).map(|order| RefcountBits::from_order(order).unwrap()) {
+            let counts: Vec<u64> = (0..64).map(|n| (n * 0x0123_4567_89ab_cdef) & width.max()).collect();
+            let mut block = Vec::new();
+            width.encode(&counts, &mut block);
+            let read: Vec<u64> = (0..65).map(|index| width.get(&block, index)).collect();
+            assert_eq!((&read[..64], read[64]), (&counts[..], 0));
+        }
     }
 
     #[test]

@@ -19,6 +19,24 @@ pub fn l1_target(entry: u64) -> Option<HostOffset> {
     (offset != 0).then_some(HostOffset(offset))
 }
 
+/// The reserved bits of an L1 entry.
+#[must_use]
+pub fn l1_reserved(entry: u64) -> u64 {
+    entry & !(OFFSET_MASK | COPIED)
+}
+
+/// The COPIED flag of an L1 or L2 entry.
+#[must_use]
+pub fn is_copied(entry: u64) -> bool {
+    entry & COPIED != 0
+}
+
+/// The reserved bits of an L2 entry that is not compressed.
+#[must_use]
+pub fn l2_reserved(entry: u64) -> u64 {
+    entry & !(OFFSET_MASK | COPIED | COMPRESSED | ZERO)
+}
+
 /// An L1 entry that points to `table`.
 #[must_use]
 pub fn l1_entry(table: HostOffset, copied: bool) -> u64 {
@@ -98,10 +116,19 @@ pub enum Subcluster {
 }
 
 impl Subclusters {
+    /// The bits that say which subclusters are allocated.
+    pub const ALLOCATED: u64 = 0xffff_ffff;
     /// Subclusters in a cluster.
     pub const COUNT: u32 = 32;
 
-    /// How subcluster `index` (0 to 31) reads. Where both bits are set, which the spec forbids, zero wins as in QEMU's reads.
+    /// Whether the bitmap contradicts itself or its entry: a subcluster allocated and zero, or allocated in no cluster. QEMU
+    /// reports an I/O error for such a cluster.
+    #[must_use]
+    pub fn is_invalid(self, has_cluster: bool) -> bool {
+        self.0 >> Self::COUNT & self.0 != 0 || (!has_cluster && self.0 & Self::ALLOCATED != 0)
+    }
+
+    /// How subcluster `index` (0 to 31) of a valid bitmap reads.
     #[must_use]
     pub fn get(self, index: u32) -> Subcluster {
         if self.0 >> (index + Self::COUNT) & 1 == 1 {

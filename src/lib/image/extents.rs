@@ -104,8 +104,7 @@ impl Qcow2 {
             L2Entry::Zero { .. } => Place::Zero,
             L2Entry::Unallocated if !extended => Place::Unallocated,
             L2Entry::Unallocated => {
-                self.subclusters(entry, None, cluster_start, range, emit);
-                return Ok(());
+                return self.subclusters(entry, None, cluster_start, range, emit);
             }
             L2Entry::Data { host, .. } => {
                 if host.0 & (bits.bytes() - 1) != 0 {
@@ -118,8 +117,7 @@ impl Qcow2 {
                     return Err(self.past_end("cluster", host, range.start));
                 }
                 if extended {
-                    self.subclusters(entry, Some(host), cluster_start, range, emit);
-                    return Ok(());
+                    return self.subclusters(entry, Some(host), cluster_start, range, emit);
                 }
                 Place::Data(HostOffset(host.0 + skip))
             }
@@ -136,8 +134,11 @@ impl Qcow2 {
         cluster_start: u64,
         range: std::ops::Range<u64>,
         emit: &mut impl FnMut(Extent),
-    ) {
+    ) -> Result<()> {
         let bitmap = Subclusters(u64_at(entry, 8).unwrap_or(0));
+        if bitmap.is_invalid(host.is_some()) {
+            return Err(Error::corrupt(format!("Invalid cluster entry found (guest offset: {cluster_start:#x})")));
+        }
         let size = self.header.cluster_bits.bytes() / u64::from(Subclusters::COUNT);
         let mut start = cluster_start;
         for index in 0..Subclusters::COUNT {
@@ -153,6 +154,7 @@ impl Qcow2 {
             };
             emit(Extent { len: to - from, place });
         }
+        Ok(())
     }
 
     fn past_end(&self, what: &str, host: HostOffset, guest: u64) -> Error {

@@ -3,6 +3,7 @@
 mod extents;
 pub mod layout;
 mod open;
+pub mod refcounts;
 pub mod writer;
 
 pub use extents::{Extent, Place};

@@ -159,9 +159,8 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
 }
 
 fn link_beside(file: &File, target: &Path) -> io::Result<PathBuf> {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
     for attempt in 0..100 {
-        let path = target.with_file_name(format!(".{name}.{}-{attempt}", std::process::id()));
+        let path = target.with_file_name(format!(".dedup-img-{}-{attempt}", std::process::id()));
         match link(file, &path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             result => return result.map(|()| path),

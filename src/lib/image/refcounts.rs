@@ -1,0 +1,88 @@
+//! The refcounts that an image has stored.
+
+use crate::error::{Error, Result};
+use crate::format::header::Header;
+use crate::format::refcount::RefcountBits;
+use crate::storage::{Storage, read_padded};
+use crate::units::{ClusterBits, HostOffset};
+
+/// Bits 9 to 63 of a refcount table entry.
+const OFFSET_MASK: u64 = !511;
+
+/// What a refcount table entry points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Block {
+    /// Nothing: all its counts are 0.
+    Missing,
+    /// A refcount block.
+    At(HostOffset),
+    /// A place where no block can be; its counts cannot be read.
+    Unaligned(HostOffset),
+}
+
+/// The refcount table of an image.
+pub struct Refcounts<'a> {
+    storage: &'a dyn Storage,
+    cluster_bits: ClusterBits,
+    width: RefcountBits,
+    table: Vec<u64>,
+}
+
+impl<'a> Refcounts<'a> {
+    /// Reads the table; what the file lacks of it is 0, as for QEMU.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn load(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
+        let mut bytes = vec![0; header.refcount_table_clusters as usize * header.cluster_bits.len()];
+        read_padded(storage, &mut bytes, header.refcount_table_offset.0)
+            .map_err(|e| Error::io("Could not read the refcount table", e))?;
+        let table = bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+        Ok(Self { storage, cluster_bits: header.cluster_bits, width: header.refcount_bits, table })
+    }
+
+    /// The entries of the table, as stored.
+    #[must_use]
+    pub fn entries(&self) -> &[u64] {
+        &self.table
+    }
+
+    /// The reserved bits of a table entry.
+    #[must_use]
+    pub fn reserved(entry: u64) -> u64 {
+        entry & !OFFSET_MASK
+    }
+
+    /// How many clusters a block counts.
+    #[must_use]
+    pub fn per_block(&self) -> u64 {
+        self.width.per_block(self.cluster_bits.bytes())
+    }
+
+    /// Where block `index` is.
+    #[must_use]
+    pub fn block(&self, index: u64) -> Block {
+        let entry = usize::try_from(index).ok().and_then(|i| self.table.get(i)).copied().unwrap_or(0);
+        match entry & OFFSET_MASK {
+            0 => Block::Missing,
+            offset if offset & (self.cluster_bits.bytes() - 1) != 0 => Block::Unaligned(HostOffset(offset)),
+            offset => Block::At(HostOffset(offset)),
+        }
+    }
+
+    /// Reads the block at `offset`; past the end of the file all its counts are 0.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn read(&self, offset: HostOffset, block: &mut Vec<u8>) -> Result<()> {
+        block.resize(self.cluster_bits.len(), 0);
+        read_padded(self.storage, block, offset.0)
+            .map_err(|e| Error::io(format_args!("Could not read the refcount block at {offset:#x}"), e))
+    }
+
+    /// The count at `index` of a block that was read.
+    #[must_use]
+    pub fn count(&self, block: &[u8], index: u64) -> u64 {
+        usize::try_from(index).map_or(0, |index| self.width.get(block, index))
+    }
+}
