@@ -1,0 +1,162 @@
+//! I9 and I5: memory stays bounded however large the disk is, and neither threads nor memory nor the day change one byte.
+
+use super::running::Running;
+use crate::args;
+use crate::support::corpus::{K, M, content, write_sparse};
+use crate::support::{Random, cached, dedup_img, qemu, scratch, sha256_of};
+use serde_json::Value;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Virtual size of the large disk.
+const VIRTUAL: u64 = 5 << 30;
+/// Its islands of data: 1 MiB in every 17 MiB, about 300 MiB in all.
+const STRIDE: u64 = 17 * M;
+
+/// A sparse raw disk of 5 GiB; half of its islands are fresh, every fourth repeats an older one, and the others are runs of
+/// repeated 4 KiB blocks.
+fn large_disk() -> PathBuf {
+    cached("large-1.raw", |path| {
+        let file = File::create(path).unwrap();
+        file.set_len(VIRTUAL).unwrap();
+        let mut random = Random::new(9);
+        let blocks: Vec<Vec<u8>> = (0..500).map(|_| random.bytes(4 << 10)).collect();
+        let mut last = Vec::new();
+        for (n, at) in (0..VIRTUAL).step_by(STRIDE as usize).enumerate() {
+            let island = match n % 4 {
+                0 | 1 => random.bytes(M as usize),
+                2 => last,
+                _ => (0..256).flat_map(|_| blocks[random.below(500) as usize].clone()).collect(),
+            };
+            file.write_all_at(&island, at + n as u64 % 5 * 4 * K).unwrap();
+            last = island;
+        }
+    })
+}
+
+/// Converts and returns the highest resident memory, as the kernel counts it and as the program says, whichever is more. The
+/// kernel's mark only rises, so polling it misses no peak but one in the last instant, and that one the program reports.
+fn peak(source: &Path, target: &Path, words: &[&str]) -> u64 {
+    let fixed = args!["convert", "-f", "raw", "-t", "unsafe", "-o", "cluster_size=4k", "--output", "json"];
+    let names = args![source, target];
+    let mut convert = Running::dedup_img(fixed.into_iter().chain(words.iter().map(OsString::from)).chain(names));
+    let mut seen = 0;
+    convert.until(|it| {
+        seen = seen.max(it.peak_memory());
+        false
+    });
+    let ran = convert.finish().ok();
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let told = told["peak_memory_bytes"].as_u64().unwrap();
+    assert!(seen > M && told + told / 10 >= seen, "the kernel says {seen}, the summary {told}");
+    seen.max(told)
+}
+
+/// I9 at the default.
+#[test]
+fn a_large_sparse_disk_converts_within_300_mib() {
+    let home = scratch();
+    let target = home.path().join("target.qcow2");
+    let peak = peak(&large_disk(), &target, &[]);
+    assert!(peak <= 300 * M, "{} MiB", peak / M);
+    qemu::check_clean(&target);
+    qemu::compare_same("raw", &large_disk(), "qcow2", &target);
+}
+
+/// I9 with a bound, and I5: the bound does not change the file.
+#[test]
+fn a_large_sparse_disk_converts_within_memory_plus_64_mib() {
+    let home = scratch();
+    let [bounded, tiny, free] = ["bounded", "tiny", "free"].map(|name| home.path().join(name));
+    for (target, memory) in [(&bounded, "64M"), (&tiny, "4M")] {
+        let peak = peak(&large_disk(), target, &["--memory", memory]);
+        assert!(peak <= 128 * M, "{} MiB with --memory {memory}", peak / M);
+    }
+    peak(&large_disk(), &free, &[]);
+    assert_eq!(sha256_of(&bounded), sha256_of(&free));
+    assert_eq!(sha256_of(&tiny), sha256_of(&free));
+}
+
+/// I9 whatever the number of threads: buffers are not multiplied without end.
+#[test]
+fn many_threads_stay_within_the_bound() {
+    let home = scratch();
+    let peak = peak(&large_disk(), &home.path().join("target"), &["--memory", "64M", "--threads", "16"]);
+    assert!(peak <= 128 * M, "{} MiB", peak / M);
+}
+
+/// Converts and returns the file's SHA-256.
+fn sum(source: &Path, words: &[&str]) -> String {
+    let home = scratch();
+    let target = home.path().join("target");
+    let words = args!["convert", "-q", "-f", "raw", "-t", "unsafe"].into_iter().chain(words.iter().map(OsString::from));
+    dedup_img(words.chain(args![source, target])).ok();
+    sha256_of(&target)
+}
+
+/// I5, also where the fingerprints do not fit into memory and go through temporary files.
+#[test]
+fn little_memory_gives_the_same_bytes() {
+    let home = scratch();
+    let source = home.path().join("source.raw");
+    let mut random = Random::new(3);
+    let blocks: Vec<Vec<u8>> = (0..20_000).map(|_| random.bytes(512)).collect();
+    // 128 Ki clusters of 512 bytes: their records alone take 2 to 3 MiB.
+    let bytes: Vec<u8> = (0..128 << 10)
+        .flat_map(|n| if n % 3 == 0 { random.bytes(512) } else { blocks[random.below(20_000) as usize].clone() })
+        .collect();
+    std::fs::write(&source, bytes).unwrap();
+    for (options, pin) in
+        [("cluster_size=512", "shared"), ("cluster_size=512,refcount_bits=4", "all"), ("cluster_size=auto", "shared")]
+    {
+        let due = sum(&source, &["-o", options, "--pin", pin]);
+        for memory in ["1M", "2M"] {
+            for threads in ["1", "16"] {
+                let found = sum(&source, &["-o", options, "--pin", pin, "--memory", memory, "--threads", threads]);
+                assert_eq!(found, due, "{options}, --pin {pin}, --memory {memory}, --threads {threads}");
+            }
+        }
+    }
+}
+
+/// I5: the same input and options give the same file on any number of threads, and again.
+#[test]
+fn threads_and_repetition_give_the_same_bytes() {
+    let home = scratch();
+    let source = home.path().join("source.raw");
+    let repeated: Vec<u8> = (0..5).flat_map(|n| [content(), Random::new(n / 2).bytes(3 << 20)].concat()).collect();
+    write_sparse(&source, &repeated);
+    for options in [
+        "cluster_size=auto",
+        "cluster_size=4k",
+        "cluster_size=4k,refcount_bits=4",
+        "cluster_size=64k",
+        "cluster_size=512",
+    ] {
+        let due = sum(&source, &["-o", options, "--threads", "1"]);
+        for threads in ["1", "2", "3", "16"] {
+            assert_eq!(sum(&source, &["-o", options, "--threads", threads]), due, "{options}, {threads} threads");
+        }
+        assert_eq!(sum(&source, &["-o", options]), due, "{options}, default threads");
+    }
+}
+
+/// I5: the name, the place and the allocation of the source leave no trace in the target.
+#[test]
+fn the_way_the_source_is_stored_gives_the_same_bytes() {
+    let home = scratch();
+    let [sparse, full, qcow2, target] = ["a", "b", "c.qcow2", "target"].map(|name| home.path().join(name));
+    write_sparse(&sparse, &content());
+    std::fs::write(&full, content()).unwrap();
+    qemu::convert("raw", &sparse, "qcow2", &qcow2, &["-c"]);
+    let due = sum(&sparse, &[]);
+    assert_eq!(sum(&full, &[]), due);
+    dedup_img(args!["convert", "-q", qcow2, target]).ok();
+    assert_eq!(sha256_of(&target), due);
+    // The deduplicated image as a source gives itself again.
+    let again = home.path().join("again");
+    dedup_img(args!["convert", "-q", target, again]).ok();
+    assert_eq!(sha256_of(&again), due);
+}

@@ -1,0 +1,16 @@
+//! Stock QEMU and an independent reader judge what `convert` and `create` have written.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets the unexpected has failed"
+)]
+
+mod content;
+mod fixtures;
+mod judge;
+mod pool;
+mod random_sources;
+mod refusals;
+mod round_trips;
+mod soak;

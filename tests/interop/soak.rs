@@ -1,0 +1,208 @@
+//! I2 by soak: stock QEMU works on a deduplicated image and on a plain copy of it, and after every single operation the
+//! deduplicated one checks clean and both hold the same.
+
+use crate::args;
+use crate::support::corpus::{K, M, write_sparse};
+use crate::support::{Random, dedup_img, qemu, scratch};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// Random operations in each run.
+const OPERATIONS: usize = 70;
+/// Names that the user's snapshots may have.
+const SNAPSHOTS: u64 = 4;
+
+/// A deduplicated image and a plain one with the same content, and what was done to both so far.
+struct Soak {
+    home: TempDir,
+    shared: PathBuf,
+    plain: PathBuf,
+    random: Random,
+    live: Vec<String>,
+    log: Vec<String>,
+}
+
+/// One MiB of every kind of block that matters: fresh, repeated at 64 KiB and at 4 KiB, zeros, and filled with one byte.
+fn content(random: &mut Random) -> Vec<u8> {
+    let large: Vec<Vec<u8>> = (0..30).map(|_| random.bytes(64 << 10)).collect();
+    let small: Vec<Vec<u8>> = (0..60).map(|_| random.bytes(4 << 10)).collect();
+    let mut bytes = Vec::new();
+    while bytes.len() < 12 << 20 {
+        match random.below(10) {
+            0 => bytes.resize(bytes.len() + (64 << 10), 0),
+            1 => bytes.extend([random.below(3) as u8; 64 << 10]),
+            2 => bytes.extend(random.bytes(64 << 10)),
+            3 => (0..16).for_each(|_| bytes.extend(&small[random.below(60) as usize])),
+            _ => bytes.extend(&large[random.below(30) as usize]),
+        }
+    }
+    bytes
+}
+
+impl Soak {
+    /// Converts the same content with the program under test and with qemu-img.
+    fn new(seed: u64, options: &str, pin: &str) -> Self {
+        let (home, mut random) = (scratch(), Random::new(seed));
+        let [source, shared, plain] = ["source.raw", "shared.qcow2", "plain.qcow2"].map(|name| home.path().join(name));
+        write_sparse(&source, &content(&mut random));
+        dedup_img(args!["convert", "-q", "-f", "raw", "-o", options, "--pin", pin, "-t", "unsafe", source, shared])
+            .ok();
+        qemu::convert("raw", &source, "qcow2", &plain, &["-o", options]);
+        Self { home, shared, plain, random, live: Vec::new(), log: Vec::new() }
+    }
+
+    /// Does one random operation to both images.
+    fn step(&mut self) {
+        let words = match self.random.below(20) {
+            0..6 => self.access(&["write -P PATTERN"]),
+            6..8 => self.access(&["write -z"]),
+            8..10 => self.access(&["write -z -u"]),
+            10..13 => self.access(&["discard"]),
+            13..15 => self.access(&["write -P PATTERN", "discard", "write -z -u", "write -P PATTERN"]),
+            15 | 16 => self.take_snapshot(),
+            17 => self.use_snapshot("-a"),
+            18 => self.use_snapshot("-d"),
+            _ => self.resize(),
+        };
+        self.log.push(words.join(" "));
+        for path in [&self.shared, &self.plain] {
+            let (tool, rest) = words.split_first().unwrap();
+            let mut arguments: Vec<_> = rest.iter().map(Into::into).collect();
+            arguments.push(path.into());
+            if words.contains(&"resize".to_owned()) {
+                // qemu-img wants the file before the new size.
+                let last = arguments.len() - 1;
+                arguments.swap(last, last - 1);
+            }
+            let ran = qemu::run(tool, arguments);
+            assert!(ran.code == 0 && !ran.text().contains("rror"), "{}\n{}", ran.told(), self.story());
+        }
+    }
+
+    /// qemu-io commands at random places, some aligned to clusters and some not.
+    fn access(&mut self, kinds: &[&str]) -> Vec<String> {
+        let size = qemu::virtual_size("qcow2", &self.plain);
+        let mut words: Vec<String> = ["qemu-io", "-f", "qcow2", "-d", "unmap"].map(Into::into).into();
+        for kind in kinds {
+            let grain = [512, 4 * K, 64 * K][self.random.below(3) as usize];
+            let at = self.random.below(size / grain) * grain;
+            let length = ((1 + self.random.below(9)) * grain).min(size - at);
+            let pattern = format!("{}", 1 + self.random.below(200));
+            words.extend(["-c".into(), format!("{} {at} {length}", kind.replace("PATTERN", &pattern))]);
+        }
+        words
+    }
+
+    fn take_snapshot(&mut self) -> Vec<String> {
+        let name = format!("mine-{}", self.random.below(SNAPSHOTS));
+        if self.live.contains(&name) {
+            return self.snapshot("-a", name);
+        }
+        self.live.push(name.clone());
+        self.snapshot("-c", name)
+    }
+
+    fn use_snapshot(&mut self, action: &str) -> Vec<String> {
+        if self.live.is_empty() {
+            return self.take_snapshot();
+        }
+        let at = self.random.below(self.live.len() as u64) as usize;
+        let name = if action == "-d" { self.live.swap_remove(at) } else { self.live[at].clone() };
+        self.snapshot(action, name)
+    }
+
+    fn snapshot(&self, action: &str, name: String) -> Vec<String> {
+        vec!["qemu-img".into(), "snapshot".into(), action.into(), name]
+    }
+
+    fn resize(&mut self) -> Vec<String> {
+        let size = (6 * M + self.random.below(12 * M)).next_multiple_of(512).to_string();
+        ["qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", &size].map(Into::into).into()
+    }
+
+    /// All operations so far, to repeat a failure by hand.
+    fn story(&self) -> String {
+        format!("after these operations on {}:\n{}", self.shared.display(), self.log.join("\n"))
+    }
+
+    /// I2: the deduplicated image is clean, and both read the same.
+    fn judge(&self) {
+        let ran = qemu::check(&self.shared);
+        assert_eq!(ran.code, 0, "{}\n{}", ran.told(), self.story());
+        let ran = qemu::compare("qcow2", &self.shared, "qcow2", &self.plain);
+        assert!(ran.code == 0 && !ran.text().contains("size mismatch"), "{}\n{}", ran.told(), self.story());
+    }
+
+    /// What a snapshot holds, written out by qemu-img.
+    fn snapshot_content(&self, path: &Path, name: &str) -> Vec<u8> {
+        let raw = self.home.path().join("snapshot.raw");
+        qemu::convert("qcow2", path, "raw", &raw, &["-l", &format!("snapshot.name={name}")]);
+        std::fs::read(raw).unwrap()
+    }
+
+    /// The whole run.
+    fn run(mut self) {
+        self.judge();
+        for _ in 0..OPERATIONS {
+            self.step();
+            self.judge();
+        }
+        for name in &self.live {
+            let same = self.snapshot_content(&self.shared, name) == self.snapshot_content(&self.plain, name);
+            assert!(same, "snapshot {name} differs {}", self.story());
+        }
+        qemu::snapshot("-d", "dedup-pool", &self.shared).ok();
+        self.judge();
+    }
+}
+
+/// I2 where clusters are small and refcounts as wide as `convert` makes them.
+#[test]
+fn an_image_of_4k_clusters_stays_clean_whatever_qemu_does() {
+    Soak::new(11, "cluster_size=4k", "shared").run();
+}
+
+/// I2 with every data cluster pooled: nothing that `convert` wrote is ever written in place.
+#[test]
+fn an_image_of_4k_clusters_with_all_pinned_stays_clean() {
+    Soak::new(12, "cluster_size=4k,refcount_bits=32", "all").run();
+}
+
+/// I2 at QEMU's own default of 16 bits.
+#[test]
+fn an_image_of_4k_clusters_with_16_bit_refcounts_stays_clean() {
+    Soak::new(13, "cluster_size=4k,refcount_bits=16", "shared").run();
+}
+
+/// I2 at QEMU's default cluster size.
+#[test]
+fn an_image_of_64k_clusters_stays_clean_whatever_qemu_does() {
+    Soak::new(14, "cluster_size=64k", "shared").run();
+}
+
+/// I2 at QEMU's default cluster size and refcount width, with every data cluster pooled.
+#[test]
+fn an_image_of_64k_clusters_with_16_bit_refcounts_and_all_pinned_stays_clean() {
+    Soak::new(15, "cluster_size=64k,refcount_bits=16", "all").run();
+}
+
+/// I2 where the writer postpones its refcount updates.
+#[test]
+fn an_image_with_lazy_refcounts_stays_clean() {
+    Soak::new(16, "cluster_size=16k,lazy_refcounts=on", "shared").run();
+}
+
+/// The soak can fail: with its pool deleted, the same image and the same operations end in what qemu-img calls corruption.
+#[test]
+fn without_its_pool_the_same_soak_ends_in_corruption() {
+    let mut soak = Soak::new(11, "cluster_size=4k", "shared");
+    qemu::snapshot("-d", "dedup-pool", &soak.shared).ok();
+    soak.judge();
+    let codes: Vec<i32> = (0..OPERATIONS)
+        .map(|_| {
+            soak.step();
+            qemu::check(&soak.shared).code
+        })
+        .collect();
+    assert!(codes.contains(&2), "qemu-img check found no corruption, so the soak proves nothing: {codes:?}");
+}

@@ -1,0 +1,146 @@
+//! Stock QEMU as the oracle: qemu-img, qemu-io and qemu-nbd with captured output.
+
+use super::Ran;
+use crate::args;
+use serde_json::Value;
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// A command for one of QEMU's tools, or another tool that the tests need.
+pub(crate) fn tool<I: IntoIterator<Item = OsString>>(name: &str, args: I) -> Command {
+    let mut command = Command::new(name);
+    command.args(args).stdin(Stdio::null()).env("LC_ALL", "C");
+    command
+}
+
+/// The sentence for a tool that is not there; never a silent skip.
+fn missing(name: &str, error: &std::io::Error) -> ! {
+    let package = if name.starts_with("qemu") { "qemu-utils" } else { "e2fsprogs" };
+    match error.kind() {
+        ErrorKind::NotFound => {
+            panic!("this test needs {name}: run `apt-get install {package}`, or tests/run which does")
+        }
+        _ => panic!("{name} could not be started: {error}"),
+    }
+}
+
+/// Runs a tool to its end.
+pub(crate) fn run<I: IntoIterator<Item = OsString>>(name: &str, args: I) -> Ran {
+    finish(name, tool(name, args))
+}
+
+/// Runs a prepared command of the tool `name` to its end.
+pub(crate) fn finish(name: &str, mut command: Command) -> Ran {
+    let line = format!("{command:?}");
+    Ran::new(line, &command.output().unwrap_or_else(|error| missing(name, &error)))
+}
+
+/// Starts a tool with pipes on all three streams, to talk to it while it runs.
+pub(crate) fn spawn<I: IntoIterator<Item = OsString>>(name: &str, args: I) -> Child {
+    let mut command = tool(name, args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap_or_else(|error| missing(name, &error))
+}
+
+/// Runs `qemu-img`.
+pub(crate) fn img<I: IntoIterator<Item = OsString>>(args: I) -> Ran {
+    run("qemu-img", args)
+}
+
+/// Runs qemu-io commands on an image and fails the test when one of them failed.
+#[track_caller]
+pub(crate) fn io(format: &str, path: &Path, commands: &[String]) -> Ran {
+    let ran = io_try(format, path, commands);
+    assert!(!ran.text().contains("failed") && !ran.text().contains("rror"), "{}", ran.told());
+    ran.ok()
+}
+
+/// Runs qemu-io commands on an image and returns whatever came of it.
+pub(crate) fn io_try(format: &str, path: &Path, commands: &[String]) -> Ran {
+    let mut words = args!["-f", format].to_vec();
+    for command in commands {
+        words.extend(args!["-c", command]);
+    }
+    words.push(path.into());
+    run("qemu-io", words)
+}
+
+/// `qemu-img check` of a QCOW2 image: exit code and text.
+pub(crate) fn check(path: &Path) -> Ran {
+    img(args!["check", "-f", "qcow2", path])
+}
+
+/// Asserts that `qemu-img check` finds nothing at all, leaks included.
+#[track_caller]
+pub(crate) fn check_clean(path: &Path) {
+    check(path).ok();
+}
+
+/// `qemu-img compare` of two images of known formats.
+pub(crate) fn compare(format_a: &str, a: &Path, format_b: &str, b: &Path) -> Ran {
+    img(args!["compare", "-f", format_a, "-F", format_b, a, b])
+}
+
+/// Asserts that two images have the same size and the same content.
+#[track_caller]
+pub(crate) fn compare_same(format_a: &str, a: &Path, format_b: &str, b: &Path) {
+    let ran = img(args!["compare", "-s", "-f", format_a, "-F", format_b, a, b]);
+    if ran.code == 1 && ran.stdout.contains("Strict mode: Offset") {
+        // Strict mode also wants equal allocation, which deduplication does not promise.
+        let sizes = (virtual_size(format_a, a), virtual_size(format_b, b));
+        assert_eq!(sizes.0, sizes.1, "{}", ran.told());
+        compare(format_a, a, format_b, b).ok();
+        return;
+    }
+    ran.ok();
+}
+
+/// `qemu-img convert`.
+#[track_caller]
+pub(crate) fn convert(from_format: &str, from: &Path, to_format: &str, to: &Path, more: &[&str]) -> Ran {
+    let mut words = args!["convert", "-f", from_format, "-O", to_format].to_vec();
+    words.extend(more.iter().map(OsString::from));
+    words.extend(args![from, to]);
+    img(words).ok()
+}
+
+/// `qemu-img create` with `-o options` where there are any.
+#[track_caller]
+pub(crate) fn create(format: &str, path: &Path, size: u64, options: &str) -> Ran {
+    let mut words = args!["create", "-q", "-f", format].to_vec();
+    if !options.is_empty() {
+        words.extend(args!["-o", options]);
+    }
+    words.extend(args![path, size.to_string()]);
+    img(words).ok()
+}
+
+/// `qemu-img info --output=json`.
+#[track_caller]
+pub(crate) fn info(format: &str, path: &Path) -> Value {
+    let ran = img(args!["info", "-f", format, "--output=json", path]).ok();
+    serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.told()))
+}
+
+/// The virtual size in bytes.
+#[track_caller]
+pub(crate) fn virtual_size(format: &str, path: &Path) -> u64 {
+    info(format, path)["virtual-size"].as_u64().unwrap()
+}
+
+/// `qemu-img snapshot` with one of `-c`, `-a`, `-d`, and whatever came of it.
+pub(crate) fn snapshot(action: &str, name: &str, path: &Path) -> Ran {
+    img(args!["snapshot", action, name, path])
+}
+
+/// Snapshots as (id, name), in table order.
+#[track_caller]
+pub(crate) fn snapshots(path: &Path) -> Vec<(String, String)> {
+    let word = |entry: &Value, key: &str| entry[key].as_str().unwrap().to_owned();
+    match info("qcow2", path).get("snapshots") {
+        Some(Value::Array(list)) => list.iter().map(|entry| (word(entry, "id"), word(entry, "name"))).collect(),
+        _ => Vec::new(),
+    }
+}

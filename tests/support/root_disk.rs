@@ -1,0 +1,92 @@
+//! A real ext4 root file system, made without root: real files of this machine, and a second, diverged copy of a part of them.
+
+use super::{cached, qemu};
+use crate::args;
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Bytes of files that the root file system holds.
+const DATA: u64 = 200 << 20;
+/// Bytes of files of the second copy.
+const COPY: u64 = 60 << 20;
+/// Files above this size are left out, so that no single one takes all the room.
+const LARGEST: u64 = 6 << 20;
+
+/// A sparse raw disk of 1 GiB with an ext4 file system of 4 KiB blocks, kept.
+pub(crate) fn root_disk() -> PathBuf {
+    cached("root-1.raw", |disk| {
+        let tree = disk.with_extension("tree");
+        if tree.exists() {
+            fs::remove_dir_all(&tree).unwrap();
+        }
+        let mut room = Room { left: DATA, kept: Vec::new() };
+        for (top, share) in [("/etc", 10), ("/usr/bin", 3), ("/usr/lib", 2), ("/usr/share", 1)] {
+            let mut part = Room { left: room.left / share, kept: Vec::new() };
+            let before = part.left;
+            part.copy(Path::new(top), &tree.join(&top[1..]));
+            room.left -= before - part.left;
+            room.kept.extend(part.kept);
+        }
+        let held = room.kept.iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
+        assert!(held > DATA / 2, "this machine has only {held} bytes of files to build a root disk from");
+        diverged_copy(&tree, &room.kept);
+        let words = args!["-q", "-F", "-t", "ext4", "-b", "4096", "-L", "root", "-d", &tree, disk, "1G"];
+        let mut command = qemu::tool("mke2fs", words);
+        // A user's search path often leaves out the directory that mke2fs lives in.
+        let mut search = std::env::var_os("PATH").unwrap_or_default();
+        search.push(":/usr/sbin:/sbin");
+        command.env("PATH", search);
+        qemu::finish("mke2fs", command).ok();
+        fs::remove_dir_all(&tree).unwrap();
+    })
+}
+
+/// Copies files until the room is used up.
+struct Room {
+    left: u64,
+    kept: Vec<PathBuf>,
+}
+
+impl Room {
+    /// Copies a directory, in the order of names; what this user may not read stays behind.
+    fn copy(&mut self, from: &Path, to: &Path) {
+        let Ok(list) = fs::read_dir(from) else { return };
+        let mut names: Vec<OsString> = list.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+        names.sort();
+        fs::create_dir_all(to).unwrap();
+        for name in names {
+            let (source, target) = (from.join(&name), to.join(&name));
+            let Ok(found) = fs::symlink_metadata(&source) else { continue };
+            if found.is_dir() && self.left > 0 {
+                self.copy(&source, &target);
+            } else if found.is_symlink() {
+                std::os::unix::fs::symlink(fs::read_link(&source).unwrap(), &target).unwrap();
+            } else if found.is_file() && found.len() <= LARGEST.min(self.left) && fs::copy(&source, &target).is_ok() {
+                self.left -= found.len();
+                self.kept.push(target);
+            }
+        }
+    }
+}
+
+/// Copies every other file a second time, and lets every eighth of the copies drift.
+fn diverged_copy(tree: &Path, files: &[PathBuf]) {
+    let mut left = COPY;
+    for (n, file) in files.iter().enumerate().filter(|(n, _)| n % 2 == 0) {
+        let length = fs::metadata(file).unwrap().len();
+        if length > left {
+            break;
+        }
+        left -= length;
+        let target = tree.join("srv/copy").join(file.strip_prefix(tree).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(file, &target).unwrap();
+        if n % 16 == 0
+            && let Ok(mut drifting) = OpenOptions::new().append(true).open(&target)
+        {
+            drifting.write_all(b"# changed\n").unwrap();
+        }
+    }
+}

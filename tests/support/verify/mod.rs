@@ -1,0 +1,122 @@
+//! Is this file what the design promises? Structure, every refcount, every COPIED flag, the pool and its directory, all judged
+//! with the independent reader.
+
+mod pool;
+mod references;
+
+use super::reader::{Entry, Image};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Which clusters the pool is expected to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pin {
+    /// Those with two or more sharers.
+    Shared,
+    /// Every data cluster.
+    All,
+}
+
+/// What was found in an image that passed.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    /// Virtual size in bytes.
+    pub(crate) virtual_size: u64,
+    /// Bytes of a cluster.
+    pub(crate) cluster_size: u64,
+    /// Width of a refcount.
+    pub(crate) refcount_bits: u32,
+    /// Guest clusters of the active layer that point at data.
+    pub(crate) mapped: u64,
+    /// Guest clusters of the active layer that carry the zero flag.
+    pub(crate) zero_flagged: u64,
+    /// Host clusters of the active layer: offset and number of sharers.
+    pub(crate) sharers: BTreeMap<u64, u64>,
+    /// Members of the pool, ascending.
+    pub(crate) members: Vec<u64>,
+    /// Members that take no more sharers.
+    pub(crate) retired: u64,
+    /// Length of the file in bytes.
+    pub(crate) file_length: u64,
+}
+
+impl Facts {
+    /// Distinct host clusters that hold data of the active layer.
+    pub(crate) fn data_clusters(&self) -> u64 {
+        self.sharers.len() as u64
+    }
+
+    /// Data clusters with two or more sharers.
+    pub(crate) fn shared(&self) -> u64 {
+        self.sharers.values().filter(|count| **count >= 2).count() as u64
+    }
+}
+
+/// Verifies a fresh deduplicated image: everything that the format and the design demand of the file that `create` and
+/// `convert` have just written. Panics with a sentence that names what is wrong.
+#[track_caller]
+pub(crate) fn verify_dedup(path: &Path, pin: Pin) -> Facts {
+    let image = Image::open(path);
+    let header = &image.header;
+    image.must(header.version == 3, || format!("version {} where 3 is due", header.version));
+    image.must(header.crypt_method == 0 && header.autoclear == 0 && header.compatible & !1 == 0, || {
+        format!("unexpected features: {header:?}")
+    });
+    image.must(header.incompatible & !8 == 0, || format!("incompatible features {:#x}", header.incompatible));
+    image.must(header.header_length.is_multiple_of(8) && header.header_length >= 104, || format!("{header:?}"));
+    let known = [0xe279_2aca, 0x6803_f857];
+    let unknown = image.extensions().into_iter().find(|(kind, _)| !known.contains(kind));
+    image.must(unknown.is_none(), || format!("a header extension that the design has no need for: {unknown:x?}"));
+    for (what, at) in [("L1 table", header.l1_table_offset), ("snapshot table", header.snapshots_offset)] {
+        image.aligned(what, at);
+    }
+    let (snapshots, table_length) = image.snapshots();
+    image.must(snapshots.len() == 1, || format!("{} snapshots where only the pool is due", snapshots.len()));
+    let pool = &snapshots[0];
+    pool::verify_snapshot(&image, pool);
+    let mut facts = active_facts(&image);
+    let directory = pool::read_directory(&image, pool, &mut facts);
+    let refcounts = references::verify_refcounts(&image, pool, table_length, directory.member_tables);
+    references::verify_copied(&image, &refcounts);
+    pool::verify_members(&image, &facts, &refcounts, pin);
+    pool::verify_records(&image, &directory, &mut facts);
+    facts
+}
+
+/// Counts what the active layer maps, and how often.
+fn active_facts(image: &Image) -> Facts {
+    let size = image.cluster_size();
+    let guest_clusters = image.header.size.div_ceil(size);
+    let (mut sharers, mut mapped, mut zero_flagged) = (BTreeMap::new(), 0, 0);
+    for table in image.active() {
+        for (slot, entry) in table.entries.iter().enumerate() {
+            let guest = table.index * image.l2_entries() + slot as u64;
+            image.must(guest < guest_clusters || *entry == Entry::Unallocated, || {
+                format!("guest cluster {guest} is mapped behind the end of the disk")
+            });
+            match entry {
+                Entry::Data { host, .. } => {
+                    *sharers.entry(*host).or_insert(0) += 1;
+                    mapped += 1;
+                }
+                Entry::Zero(kept) => {
+                    image.must(kept.is_none(), || format!("guest cluster {guest} is zero and yet keeps {kept:x?}"));
+                    zero_flagged += 1;
+                }
+                Entry::Compressed { .. } => image.must(false, || format!("guest cluster {guest} is compressed")),
+                Entry::Unallocated => {}
+            }
+        }
+    }
+    Facts {
+        virtual_size: image.header.size,
+        cluster_size: size,
+        refcount_bits: 1 << image.header.refcount_order,
+        mapped,
+        zero_flagged,
+        sharers,
+        members: Vec::new(),
+        retired: 0,
+        file_length: image.length,
+    }
+}
