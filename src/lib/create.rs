@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use crate::convert::too_narrow;
-use crate::disk::{Disk, DiskOptions};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
+use crate::format::table::L2Entry;
 use crate::image::layout::{Layout, Parts};
-use crate::image::writer::{Backing, NewImage, Traits};
+use crate::image::writer::{NewImage, Traits};
 use crate::storage::atomic_file::AtomicFile;
-use crate::storage::open::FileId;
 use crate::units::{ClusterBits, GuestCluster};
 
 /// What to create.
@@ -41,7 +41,7 @@ fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {
         return Err(too_narrow(options.refcount_bits));
     }
     // The backing file stays open, and thereby locked, until the image is there.
-    let backing = options.traits.backing.as_ref().map(|backing| open_backing(target, backing)).transpose()?;
+    let backing = options.traits.open_backing(target)?;
     let size = options
         .size
         .or(backing.as_ref().map(Disk::size))
@@ -59,20 +59,9 @@ fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {
         data: clusters,
     })?;
     let file = AtomicFile::create(target)?;
-    let mut image = NewImage::new(file.storage(), layout)?;
+    let mut image = NewImage::new(file.storage(), layout, L2Entry::Unallocated)?;
     image.map_private(GuestCluster(0), clusters)?;
     image.finish(&options.traits)?;
     file.commit(true)?;
     Ok(size)
-}
-
-fn open_backing(target: &Path, backing: &Backing) -> Result<Disk> {
-    let path = target.parent().unwrap_or(Path::new("")).join(&backing.name);
-    let options = DiskOptions { format: Some(backing.format), ..DiskOptions::default() };
-    let disk = Disk::open(&path, &options).map_err(|e| e.followed_by("Could not open backing image."))?;
-    let own = std::fs::metadata(target).ok().and_then(|metadata| disk.find(FileId::of(&metadata)));
-    match own {
-        None => Ok(disk),
-        Some(_) => Err(Error::invalid("Error: Trying to create an image with the same filename as the backing file")),
-    }
 }

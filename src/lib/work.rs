@@ -9,7 +9,7 @@ use crate::dedup::sequence::Spill;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
-/// Memory for tables where the user does not say: enough for 128 GiB of data at 4 KiB before anything is spilled.
+/// Memory for tables where the user does not say: enough for 64 GiB of data at 4 KiB before anything is spilled.
 pub const DEFAULT_MEMORY: u64 = 1 << 30;
 /// The least that `--memory` accepts.
 pub const MIN_MEMORY: u64 = 1 << 20;
@@ -45,8 +45,9 @@ impl<'a> Work<'a> {
         self.threads.install(job)
     }
 
-    /// Memory for one of the sequences that are in use at the same time. At most five are: the scan, two levels of it (the best
-    /// so far and the one being made) and their runs.
+    /// Memory for one of the sequences that are in use at the same time. At most three large ones are (the scan, the best level
+    /// of it so far and the one being made; or links in three orders) with two that are held to a quarter of this, and the
+    /// buffers of two merges with an eighth.
     pub(crate) fn spill(&self, directory: &Path) -> Spill {
         Spill::new(self.memory / 4, directory)
     }

@@ -64,7 +64,7 @@ pub(crate) struct ConvertArgs {
     /// Convert an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or either of the two
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT", help_heading = "Source")]
     pub(crate) snapshot: Option<String>,
-    /// Read although another program may write; fails if the source changes meanwhile
+    /// Read although another program may have the source open for writing
     #[arg(short = 'U', long, help_heading = "Source")]
     pub(crate) force_share: bool,
     /// Refuse a source that needs a backing file
@@ -77,9 +77,9 @@ pub(crate) struct ConvertArgs {
     /// Image options; '-o help' lists them
     #[arg(short = 'o', value_name = "KEY=VALUE,...", help_heading = "Target")]
     pub(crate) options: Vec<String>,
-    /// What to pool: shared clusters, or all data clusters (golden images and archives)
-    #[arg(long, value_name = "WHAT", default_value = "shared", help_heading = "Target")]
-    pub(crate) pin: PinArg,
+    /// What to pool: shared clusters, or all data clusters (golden images and archives) [default: shared]
+    #[arg(long, value_name = "WHAT", help_heading = "Target")]
+    pub(crate) pin: Option<PinArg>,
     /// Cache mode; 'unsafe' does not wait for the disk at the end [default: writeback]
     #[arg(short = 't', long = "target-cache", value_name = "CACHE", help_heading = "Target")]
     pub(crate) target_cache: Option<String>,

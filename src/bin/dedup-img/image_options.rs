@@ -5,7 +5,7 @@ use std::path::Path;
 use dedup_img::convert::ClusterSize;
 use dedup_img::format::header::CompressionType;
 use dedup_img::format::refcount::RefcountBits;
-use dedup_img::image::writer::Traits;
+use dedup_img::image::writer::{Backing, Traits};
 use dedup_img::units::ClusterBits;
 
 use crate::failure::Failure;
@@ -42,7 +42,7 @@ pub(crate) fn help(of: For) -> String {
     let mut row = |key: &str, value: &str, about: &str| {
         text.push_str(&format!("  {:<24}- {about}\n", format!("{key}=<{value}>")));
     };
-    if of == For::Create {
+    {
         row("backing_file", "str", "File name of a base image");
         row("backing_fmt", "str", "Image format of the base image: raw or qcow2");
     }
@@ -131,10 +131,9 @@ impl ImageOptions {
             "size" if of == For::Create => {
                 self.size = Some(size(key, text()?)?);
             }
-            "backing_file" if of == For::Create => self.backing_file = Some(text()?.to_owned()),
-            "backing_fmt" if of == For::Create => self.backing_format = Some(text()?.to_owned()),
+            "backing_file" => self.backing_file = Some(text()?.to_owned()),
+            "backing_fmt" => self.backing_format = Some(text()?.to_owned()),
             "size" => return refused("convert takes the source's size"),
-            "backing_file" | "backing_fmt" => return refused("converting onto a backing file is not supported yet"),
             "data_file" | "data_file_raw" => return refused("deduplication needs the data in the image itself"),
             "encryption" => return refused("encrypted images cannot be deduplicated"),
             key if key.starts_with("encrypt.") => return refused("encrypted images cannot be deduplicated"),
@@ -143,9 +142,19 @@ impl ImageOptions {
         Ok(())
     }
 
-    /// The header fields.
-    pub(crate) fn traits(&self) -> Traits {
-        Traits { compression: self.compression, lazy_refcounts: self.lazy_refcounts, backing: None }
+    /// The header fields of the image `target`.
+    pub(crate) fn traits(&self, target: &Path) -> Result<Traits, Failure> {
+        let said = |message: &str| Failure::new(format_args!("{}: {message}", target.display()));
+        let backing = match (&self.backing_file, &self.backing_format) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(said("Backing format cannot be used without backing file")),
+            (Some(_), None) => return Err(said("Backing file specified without backing format")),
+            (Some(name), Some(format)) => {
+                let format = format.parse().map_err(|e| said(&format!("{e}\nCould not open backing image.")))?;
+                Some(Backing { name: name.clone(), format })
+            }
+        };
+        Ok(Traits { compression: self.compression, lazy_refcounts: self.lazy_refcounts, backing })
     }
 }
 

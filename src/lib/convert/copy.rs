@@ -49,7 +49,7 @@ pub(super) fn write(
     let bits = layout.parts.cluster_bits;
     let per_task = (TASK >> bits.bits()).max(1);
     let buffers = BufferPool::new(usize::try_from(per_task * bits.bytes()).unwrap_or(usize::MAX));
-    let mut image = NewImage::new(storage, layout)?;
+    let mut image = NewImage::new(storage, layout, traits.gap())?;
     let mut tasks = Tasks { per_task, done: Vec::new(), open: Task::default() };
     let run = |tasks: &mut Vec<Task>, image: &mut NewImage<'_>| -> Result<()> {
         work.cancel.check()?;
@@ -62,7 +62,9 @@ pub(super) fn write(
         }
         Ok(())
     };
-    for step in plan.steps() {
+    // No step has more than a batch of work, so that the loop is never long away from the cancel check.
+    let batch = work.batch();
+    for step in plan.steps(per_task * batch as u64) {
         let step = step?;
         image.step(&step)?;
         match step {
@@ -70,7 +72,7 @@ pub(super) fn write(
             Step::Member { guest, sharers } => tasks.add_member(guest, sharers >= limit),
             Step::Shared { .. } => {}
         }
-        while tasks.done.len() >= work.batch() {
+        if tasks.done.len() >= batch {
             run(&mut tasks.done, &mut image)?;
         }
     }

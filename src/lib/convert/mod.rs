@@ -62,6 +62,16 @@ impl Default for ConvertOptions {
     }
 }
 
+impl ConvertOptions {
+    /// The L2 tables of a disk of `size` bytes of which `used` tables map data: over a backing file zeros need entries too.
+    fn l2_tables(&self, bits: ClusterBits, size: u64, used: u64) -> u64 {
+        match self.traits.backing {
+            None => used,
+            Some(_) => bits.clusters(size).div_ceil(bits.entries()),
+        }
+    }
+}
+
 /// What a conversion did. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConvertReport {
@@ -108,9 +118,10 @@ pub struct ConvertReport {
 pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
     let started = Instant::now();
     let limit = options.refcount_bits.sharer_limit().ok_or_else(|| too_narrow(options.refcount_bits))?;
-    refuse_own_source(disk, target)?;
-    let file = AtomicFile::create(target)?;
     let said = |e: Error| e.prefixed(&target.display().to_string());
+    refuse_own_source(disk, target)?;
+    let backing = options.traits.open_backing(target).map_err(said)?;
+    let file = AtomicFile::create(target)?;
     let spill = work.spill(file.directory());
     let parts = |bits: ClusterBits| Parts {
         cluster_bits: bits,
@@ -142,6 +153,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     disk.ensure_unchanged()?;
     work.cancel.check()?;
     let allocated_bytes = file.commit(options.durable)?;
+    drop(backing);
 
     let duplicates = plan.data_clusters - plan.stored;
     Ok(ConvertReport {

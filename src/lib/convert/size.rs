@@ -92,7 +92,7 @@ fn file_len(disk: &Disk, options: &ConvertOptions, level: &Level, limit: u64) ->
         cluster_bits: level.cluster_bits,
         refcount_bits: options.refcount_bits,
         size: disk.size(),
-        l2_tables: level.l2_tables,
+        l2_tables: options.l2_tables(level.cluster_bits, disk.size(), level.l2_tables),
         members: match options.pin {
             Pin::Shared => distinct.shared,
             Pin::All => distinct.stored,

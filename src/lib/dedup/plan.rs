@@ -101,10 +101,11 @@ impl Plan {
         }
     }
 
-    /// The steps in guest order.
+    /// The steps in guest order, none of more than `most` clusters.
     #[must_use]
-    pub fn steps(&self) -> Steps<'_> {
+    pub fn steps(&self, most: u64) -> Steps<'_> {
         Steps {
+            most,
             pin: self.pin,
             runs: self.runs.iter(),
             links: self.links.iter().peekable(),
@@ -190,6 +191,7 @@ pub enum Step {
 
 /// Iterates over the steps of a [`Plan`].
 pub struct Steps<'a> {
+    most: u64,
     pin: Pin,
     runs: Words<'a>,
     links: Peekable<Words<'a>>,
@@ -229,7 +231,7 @@ impl Steps<'_> {
             return Ok(Some(Step::Member { guest, sharers: 1 }));
         }
         let next = |event: Option<(u64, u64)>| event.map_or(end, |(cluster, _)| cluster.min(end));
-        let count = next(link).min(next(keeper)) - at;
+        let count = (next(link).min(next(keeper)) - at).min(self.most);
         self.advance(count);
         Ok(Some(Step::Private { guest, count }))
     }

@@ -136,7 +136,7 @@ impl Sequence {
     /// The words in order, any number of times.
     #[must_use]
     pub fn iter(&self) -> Words<'_> {
-        let file = self.0.file.as_ref().map(|f| Run::new(f, 0..f.words, 1 << 16, &self.0.spill));
+        let file = self.0.file.as_ref().map(|f| Run::new(f, 0..f.words, 1 << 12, &self.0.spill));
         Words(Inner::Sequence(file, self.0.memory.iter()))
     }
 
@@ -227,8 +227,8 @@ impl Sorted {
         let Some(file) = &store.file else {
             return Words(Inner::Sequence(None, store.memory.iter()));
         };
-        // The runs share the memory that one sequence may take, within reason.
-        let buffer = (store.spill.words / (runs.len() + 1)).clamp(512, 1 << 16);
+        // The runs share an eighth of the memory that one sequence may take, within reason.
+        let buffer = (store.spill.words / 8 / runs.len().max(1)).clamp(256, 1 << 16);
         let runs = runs.iter().map(|range| Run::new(file, range.clone(), buffer, &store.spill)).collect();
         Words(Inner::Merge(Box::new(Merge::new(runs, &store.memory))))
     }

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+pub(crate) use open::refuse_protocol;
 pub use open::{DiskOptions, Format};
 pub use read::Reader;
 

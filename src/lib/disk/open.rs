@@ -127,20 +127,15 @@ fn open_content(file: File, format: Option<Format>, snapshot: Option<&SnapshotNa
     }
 }
 
-/// The backing file that `header` names, if it may be followed: an image is data from a stranger, and must not decide by itself
-/// which of the user's files are read, or as what.
+/// The backing file that `header` names, if it may be followed: only a plain path, and only in a format that is declared, because
+/// content must not decide as what it is read. Who does not trust the image says `no_backing`.
 fn backing_file(header: &Header, overlay: &Path, options: &DiskOptions) -> Result<(PathBuf, Format)> {
     let bytes = header.backing_name.as_deref().unwrap_or_default();
     let shown = String::from_utf8_lossy(bytes).escape_default().to_string();
     if options.no_backing {
         return Err(Error::unsupported(format!("it needs the backing file '{shown}', and --no-backing was given")));
     }
-    let first_component = bytes.split(|&c| c == b'/').next().unwrap_or_default();
-    if first_component.contains(&b':') || bytes.contains(&0) {
-        return Err(Error::unsupported(format!(
-            "its backing file name '{shown}' is not a plain path; only plain paths are followed"
-        )));
-    }
+    refuse_protocol(bytes)?;
     let format = match header.extension(extension::BACKING_FORMAT) {
         None => {
             return Err(Error::unsupported(format!(
@@ -160,4 +155,16 @@ fn backing_file(header: &Header, overlay: &Path, options: &DiskOptions) -> Resul
     };
     let name = Path::new(OsStr::from_bytes(bytes));
     Ok((overlay.parent().unwrap_or(Path::new("")).join(name), format))
+}
+
+/// Fails where the name of a backing file is not a plain path: QEMU takes `name:rest` for a protocol and `json:` for a description.
+pub(crate) fn refuse_protocol(name: &[u8]) -> Result<()> {
+    let first_component = name.split(|&c| c == b'/').next().unwrap_or_default();
+    if first_component.contains(&b':') || name.contains(&0) {
+        let shown = String::from_utf8_lossy(name).escape_default().to_string();
+        return Err(Error::unsupported(format!(
+            "the backing file name '{shown}' is not a plain path; only plain paths are followed"
+        )));
+    }
+    Ok(())
 }

@@ -3,17 +3,20 @@
 //! The file has no name yet (see [`crate::storage::atomic_file`]), so the order of these writes is free: whatever happens, there
 //! is no image until all of it is there. The header is written last all the same.
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
 use crate::dedup::plan::Step;
 use crate::digest::Sha;
-use crate::disk::Format;
+use crate::disk::{Disk, DiskOptions, Format, refuse_protocol};
 use crate::error::{Error, Result};
 use crate::format::header::{CompressionType, Extension, Header, compatible, extension, incompatible};
 use crate::format::table::{L2Entry, l1_entry};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, Record};
 use crate::storage::Storage;
+use crate::storage::open::FileId;
 use crate::storage::region::RegionWriter;
 use crate::units::{GuestCluster, HostCluster, HostOffset};
 
@@ -52,18 +55,54 @@ pub struct NewImage<'a> {
     counts: Vec<u64>,
     directory: RegionWriter<'a>,
     records: Sha256,
+    /// The L2 entry of clusters that are not mapped.
+    gap: [u8; 8],
     /// The guest cluster of the next L2 entry.
-    next: u64,
+    next: GuestCluster,
     /// Stored clusters so far.
     stored: u64,
+}
+
+impl Traits {
+    /// Opens the backing file that `target` will have, if any. It stays locked as long as the disk is open.
+    ///
+    /// # Errors
+    /// Fails where it cannot be opened, and where `target` would be behind itself.
+    pub fn open_backing(&self, target: &Path) -> Result<Option<Disk>> {
+        let Some(backing) = &self.backing else { return Ok(None) };
+        // What could not be opened again later is not written.
+        refuse_protocol(backing.name.as_bytes())?;
+        let path = target.parent().unwrap_or(Path::new("")).join(&backing.name);
+        let options = DiskOptions { format: Some(backing.format), ..DiskOptions::default() };
+        let disk = Disk::open(&path, &options).map_err(|e| e.followed_by("Could not open backing image."))?;
+        let own = std::fs::metadata(target).ok().and_then(|metadata| disk.find(FileId::of(&metadata)));
+        match own {
+            None => Ok(Some(disk)),
+            Some(_) => {
+                Err(Error::invalid("Error: Trying to create an image with the same filename as the backing file"))
+            }
+        }
+    }
+
+    /// The L2 entry of clusters that hold nothing but zeros.
+    #[must_use]
+    pub fn gap(&self) -> L2Entry {
+        match self.backing {
+            None => L2Entry::Unallocated,
+            Some(_) => L2Entry::Zero { host: None, copied: false },
+        }
+    }
 }
 
 impl<'a> NewImage<'a> {
     /// Starts an image of `layout` in `storage`, which is empty.
     ///
+    /// `gap` is the L2 entry of clusters that are not mapped: unallocated, or zero where a backing file must not show through.
+    /// With the latter the layout has an L2 table for all of the disk.
+    ///
     /// # Errors
     /// Those of writing.
-    pub fn new(storage: &'a dyn Storage, layout: Layout) -> Result<Self> {
+    pub fn new(storage: &'a dyn Storage, layout: Layout, gap: L2Entry) -> Result<Self> {
         let region = |region| RegionWriter::new(storage, layout.offset(region).0);
         let mut image = Self {
             layout,
@@ -78,7 +117,8 @@ impl<'a> NewImage<'a> {
                 layout.offset(layout.directory).0 + pool::directory::HEADER_LENGTH as u64,
             ),
             records: Sha256::new(),
-            next: 0,
+            gap: gap.encode(layout.parts.cluster_bits).to_be_bytes(),
+            next: GuestCluster(0),
             stored: 0,
         };
         image.count(1, layout.data.start.0)?;
@@ -139,6 +179,9 @@ impl<'a> NewImage<'a> {
         let layout = self.layout;
         let bits = layout.parts.cluster_bits;
         let end = |region: Region| region.end().offset(bits).0;
+        if self.gap != [0; 8] {
+            self.skip_to(GuestCluster(bits.clusters(layout.parts.size)))?;
+        }
         pad(&mut self.l2, end(layout.l2))?;
         self.finish_pool()?;
         self.counts.resize(self.counts.len().next_multiple_of(8), 0);
@@ -190,25 +233,39 @@ impl<'a> NewImage<'a> {
 
     fn map(&mut self, guest: GuestCluster, host: HostCluster, copied: bool) -> Result<()> {
         let bits = self.layout.parts.cluster_bits;
-        let entries = bits.entries();
-        let at_table_start = self.l2.position() & (bits.bytes() - 1) == 0;
-        if at_table_start || guest.0 / entries != (self.next - 1) / entries {
-            // The rest of the table before stays unallocated; this one begins.
-            let table = self.l2.position().next_multiple_of(bits.bytes());
-            self.l2.zeros_until(table).map_err(writing)?;
-            let index = usize::try_from(guest.0 / entries).unwrap_or(usize::MAX);
-            if let Some(entry) = self.l1.get_mut(index) {
-                *entry = l1_entry(HostOffset(table), true);
-            }
-            self.next = guest.0 - guest.0 % entries;
-        }
-        let skipped = (guest.0 - self.next) * 8;
-        if skipped > 0 {
-            self.l2.zeros_until(self.l2.position() + skipped).map_err(writing)?;
-        }
+        self.skip_to(guest)?;
         let entry = L2Entry::Data { host: host.offset(bits), copied }.encode(bits);
-        self.next = guest.0 + 1;
-        self.l2.write(&entry.to_be_bytes()).map_err(writing)
+        self.entry(entry.to_be_bytes())
+    }
+
+    /// Fills the gap before `guest`.
+    fn skip_to(&mut self, guest: GuestCluster) -> Result<()> {
+        let entries = self.layout.parts.cluster_bits.entries();
+        let table_start = GuestCluster(guest.0 - guest.0 % entries);
+        if self.gap == [0; 8] && self.next < table_start {
+            // The rest of the table before stays unallocated, and tables with nothing in them do not exist.
+            let end = self.l2.position().next_multiple_of(self.layout.parts.cluster_bits.bytes());
+            self.l2.zeros_until(end).map_err(writing)?;
+            self.next = table_start;
+        }
+        while self.next < guest {
+            self.entry(self.gap)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the L2 entry of the next guest cluster, which may begin a table.
+    fn entry(&mut self, entry: [u8; 8]) -> Result<()> {
+        let entries = self.layout.parts.cluster_bits.entries();
+        let at = self.l2.position();
+        if at & (self.layout.parts.cluster_bits.bytes() - 1) == 0 {
+            let index = usize::try_from(self.next.0 / entries).unwrap_or(usize::MAX);
+            if let Some(l1) = self.l1.get_mut(index) {
+                *l1 = l1_entry(HostOffset(at), true);
+            }
+        }
+        self.next = GuestCluster(self.next.0 + 1);
+        self.l2.write(&entry).map_err(writing)
     }
 
     fn pool_l2_entry(&mut self, host: HostCluster) -> Result<()> {

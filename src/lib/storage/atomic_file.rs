@@ -11,8 +11,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 
 use super::lock::{LockMode, lock};
 use super::open::{FileId, open_locked};
-use super::{FileStorage, Storage, sync_directory};
-use crate::error::{Error, Result};
+use super::{FileStorage, Storage};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A new file beside its final name, without a name of its own where the file system can (`O_TMPFILE`): whatever ends the
 /// process, nothing is left behind. [`AtomicFile::commit`] gives it the name.
@@ -23,6 +23,8 @@ pub struct AtomicFile {
     storage: FileStorage,
     target: PathBuf,
     directory: PathBuf,
+    /// The directory, where it can be read; one that cannot be read cannot be synced either.
+    opened_directory: Option<File>,
     replaced: Option<File>,
     /// On file systems without `O_TMPFILE`: the named file, removed on drop.
     named: Option<tempfile::TempPath>,
@@ -54,12 +56,13 @@ impl AtomicFile {
                 )));
             }
         };
+        let opened_directory = File::open(&directory).ok();
         let (file, named) = new_file(&directory).map_err(|e| creating(path, e))?;
         if let Some(old) = &replaced {
             keep_attributes(old, &file).map_err(|e| creating(path, e))?;
         }
         lock(&file, path, LockMode::Write).map_err(|e| e.opening(path))?;
-        Ok(Self { storage: FileStorage(file), target, directory, replaced, named })
+        Ok(Self { storage: FileStorage(file), target, directory, opened_directory, replaced, named })
     }
 
     /// What to write to.
@@ -85,6 +88,17 @@ impl AtomicFile {
         if durable {
             self.storage.sync().map_err(said)?;
         }
+        // The name may have been given to another file meanwhile, which is not ours to replace. (What happens within the
+        // microseconds from here to the rename cannot be seen.)
+        if let Some(old) = &self.replaced {
+            let ours = FileId::of(&old.metadata().map_err(said)?);
+            let named = fs::metadata(&self.target).map(|metadata| FileId::of(&metadata));
+            if !named.is_ok_and(|named| named == ours) {
+                let message =
+                    format!("'{}' was replaced meanwhile by another program; it stays as it is", self.target.display());
+                return Err(Error::new(ErrorKind::Locked, message));
+            }
+        }
         match (self.named, &self.replaced) {
             (Some(named), Some(_)) => named.persist(&self.target).map_err(|e| said(e.error))?,
             (Some(named), None) => named.persist_noclobber(&self.target).map_err(|e| said(e.error))?,
@@ -98,8 +112,10 @@ impl AtomicFile {
                 })?;
             }
         }
-        if durable {
-            sync_directory(&self.directory).map_err(said)?;
+        if durable && let Some(directory) = self.opened_directory {
+            directory.sync_all().map_err(|e| {
+                Error::io(format_args!("'{}' is complete, but could not sync its directory", self.target.display()), e)
+            })?;
         }
         self.storage.allocated().map_err(said)
     }
@@ -208,6 +224,19 @@ mod tests {
         assert!(fs::symlink_metadata(&name).unwrap().is_symlink());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(entries(directory.path()), 2);
+    }
+
+    #[test]
+    fn a_file_that_takes_the_name_meanwhile_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("name"), directory.path().join("other"));
+        fs::write(&path, b"old").unwrap();
+        let file = AtomicFile::create(&path).unwrap();
+        fs::write(&other, b"somebody else's").unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert!(file.commit(false).unwrap_err().to_string().contains("was replaced meanwhile"));
+        assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
+        assert_eq!(entries(directory.path()), 1);
     }
 
     #[test]

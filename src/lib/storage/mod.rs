@@ -5,7 +5,6 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use nix::errno::Errno;
 use nix::unistd::Whence;
@@ -146,11 +145,6 @@ impl FileStorage {
     pub fn allocated(&self) -> io::Result<u64> {
         Ok(nix::sys::stat::fstat(self.0.as_fd())?.st_blocks.cast_unsigned() * 512)
     }
-}
-
-/// Makes the entry of a new file in `directory` durable.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

@@ -83,8 +83,11 @@ fn work_on(
 }
 
 fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, Failure> {
-    if args.target_format == "raw" && !args.options.is_empty() {
-        return Err(Failure::new(format_args!("{}: a raw image has no options (-o)", target.display())));
+    if args.target_format == "raw" && (!args.options.is_empty() || args.pin.is_some()) {
+        return Err(Failure::new(format_args!(
+            "{}: a raw image has no options (-o) and no pool (--pin)",
+            target.display()
+        )));
     }
     let options = ImageOptions::parse(&args.options, For::Convert, target)?;
     let durable = match args.target_cache.as_deref() {
@@ -95,10 +98,10 @@ fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, 
     Ok(ConvertOptions {
         cluster_size: options.cluster_size.unwrap_or_default(),
         refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
-        traits: options.traits(),
+        traits: options.traits(target)?,
         pin: match args.pin {
-            PinArg::Shared => Pin::Shared,
-            PinArg::All => Pin::All,
+            None | Some(PinArg::Shared) => Pin::Shared,
+            Some(PinArg::All) => Pin::All,
         },
         durable,
     })

@@ -6,7 +6,6 @@ use dedup_img::convert::ClusterSize;
 use dedup_img::create::{CreateOptions, create};
 use dedup_img::format::header::CompressionType;
 use dedup_img::format::refcount::RefcountBits;
-use dedup_img::image::writer::{Backing, Traits};
 use dedup_img::units::ClusterBits;
 
 use crate::cli::CreateArgs;
@@ -21,22 +20,13 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
         return view::print(&help(For::Create));
     }
     let file = args.file.ok_or_else(|| usage("Expecting image file name"))?;
-    let said = |message: &str| Failure::new(format_args!("{}: {message}", file.display()));
-    let options = ImageOptions::parse(&args.options, For::Create, &file)?;
-    let backing_file = args.backing_file.or(options.backing_file.clone());
-    let backing_format = args.backing_format.or(options.backing_format.clone());
-
-    let backing = match (backing_file, backing_format) {
-        (None, None) => None,
-        (None, Some(_)) => return Err(said("Backing format cannot be used without backing file")),
-        (Some(_), None) => return Err(said("Backing file specified without backing format")),
-        (Some(name), Some(format)) => {
-            let format = format.parse().map_err(|e| said(&format!("{e}\nCould not open backing image.")))?;
-            Some(Backing { name, format })
-        }
-    };
-    if backing.is_some() && options.preallocate_metadata {
-        return Err(said("Backing file and preallocation can only be used at the same time if extended_l2 is on"));
+    let mut options = ImageOptions::parse(&args.options, For::Create, &file)?;
+    options.backing_file = args.backing_file.or(options.backing_file);
+    options.backing_format = args.backing_format.or(options.backing_format);
+    let traits = options.traits(&file)?;
+    if traits.backing.is_some() && options.preallocate_metadata {
+        let message = "Backing file and preallocation can only be used at the same time if extended_l2 is on";
+        return Err(Failure::new(format_args!("{}: {message}", file.display())));
     }
     let size = args.size.as_deref().map(parse_image_size).transpose()?.or(options.size);
     let cluster_bits = match options.cluster_size {
@@ -47,7 +37,7 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
         size,
         cluster_bits,
         refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
-        traits: Traits { backing, ..options.traits() },
+        traits,
         preallocate_metadata: options.preallocate_metadata,
     };
     let size = create(&file, &options)?;

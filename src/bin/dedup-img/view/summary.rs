@@ -53,7 +53,7 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
     rows.add(
         "shared",
         size(report.shared_clusters),
-        &format!("{} of them with two or more users", clusters(report.shared_clusters)),
+        &format!("{}, each with two or more users", clusters(report.shared_clusters)),
     );
     rows.add("saved", bytes(report.saved_bytes), &format!("{:.1} % of the data", report.saved_percent));
     rows.add("file", bytes(report.file_length_bytes), &context.target.display().to_string());
