@@ -3,9 +3,11 @@
 #![expect(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
+    clippy::little_endian_bytes,
     reason = "a test that meets the unexpected has failed"
 )]
 
+mod collisions;
 mod content;
 mod fixtures;
 mod judge;

@@ -8,7 +8,7 @@ use crate::size::parse_size;
 
 /// Deduplicated QCOW2 images that stock QEMU reads and writes.
 #[derive(Debug, Parser)]
-#[command(name = "dedup-img", version, about, max_term_width = 100)]
+#[command(name = "dedup-img", version, about, max_term_width = 100, args_override_self = true)]
 #[command(after_help = "Exit status: 0 done, 1 failed or wrong usage.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -23,11 +23,14 @@ pub(crate) enum Command {
 
 /// Create a new, empty image that is ready for deduplication.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_override_self = true,
+    after_help = "\
 Examples:
   dedup-img create disk.qcow2 20G
   dedup-img create -o cluster_size=4k disk.qcow2 20G
-  dedup-img create -b base.qcow2 -F qcow2 overlay.qcow2")]
+  dedup-img create -b base.qcow2 -F qcow2 overlay.qcow2"
+)]
 pub(crate) struct CreateArgs {
     /// Image options; '-o help' lists them
     #[arg(short = 'o', value_name = "KEY=VALUE,...")]
@@ -51,12 +54,15 @@ pub(crate) struct CreateArgs {
 
 /// Convert an image into a deduplicated QCOW2, or into raw.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_override_self = true,
+    after_help = "\
 Examples:
   dedup-img convert disk.raw disk.qcow2
   dedup-img convert -p -o cluster_size=4k vm.qcow2 small.qcow2
   dedup-img convert -l before-upgrade vm.qcow2 then.qcow2
-  dedup-img convert -O raw small.qcow2 disk.raw")]
+  dedup-img convert -O raw small.qcow2 disk.raw"
+)]
 pub(crate) struct ConvertArgs {
     /// Format of the source: raw or qcow2; found by its content where not given
     #[arg(short = 'f', long = "source-format", value_name = "FMT", help_heading = "Source")]

@@ -140,7 +140,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         let bits = found.level.cluster_bits;
         let links = group(&found.level.records, limit, &spill)?;
         work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
-        let links = verify(disk, bits, links, &spill, work)?;
+        let links = verify(disk, bits, links, limit, &spill, work)?;
         let plan = Plan::new(found.level, &links, options.pin, &spill)?;
         Ok::<_, Error>((plan, bits, found.bytes_read, found.choices))
     })?;

@@ -182,12 +182,6 @@ impl Sorter {
         Ok(())
     }
 
-    /// Its limits, for another one like it.
-    #[must_use]
-    pub fn spill(&self) -> Spill {
-        self.store.spill.clone()
-    }
-
     fn flush(&mut self) -> Result<()> {
         self.store.memory.par_sort_unstable();
         self.runs.push(self.store.flush()?);

@@ -3,8 +3,10 @@
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
-use super::group::Link;
-use super::sequence::{Sorted, Sorter, Spill};
+use super::group::{Link, group};
+use super::scan::record;
+use super::sequence::{Sorted, Sorter, Spill, Words};
+use crate::digest::sha256;
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, Result};
 use crate::storage::buffer::BufferPool;
@@ -15,83 +17,94 @@ use crate::work::Work;
 const PIECE: usize = 256 << 10;
 /// Links that one worker takes at a time.
 const SHARE: usize = 256;
-/// How often clusters of equal fingerprints and different bytes are regrouped. Nature needs no round; somebody who makes
-/// collisions on purpose gets what he made stored once for each cluster, in bounded time.
-const ROUNDS: usize = 8;
-
 /// Compares the bytes behind `links` (sorted by duplicate) and returns those that are true, sorted by duplicate.
 ///
-/// Clusters that differ from their keeper are compared among themselves, a few times; what is still alone then stays alone.
+/// Clusters that differ from their keeper are grouped once more, by SHA-256, and compared again; what differs even then stays
+/// alone. Nature needs no second round: it is for disks whose author made fingerprints collide on purpose.
 ///
 /// # Errors
 /// Those of reading the disk and of the temporary files.
-pub fn verify(disk: &Disk, bits: ClusterBits, links: Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
-    let mut wrong = compare_all(disk, bits, &links, spill, work)?;
+pub fn verify(
+    disk: &Disk,
+    bits: ClusterBits,
+    links: Sorted,
+    limit: u64,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<Sorted> {
+    let wrong = compare_all(disk, bits, &links, spill, work)?;
     if wrong.is_empty() {
         return Ok(links);
     }
     let mut good = Sorter::new(spill);
-    let mut pending = links;
-    for _ in 0..ROUNDS {
-        keep(&pending, &wrong, &mut good)?;
-        pending = regroup(&wrong, spill)?;
-        wrong = compare_all(disk, bits, &pending, spill, work)?;
-        if wrong.is_empty() {
-            break;
-        }
-    }
-    keep(&pending, &wrong, &mut good)?;
+    keep(&links, &wrong, &mut good)?;
+    drop(links);
+    let records = rename(disk, bits, &wrong, spill, work)?;
+    let again = group(&records, limit, spill)?;
+    let wrong = compare_all(disk, bits, &again, spill, work)?;
+    keep(&again, &wrong, &mut good)?;
     good.finish()
 }
 
 /// Adds the links that are not among the wrong ones to `good`.
 fn keep(links: &Sorted, wrong: &Sorted, good: &mut Sorter) -> Result<()> {
-    let mut by_duplicate = Sorter::new(&good.spill());
-    for word in wrong.iter() {
-        by_duplicate.push(Link::from_keeper(word?).by_duplicate())?;
-    }
-    let wrong = by_duplicate.finish()?;
-    let mut wrong = wrong.iter().peekable();
+    let mut wrong = wrong.iter();
+    let mut next = wrong.next().transpose()?;
     for word in links.iter() {
         let word = word?;
-        match wrong.peek() {
-            Some(Ok(w)) if *w == word => {
-                wrong.next();
-            }
-            _ => good.push(word)?,
+        if next == Some(word) {
+            next = wrong.next().transpose()?;
+        } else {
+            good.push(word)?;
         }
     }
     Ok(())
 }
 
-/// Links the wrong ones of each keeper to the first of them.
-fn regroup(wrong: &Sorted, spill: &Spill) -> Result<Sorted> {
-    let mut links = Sorter::new(spill);
-    let mut first: Option<Link> = None;
-    for word in wrong.iter() {
-        let link = Link::from_keeper(word?);
-        match first {
-            Some(f) if f.keeper == link.keeper => {
-                links.push(Link { duplicate: link.duplicate, keeper: f.duplicate }.by_duplicate())?;
+/// Records of the duplicates in `wrong` with the SHA-256 of their content for a fingerprint.
+fn rename(disk: &Disk, bits: ClusterBits, wrong: &Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
+    let mut records = Sorter::new(spill);
+    let mut words = wrong.iter();
+    loop {
+        work.cancel.check()?;
+        let batch = next_batch(&mut words, work)?;
+        if batch.is_empty() {
+            break;
+        }
+        let shares: Vec<Result<Vec<u128>>> = batch.par_chunks(SHARE).map(|share| names(disk, bits, share)).collect();
+        for share in shares {
+            for word in share? {
+                records.push(word)?;
             }
-            _ => first = Some(link),
         }
     }
-    links.finish()
+    records.finish()
 }
 
-/// The links whose bytes differ, sorted by keeper.
+fn names(disk: &Disk, bits: ClusterBits, share: &[Link]) -> Result<Vec<u128>> {
+    let mut reader = Reader::sequential(disk);
+    let mut content = vec![0; bits.len()];
+    let name = |link: &Link| {
+        reader.read(link.duplicate << bits.bits(), &mut content)?;
+        let sha = sha256(&content);
+        Ok(record(u128::from_be_bytes(*sha.first_chunk().unwrap_or(&[0; 16])), link.duplicate))
+    };
+    share.iter().map(name).collect()
+}
+
+/// Up to a batch of links.
+fn next_batch(words: &mut Words<'_>, work: &Work<'_>) -> Result<Vec<Link>> {
+    words.take(work.batch() * SHARE).map(|word| word.map(Link::from_duplicate)).collect()
+}
+
+/// The links whose bytes differ, sorted by duplicate.
 fn compare_all(disk: &Disk, bits: ClusterBits, links: &Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
     let buffers = BufferPool::new(2 * PIECE.max(bits.len()));
     let mut wrong = Sorter::new(spill);
     let mut words = links.iter();
     loop {
         work.cancel.check()?;
-        let batch: Vec<Link> = words
-            .by_ref()
-            .take(work.batch() * SHARE)
-            .map(|word| word.map(Link::from_duplicate))
-            .collect::<Result<_>>()?;
+        let batch = next_batch(&mut words, work)?;
         if batch.is_empty() {
             break;
         }
@@ -99,7 +112,7 @@ fn compare_all(disk: &Disk, bits: ClusterBits, links: &Sorted, spill: &Spill, wo
             batch.par_chunks(SHARE).map(|share| compare(disk, bits, share, &buffers)).collect();
         for result in results {
             for link in result? {
-                wrong.push(link.by_keeper())?;
+                wrong.push(link.by_duplicate())?;
             }
         }
         work.progress.advance(batch.len() as u64 * bits.bytes());
