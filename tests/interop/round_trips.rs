@@ -7,6 +7,7 @@ use crate::support::families;
 use crate::support::reader::{Entry, Image, Pin, verify_dedup};
 use crate::support::{dedup_img, qemu, scratch, sha256_of};
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -128,6 +129,29 @@ fn zeros_hide_the_backing_file_of_the_target() {
         assert_eq!(image.backing_file().as_deref(), Some("base.raw"));
         let entries: Vec<Entry> = image.active().into_iter().flat_map(|table| table.entries).collect();
         assert!(entries.contains(&Entry::Zero(None)), "{size}: a zero cluster carries the flag");
+    }
+}
+
+/// L2 tables in which no cluster is stored are written all the same, and in their own place.
+#[test]
+fn zeros_hide_the_backing_file_where_nothing_is_stored_too() {
+    let home = scratch();
+    let [base, source, target] = ["base.raw", "source.raw", "target.qcow2"].map(|name| home.path().join(name));
+    fs::write(&base, vec![0xab; 13 * M as usize]).unwrap();
+    for data in [None, Some(0), Some(11 * M)] {
+        let disk = fs::File::create(&source).unwrap();
+        disk.set_len(12 * M + 512).unwrap();
+        if let Some(offset) = data {
+            disk.write_all_at(&[7; 5000], offset).unwrap();
+        }
+        for size in ["512", "4k", "64k", "auto"] {
+            let options = format!("cluster_size={size},backing_file=base.raw,backing_fmt=raw");
+            convert(&["-f", "raw", "-o", &options], &source, &target);
+            qemu::check_clean(&target);
+            qemu::compare_same("raw", &source, "qcow2", &target);
+            let facts = verify_dedup(&target, Pin::Shared);
+            assert_eq!(facts.mapped + facts.zero_flagged, facts.virtual_size.div_ceil(facts.cluster_size), "{size}");
+        }
     }
 }
 

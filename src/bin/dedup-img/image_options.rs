@@ -42,10 +42,8 @@ pub(crate) fn help(of: For) -> String {
     let mut row = |key: &str, value: &str, about: &str| {
         text.push_str(&format!("  {:<24}- {about}\n", format!("{key}=<{value}>")));
     };
-    {
-        row("backing_file", "str", "File name of a base image");
-        row("backing_fmt", "str", "Image format of the base image: raw or qcow2");
-    }
+    row("backing_file", "str", "File name of a base image");
+    row("backing_fmt", "str", "Image format of the base image: raw or qcow2");
     match of {
         For::Create => row("cluster_size", "size", "Cluster size: a power of two from 512 to 2M [64k]"),
         For::Convert => row("cluster_size", "size", "Cluster size: a power of two from 512 to 2M, or auto [auto]"),

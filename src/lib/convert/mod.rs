@@ -145,9 +145,13 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         Ok::<_, Error>((plan, bits, found.bytes_read, found.choices))
     })?;
 
-    let layout =
-        Layout::new(Parts { l2_tables: plan.l2_tables, members: plan.members(), data: plan.stored, ..parts(bits) })
-            .map_err(said)?;
+    let layout = Layout::new(Parts {
+        l2_tables: options.l2_tables(bits, disk.size(), plan.l2_tables),
+        members: plan.members(),
+        data: plan.stored,
+        ..parts(bits)
+    })
+    .map_err(said)?;
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
     work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, file.storage(), work)).map_err(said)?;
     disk.ensure_unchanged()?;
@@ -159,7 +163,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     Ok(ConvertReport {
         virtual_size_bytes: disk.size(),
         read_bytes: bytes_read,
-        zero_bytes: (bits.clusters(disk.size()) - plan.data_clusters).saturating_mul(bits.bytes()).min(disk.size()),
+        zero_bytes: disk.size() - plan.data_bytes(bits, disk.size()),
         data_clusters: plan.data_clusters,
         stored_clusters: plan.stored,
         shared_clusters: plan.shared,

@@ -21,6 +21,8 @@ pub struct Level {
     pub data_clusters: u64,
     /// L2 tables that map at least one of them.
     pub l2_tables: u64,
+    /// The cluster after the last one of them; 0 where there is none.
+    pub end: u64,
 }
 
 /// Counts of a [`Level`] by fingerprint alone.
@@ -146,6 +148,7 @@ impl Runs {
             self.runs.push(run_word(done))?;
         }
         Ok(Level {
+            end: self.last.map_or(0, |(start, len)| start + len),
             cluster_bits: self.cluster_bits,
             records,
             runs: self.runs,

@@ -8,7 +8,7 @@ use super::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use super::{INDEX_BITS, index};
 use crate::error::Result;
 use crate::pool::Pin;
-use crate::units::GuestCluster;
+use crate::units::{ClusterBits, GuestCluster};
 
 /// Which guest clusters are stored and which share them. Stored clusters are numbered from 0 in guest order.
 pub struct Plan {
@@ -27,6 +27,8 @@ pub struct Plan {
     pub shared: u64,
     /// L2 tables of the active disk.
     pub l2_tables: u64,
+    /// The cluster after the last one that is not zero.
+    end: u64,
 }
 
 impl Plan {
@@ -35,8 +37,7 @@ impl Plan {
     /// # Errors
     /// Those of the temporary files.
     pub fn new(level: Level, links: &Sorted, pin: Pin, spill: &Spill) -> Result<Self> {
-        let (data_clusters, l2_tables, runs) = (level.data_clusters, level.l2_tables, level.runs);
-        drop(level.records);
+        let Level { data_clusters, l2_tables, runs, end, .. } = level;
         let mut by_keeper = Sorter::new(spill);
         for word in links.iter() {
             by_keeper.push(Link::from_duplicate(word?).by_keeper())?;
@@ -69,27 +70,19 @@ impl Plan {
             stored: data_clusters - links.len(),
             shared: keepers.len(),
             l2_tables,
+            end,
             runs,
             links: numbered.finish()?,
             keepers,
         })
     }
 
-    /// A plan that stores nothing.
-    ///
-    /// # Errors
-    /// None in practice.
-    pub fn empty(spill: &Spill) -> Result<Self> {
-        Ok(Self {
-            runs: Sequence::new(spill),
-            links: Sorter::new(spill).finish()?,
-            keepers: Sequence::new(spill),
-            pin: Pin::Shared,
-            data_clusters: 0,
-            stored: 0,
-            shared: 0,
-            l2_tables: 0,
-        })
+    /// The part of a disk of `size` bytes that lies in clusters that are not zero.
+    #[must_use]
+    pub fn data_bytes(&self, bits: ClusterBits, size: u64) -> u64 {
+        let overhang = bits.clusters(size) * bits.bytes() - size;
+        let last_is_data = self.end == bits.clusters(size);
+        self.data_clusters * bits.bytes() - if last_is_data { overhang } else { 0 }
     }
 
     /// The number of stored clusters that enter the pool.

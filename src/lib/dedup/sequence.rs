@@ -194,8 +194,47 @@ impl Sorter {
     /// Those of the temporary file.
     pub fn finish(mut self) -> Result<Sorted> {
         self.store.memory.par_sort_unstable();
+        // More runs than have room for a buffer are merged to fewer first.
+        while self.runs.len() > self.fan() {
+            self.merge_runs()?;
+        }
         Ok(Sorted(self))
     }
+
+    /// How many runs may be read at the same time: their buffers share an eighth of the memory of one sequence.
+    fn fan(&self) -> usize {
+        (self.store.spill.words / 8 / MIN_BUFFER).max(16)
+    }
+
+    /// Merges groups of runs into a new file.
+    fn merge_runs(&mut self) -> Result<()> {
+        let Some(old) = self.store.file.take() else { return Ok(()) };
+        let mut merged = Store::new(&self.store.spill.share(4));
+        let mut runs = Vec::new();
+        for group in self.runs.chunks(self.fan()) {
+            let sources = group.iter().map(|range| Run::new(&old, range.clone(), MIN_BUFFER, &self.store.spill));
+            let mut merge = Merge::new(sources.collect(), &[]);
+            let mut run: Option<Range<u64>> = None;
+            while let Some(word) = merge.next() {
+                merged.memory.push(word?);
+                if merged.is_full() {
+                    run = Some(joined(run, merged.flush()?));
+                }
+            }
+            runs.push(joined(run, merged.flush()?));
+        }
+        self.store.file = merged.file;
+        self.runs = runs;
+        Ok(())
+    }
+}
+
+/// The least number of words that a run is read by.
+const MIN_BUFFER: usize = 256;
+
+/// Two neighbouring pieces of a file as one.
+fn joined(first: Option<Range<u64>>, second: Range<u64>) -> Range<u64> {
+    first.map_or(second.start, |first| first.start)..second.end
 }
 
 /// Words in ascending order.
@@ -222,7 +261,7 @@ impl Sorted {
             return Words(Inner::Sequence(None, store.memory.iter()));
         };
         // The runs share an eighth of the memory that one sequence may take, within reason.
-        let buffer = (store.spill.words / 8 / runs.len().max(1)).clamp(256, 1 << 16);
+        let buffer = (store.spill.words / 8 / runs.len().max(1)).clamp(MIN_BUFFER, 1 << 16);
         let runs = runs.iter().map(|range| Run::new(file, range.clone(), buffer, &store.spill)).collect();
         Words(Inner::Merge(Box::new(Merge::new(runs, &store.memory))))
     }
@@ -344,7 +383,7 @@ mod tests {
     fn spilled_words_come_back_as_if_they_had_stayed() {
         let directory = tempfile::tempdir().unwrap();
         let small = Spill::new(0, directory.path());
-        for count in [0, 1, 1023, 1024, 1025, 10_000] {
+        for count in [0, 1, 1023, 1024, 1025, 10_000, 100_000] {
             let mut sequence = Sequence::new(&small);
             let mut sorter = Sorter::new(&small);
             for word in numbers(count) {

@@ -15,8 +15,13 @@ use crate::work::Work;
 
 /// Bytes compared at once.
 const PIECE: usize = 256 << 10;
-/// Links that one worker takes at a time.
+/// Links that one worker takes at a time, at most.
 const SHARE: usize = 256;
+
+/// Links that one worker takes at a time: about a MiB, so that nobody waits long for the last one.
+fn share(bits: ClusterBits) -> usize {
+    ((1 << 20) >> bits.bits()).clamp(1, SHARE)
+}
 /// Compares the bytes behind `links` (sorted by duplicate) and returns those that are true, sorted by duplicate.
 ///
 /// Clusters that differ from their keeper are grouped once more, by SHA-256, and compared again; what differs even then stays
@@ -67,11 +72,12 @@ fn rename(disk: &Disk, bits: ClusterBits, wrong: &Sorted, spill: &Spill, work: &
     let mut words = wrong.iter();
     loop {
         work.cancel.check()?;
-        let batch = next_batch(&mut words, work)?;
+        let batch = next_batch(&mut words, bits, work)?;
         if batch.is_empty() {
             break;
         }
-        let shares: Vec<Result<Vec<u128>>> = batch.par_chunks(SHARE).map(|share| names(disk, bits, share)).collect();
+        let shares: Vec<Result<Vec<u128>>> =
+            batch.par_chunks(share(bits)).map(|share| names(disk, bits, share)).collect();
         for share in shares {
             for word in share? {
                 records.push(word)?;
@@ -93,8 +99,8 @@ fn names(disk: &Disk, bits: ClusterBits, share: &[Link]) -> Result<Vec<u128>> {
 }
 
 /// Up to a batch of links.
-fn next_batch(words: &mut Words<'_>, work: &Work<'_>) -> Result<Vec<Link>> {
-    words.take(work.batch() * SHARE).map(|word| word.map(Link::from_duplicate)).collect()
+fn next_batch(words: &mut Words<'_>, bits: ClusterBits, work: &Work<'_>) -> Result<Vec<Link>> {
+    words.take(work.batch() * share(bits)).map(|word| word.map(Link::from_duplicate)).collect()
 }
 
 /// The links whose bytes differ, sorted by duplicate.
@@ -104,12 +110,12 @@ fn compare_all(disk: &Disk, bits: ClusterBits, links: &Sorted, spill: &Spill, wo
     let mut words = links.iter();
     loop {
         work.cancel.check()?;
-        let batch = next_batch(&mut words, work)?;
+        let batch = next_batch(&mut words, bits, work)?;
         if batch.is_empty() {
             break;
         }
         let results: Vec<Result<Vec<Link>>> =
-            batch.par_chunks(SHARE).map(|share| compare(disk, bits, share, &buffers)).collect();
+            batch.par_chunks(share(bits)).map(|share| compare(disk, bits, share, &buffers)).collect();
         for result in results {
             for link in result? {
                 wrong.push(link.by_duplicate())?;

@@ -7,8 +7,8 @@ mod read;
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 pub(crate) use open::refuse_protocol;
 pub use open::{DiskOptions, Format};
@@ -38,7 +38,8 @@ struct Layer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     len: u64,
-    modified: Option<SystemTime>,
+    /// When the content was last written, and when anything about the file was last changed: a writer may set the first back.
+    times: Option<[i64; 4]>,
 }
 
 enum Content {
@@ -158,7 +159,9 @@ impl Stamp {
     fn of(file: &std::fs::File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         // A block device's times do not tell whether it was written.
-        let modified = metadata.is_file().then(|| metadata.modified()).transpose()?;
-        Ok(Self { len: metadata.len(), modified })
+        let times = metadata
+            .is_file()
+            .then(|| [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()]);
+        Ok(Self { len: metadata.len(), times })
     }
 }

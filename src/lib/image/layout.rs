@@ -6,6 +6,8 @@
 //!
 //! Metadata is contiguous and in front; data follows in guest order and ends the file.
 
+use std::ops::Range;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::format::refcount::RefcountBits;
@@ -157,6 +159,12 @@ impl Layout {
     #[must_use]
     pub fn offset(&self, region: Region) -> HostOffset {
         region.start.offset(self.parts.cluster_bits)
+    }
+
+    /// The bytes of a region.
+    #[must_use]
+    pub fn bytes(&self, region: Region) -> Range<u64> {
+        self.offset(region).0..region.end().offset(self.parts.cluster_bits).0
     }
 
     /// The host cluster of stored cluster `number`.

@@ -10,7 +10,6 @@ pub use extents::{Extent, Place};
 pub use open::SnapshotName;
 
 use crate::format::header::Header;
-use crate::format::snapshot::Snapshot;
 use crate::storage::Storage;
 
 /// A QCOW2 image, or one of its snapshots, open for reading.
@@ -44,13 +43,5 @@ impl Qcow2 {
     #[must_use]
     pub fn storage(&self) -> &dyn Storage {
         &*self.storage
-    }
-
-    /// The internal snapshots, in table order.
-    ///
-    /// # Errors
-    /// Fails where the table cannot be read or breaks the format.
-    pub fn snapshots(&self) -> crate::Result<Vec<Snapshot>> {
-        open::read_snapshots(&*self.storage, &self.header, self.file_len)
     }
 }

@@ -39,7 +39,9 @@ impl Qcow2 {
                 (snapshot.l1_offset, snapshot.l1_entries, size)
             }
         };
-        let l1 = read_words(&*storage, l1_offset, l1_entries as usize, "L1 table")?;
+        // What lies behind the disk is VM state, which no guest reads.
+        let needed = size.div_ceil(header.cluster_bits.bytes() * header.l2_entries()).min(u64::from(l1_entries));
+        let l1 = read_words(&*storage, l1_offset, usize::try_from(needed).unwrap_or(0), "L1 table")?;
         Ok(Self { storage, header, l1, size, file_len })
     }
 }
@@ -51,6 +53,8 @@ pub enum SnapshotName {
     Id(String),
     /// The first one with this name.
     Name(String),
+    /// The one with this id and this name.
+    IdAndName(String, String),
     /// The one with this id or, where there is none, the first one with this name.
     IdOrName(String),
 }
@@ -62,6 +66,9 @@ impl SnapshotName {
         let index = match self {
             Self::Id(id) => by_id(id),
             Self::Name(name) => by_name(name),
+            Self::IdAndName(id, name) => {
+                snapshots.iter().position(|s| s.id == id.as_bytes() && s.name == name.as_bytes())
+            }
             Self::IdOrName(text) => by_id(text).or_else(|| by_name(text)),
         };
         let snapshot = index.and_then(|index| snapshots.into_iter().nth(index));

@@ -103,7 +103,8 @@ impl<'a> NewImage<'a> {
     /// # Errors
     /// Those of writing.
     pub fn new(storage: &'a dyn Storage, layout: Layout, gap: L2Entry) -> Result<Self> {
-        let region = |region| RegionWriter::new(storage, layout.offset(region).0);
+        let region = |region| RegionWriter::new(storage, layout.bytes(region));
+        let records = layout.bytes(layout.directory);
         let mut image = Self {
             layout,
             storage,
@@ -112,10 +113,7 @@ impl<'a> NewImage<'a> {
             pool_l2: region(layout.pool_l2),
             refcounts: region(layout.refcount_blocks),
             counts: Vec::new(),
-            directory: RegionWriter::new(
-                storage,
-                layout.offset(layout.directory).0 + pool::directory::HEADER_LENGTH as u64,
-            ),
+            directory: RegionWriter::new(storage, records.start + pool::directory::HEADER_LENGTH as u64..records.end),
             records: Sha256::new(),
             gap: gap.encode(layout.parts.cluster_bits).to_be_bytes(),
             next: GuestCluster(0),
@@ -178,15 +176,14 @@ impl<'a> NewImage<'a> {
     pub fn finish(mut self, traits: &Traits) -> Result<()> {
         let layout = self.layout;
         let bits = layout.parts.cluster_bits;
-        let end = |region: Region| region.end().offset(bits).0;
         if self.gap != [0; 8] {
             self.skip_to(GuestCluster(bits.clusters(layout.parts.size)))?;
         }
-        pad(&mut self.l2, end(layout.l2))?;
+        self.l2.finish().map_err(writing)?;
         self.finish_pool()?;
         self.counts.resize(self.counts.len().next_multiple_of(8), 0);
         self.flush_counts()?;
-        pad(&mut self.refcounts, end(layout.refcount_blocks))?;
+        self.refcounts.finish().map_err(writing)?;
         let blocks = (layout.refcount_blocks.start.0..layout.refcount_blocks.end().0)
             .map(|block| HostCluster(block).offset(bits).0);
         write_table(self.storage, layout.refcount_table, &layout, blocks)?;
@@ -217,7 +214,7 @@ impl<'a> NewImage<'a> {
         for cluster in layout.directory.start.0..layout.directory.end().0 {
             self.pool_l2_entry(HostCluster(cluster))?;
         }
-        pad(&mut self.pool_l2, layout.pool_l2.end().offset(bits).0)?;
+        self.pool_l2.finish().map_err(writing)?;
         let tables = (layout.pool_l2.start.0..layout.pool_l2.end().0)
             .map(|table| l1_entry(HostCluster(table).offset(bits), false));
         write_table(self.storage, layout.pool_l1, &layout, tables)?;
@@ -298,18 +295,13 @@ impl<'a> NewImage<'a> {
     }
 }
 
-/// Writes a table of 64-bit words and pads it to its region's end.
+/// Writes a table of 64-bit words and zeros to its region's end.
 fn write_table(storage: &dyn Storage, region: Region, layout: &Layout, words: impl Iterator<Item = u64>) -> Result<()> {
-    let mut writer = RegionWriter::new(storage, layout.offset(region).0);
+    let mut writer = RegionWriter::new(storage, layout.bytes(region));
     for word in words {
         writer.write(&word.to_be_bytes()).map_err(writing)?;
     }
-    pad(&mut writer, region.end().offset(layout.parts.cluster_bits).0)
-}
-
-/// Ends a region.
-fn pad(writer: &mut RegionWriter<'_>, end: u64) -> Result<()> {
-    writer.zeros_until(end).and_then(|()| writer.flush()).map_err(writing)
+    writer.finish().map_err(writing)
 }
 
 fn header(layout: &Layout, traits: &Traits) -> Header {

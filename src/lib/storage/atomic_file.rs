@@ -95,7 +95,7 @@ impl AtomicFile {
             let named = fs::metadata(&self.target).map(|metadata| FileId::of(&metadata));
             if !named.is_ok_and(|named| named == ours) {
                 let message =
-                    format!("'{}' was replaced meanwhile by another program; it stays as it is", self.target.display());
+                    format!("'{}' was replaced or removed meanwhile by another program", self.target.display());
                 return Err(Error::new(ErrorKind::Locked, message));
             }
         }
@@ -234,7 +234,7 @@ mod tests {
         let file = AtomicFile::create(&path).unwrap();
         fs::write(&other, b"somebody else's").unwrap();
         fs::rename(&other, &path).unwrap();
-        assert!(file.commit(false).unwrap_err().to_string().contains("was replaced meanwhile"));
+        assert!(file.commit(false).unwrap_err().to_string().contains("was replaced or removed meanwhile"));
         assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
         assert_eq!(entries(directory.path()), 1);
     }

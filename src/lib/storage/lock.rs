@@ -68,14 +68,14 @@ impl LockMode {
 /// Takes QEMU's locks on `file`, which stay until it is closed.
 ///
 /// # Errors
-/// [`ErrorKind::Locked`] in QEMU's words where another program's use contradicts `mode`. On file systems without OFD locks
-/// QEMU does not lock either (`locking=auto`), and neither does this.
+/// [`ErrorKind::Locked`] in QEMU's words where another program's use contradicts `mode`. On a kernel without
+/// OFD locks QEMU does not lock (`locking=auto`), and neither does this; where the file system refuses them, both fail.
 pub fn lock(file: &File, path: &Path, mode: LockMode) -> Result<()> {
     for &byte in mode.held() {
         match fcntl(file, FcntlArg::F_OFD_SETLK(&range(byte, F_RDLCK))) {
             Ok(_) => {}
             Err(Errno::EACCES | Errno::EAGAIN) => return Err(locked(path, &format!("Failed to lock byte {byte}"))),
-            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::ENOLCK) => return Ok(()),
+            Err(Errno::EINVAL | Errno::ENOSYS) => return Ok(()),
             Err(e) => return Err(Error::io(format_args!("Failed to lock byte {byte}"), e.into())),
         }
     }

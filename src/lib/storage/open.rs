@@ -15,6 +15,8 @@ use crate::error::{Error, IoContext, Result};
 /// What the operating system says; [`crate::ErrorKind::Unsupported`] for a directory, pipe, socket or character device;
 /// [`crate::ErrorKind::Locked`] where another program uses the file.
 pub fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
+    // Opening some devices does something: look first.
+    refuse_special(&std::fs::metadata(path).map_err(Error::os)?)?;
     // O_NONBLOCK: opening a pipe must not wait for its other end. It means nothing for files and block devices.
     let file = OpenOptions::new()
         .read(true)
@@ -23,9 +25,7 @@ pub fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
         .open(path)
         .map_err(Error::os)?;
     let metadata = file.metadata().at("fstat")?;
-    if metadata.is_dir() || !(metadata.is_file() || metadata.file_type().is_block_device()) {
-        return Err(Error::unsupported(format!("{} is not a regular file or block device", kind_name(&metadata))));
-    }
+    refuse_special(&metadata)?;
     lock(&file, path, mode)?;
     // Between opening and locking the name may have been given to another file (a rename over it).
     let named = std::fs::metadata(path).at("stat")?;
@@ -50,9 +50,11 @@ impl FileId {
     }
 }
 
-fn kind_name(metadata: &Metadata) -> &'static str {
+fn refuse_special(metadata: &Metadata) -> Result<()> {
     let kind = metadata.file_type();
-    if kind.is_dir() {
+    let name = if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    } else if kind.is_dir() {
         "a directory"
     } else if kind.is_fifo() {
         "a pipe"
@@ -60,5 +62,6 @@ fn kind_name(metadata: &Metadata) -> &'static str {
         "a character device"
     } else {
         "a socket"
-    }
+    };
+    Err(Error::unsupported(format!("{name} is not a regular file or block device")))
 }

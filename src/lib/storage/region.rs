@@ -1,6 +1,7 @@
 //! Writing one region of a file from its start to its end in large pieces.
 
 use std::io;
+use std::ops::Range;
 
 use super::Storage;
 
@@ -8,6 +9,8 @@ use super::Storage;
 pub struct RegionWriter<'a> {
     storage: &'a dyn Storage,
     offset: u64,
+    /// The end of the region: writing past it would damage what comes next.
+    end: u64,
     buffer: Vec<u8>,
 }
 
@@ -15,10 +18,10 @@ impl<'a> RegionWriter<'a> {
     /// The longest write.
     pub const RUN: usize = 1 << 20;
 
-    /// A writer whose first byte goes to `offset`.
+    /// A writer whose first byte goes to `region.start`.
     #[must_use]
-    pub fn new(storage: &'a dyn Storage, offset: u64) -> Self {
-        Self { storage, offset, buffer: Vec::new() }
+    pub fn new(storage: &'a dyn Storage, region: Range<u64>) -> Self {
+        Self { storage, offset: region.start, end: region.end, buffer: Vec::new() }
     }
 
     /// Appends `bytes`.
@@ -39,6 +42,15 @@ impl<'a> RegionWriter<'a> {
         self.offset + self.buffer.len() as u64
     }
 
+    /// Appends zeros up to the end of the region, which lies within a few clusters, and writes everything.
+    ///
+    /// # Errors
+    /// Those of the write.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.zeros_until(self.end)?;
+        self.flush()
+    }
+
     /// Appends zeros up to `offset`, which lies within a few clusters.
     ///
     /// # Errors
@@ -54,6 +66,10 @@ impl<'a> RegionWriter<'a> {
     /// # Errors
     /// Those of the write.
     pub fn flush(&mut self) -> io::Result<()> {
+        if self.position() > self.end {
+            let message = format!("the region that ends at {:#x} is too small for what it should hold", self.end);
+            return Err(io::Error::other(message));
+        }
         if !self.buffer.is_empty() {
             self.storage.write_at(&self.buffer, self.offset)?;
             self.offset += self.buffer.len() as u64;

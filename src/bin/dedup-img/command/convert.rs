@@ -112,7 +112,9 @@ fn source_format(source: &Path, name: &str) -> Result<Format, Failure> {
 }
 
 fn snapshot_name(text: &str) -> SnapshotName {
-    if let Some(id) = text.strip_prefix("snapshot.id=") {
+    if let Some((id, name)) = text.strip_prefix("snapshot.id=").and_then(|rest| rest.split_once(",snapshot.name=")) {
+        SnapshotName::IdAndName(id.to_owned(), name.to_owned())
+    } else if let Some(id) = text.strip_prefix("snapshot.id=") {
         SnapshotName::Id(id.to_owned())
     } else if let Some(name) = text.strip_prefix("snapshot.name=") {
         SnapshotName::Name(name.to_owned())

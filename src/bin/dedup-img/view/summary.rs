@@ -84,9 +84,15 @@ fn reason(report: &ConvertReport) -> String {
     if report.cluster_sizes.is_empty() {
         return "as asked for".to_owned();
     }
+    let shortest = report.cluster_sizes.iter().map(|choice| choice.file_length_bytes).min();
+    let chosen = report.cluster_sizes.iter().find(|choice| choice.cluster_size_bytes == report.cluster_size_bytes);
+    let why = match chosen.map(|choice| choice.file_length_bytes) {
+        length if length == shortest => "smallest file",
+        _ => "nearly the smallest file",
+    };
     let sizes = report.cluster_sizes.iter().rev();
     let sizes = sizes.map(|c| format!("{}k: {}", c.cluster_size_bytes >> 10, bytes(c.file_length_bytes)));
-    format!("smallest file ({})", sizes.collect::<Vec<_>>().join(", "))
+    format!("{why} ({})", sizes.collect::<Vec<_>>().join(", "))
 }
 
 /// Rows of label, figure and remark.
