@@ -58,6 +58,7 @@
 //! The library never prints, never exits and never reads the environment. No input makes it panic.
 
 pub mod cancel;
+pub mod check;
 pub mod convert;
 pub mod create;
 pub mod dedup;

@@ -19,6 +19,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Create(CreateArgs),
     Convert(ConvertArgs),
+    Check(CheckArgs),
 }
 
 /// Create a new, empty image that is ready for deduplication.
@@ -113,6 +114,49 @@ pub(crate) struct ConvertArgs {
     /// The image to write
     #[arg(value_name = "TARGET")]
     pub(crate) target: Option<PathBuf>,
+}
+
+/// Check an image: all that 'qemu-img check' finds, and what it does not look for.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "\
+Exit status:
+  0   clean
+  1   the check could not be done
+  2   corruption
+  3   leaked clusters, no other harm
+  63  the image's format cannot be checked
+
+Examples:
+  dedup-img check disk.qcow2
+  dedup-img check --data --output json disk.qcow2"
+)]
+pub(crate) struct CheckArgs {
+    /// Format of the image: qcow2; found by its content where not given
+    #[arg(short = 'f', long = "format", value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// Also read every pooled cluster and compare it with its SHA-256
+    #[arg(long)]
+    pub(crate) data: bool,
+    /// Check although another program may have the image open for writing
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+    /// Worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Show progress
+    #[arg(short, long)]
+    pub(crate) progress: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// How to print the result
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub(crate) output: OutputArg,
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

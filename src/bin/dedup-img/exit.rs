@@ -9,6 +9,12 @@ pub(crate) enum Exit {
     Done = 0,
     /// Failed, or wrong usage; never 2, which scripts read as corruption.
     Failed = 1,
+    /// `check` found corruption.
+    Corruption = 2,
+    /// `check` found leaked clusters and nothing worse.
+    Leaks = 3,
+    /// `check` was given an image of a format that cannot be checked.
+    NotCheckable = 63,
 }
 
 impl From<Exit> for ExitCode {

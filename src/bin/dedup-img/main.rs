@@ -20,12 +20,9 @@ fn main() -> std::process::ExitCode {
         Err(error) => return view::usage(&error).into(),
     };
     let result = match cli.command {
-        Command::Create(args) => command::create::run(args),
-        Command::Convert(args) => command::convert::run(&args),
+        Command::Create(args) => command::create::run(args).map(|()| Exit::Done),
+        Command::Convert(args) => command::convert::run(&args).map(|()| Exit::Done),
+        Command::Check(args) => command::check::run(&args),
     };
-    match result {
-        Ok(()) => Exit::Done,
-        Err(error) => view::failure(&error),
-    }
-    .into()
+    result.unwrap_or_else(|error| view::failure(&error)).into()
 }

@@ -11,7 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub(crate) use open::refuse_protocol;
-pub use open::{DiskOptions, Format};
+pub use open::{DiskOptions, Format, open_image};
+pub(crate) use read::Inflater;
 pub use read::Reader;
 
 use crate::error::{Error, ErrorKind, Result};

@@ -103,16 +103,29 @@ fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Res
     open().map_err(|e: Error| e.opening(path))
 }
 
+/// Opens one file for looking at its structure, locked against writers; its format is probed where not given.
+///
+/// # Errors
+/// Fails, saying why the file could not be opened.
+pub fn open_image(path: &Path, format: Option<Format>, force_share: bool) -> Result<(FileStorage, Format)> {
+    let mode = if force_share { LockMode::ReadShared } else { LockMode::Read };
+    let open = || {
+        let storage = FileStorage(open_locked(path, mode)?);
+        let format = format.map_or_else(|| probe_storage(&storage), Ok)?;
+        Ok((storage, format))
+    };
+    open().map_err(|e: Error| e.opening(path))
+}
+
+fn probe_storage(storage: &FileStorage) -> Result<Format> {
+    let mut start = [0; PROBE_LENGTH];
+    let read = storage.read_at(&mut start, 0).at("Could not read its header")?;
+    probe(start.get(..read).unwrap_or_default())
+}
+
 fn open_content(file: File, format: Option<Format>, snapshot: Option<&SnapshotName>) -> Result<Content> {
     let storage = FileStorage(file);
-    let format = match format {
-        Some(format) => format,
-        None => {
-            let mut start = [0; PROBE_LENGTH];
-            let read = storage.read_at(&mut start, 0).at("Could not read its header")?;
-            probe(start.get(..read).unwrap_or_default())?
-        }
-    };
+    let format = format.map_or_else(|| probe_storage(&storage), Ok)?;
     match (format, snapshot) {
         (Format::Qcow2, _) => Ok(Content::Qcow2(Qcow2::open(Box::new(storage), snapshot)?)),
         (Format::Raw, Some(_)) => Err(Error::invalid("Failed to load snapshot: a raw image has none")),

@@ -9,8 +9,8 @@ use super::chunks::CHUNK;
 use super::{Content, Disk, Layer};
 use crate::error::{Error, Result};
 use crate::format::compressed::CompressedExtent;
-use crate::format::header::CompressionType;
-use crate::image::{Extent, Place, Qcow2};
+use crate::format::header::{CompressionType, Header};
+use crate::image::{Extent, Place};
 use crate::storage::{Storage, read_padded};
 
 /// A run of guest bytes and where its content is, after the whole chain was asked.
@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
                     return Ok(());
                 };
                 let guest = segment.start + skip;
-                let result = self.inflater.cluster(image, layer, extent).map(|cluster| {
+                let result = self.inflater.cluster(image.storage(), image.header(), layer, extent).map(|cluster| {
                     let from = usize::try_from(before + skip).unwrap_or(usize::MAX);
                     if let Some(source) = cluster.get(from..).and_then(|c| c.get(..buf.len())) {
                         buf.copy_from_slice(source);
@@ -251,7 +251,7 @@ fn push(segments: &mut Vec<Segment>, start: u64, len: u64, source: Source) {
 
 /// Decompresses clusters and remembers the last one, because neighbouring reads often want the same.
 #[derive(Default)]
-struct Inflater {
+pub(crate) struct Inflater {
     key: Option<(usize, CompressedExtent)>,
     cluster: Vec<u8>,
     compressed: Vec<u8>,
@@ -260,16 +260,22 @@ struct Inflater {
 }
 
 impl Inflater {
-    fn cluster(&mut self, image: &Qcow2, layer: usize, extent: CompressedExtent) -> Result<&[u8]> {
+    pub(crate) fn cluster(
+        &mut self,
+        storage: &dyn Storage,
+        header: &Header,
+        layer: usize,
+        extent: CompressedExtent,
+    ) -> Result<&[u8]> {
         if self.key != Some((layer, extent)) {
             self.key = None;
-            self.cluster.resize(image.header().cluster_bits.len(), 0);
+            self.cluster.resize(header.cluster_bits.len(), 0);
             // The last sector may lie past the end of the file: a writer need not pad it.
             self.compressed.resize(usize::try_from(extent.len()).unwrap_or(0), 0);
-            let read = image.storage().read_at(&mut self.compressed, extent.host.0);
+            let read = storage.read_at(&mut self.compressed, extent.host.0);
             let read = read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", extent.host), e))?;
             self.compressed.truncate(read);
-            match image.header().compression {
+            match header.compression {
                 CompressionType::Zlib => self.inflate(),
                 CompressionType::Zstd => self.decode_zstd(),
             }

@@ -8,6 +8,7 @@ pub mod writer;
 
 pub use extents::{Extent, Place};
 pub use open::SnapshotName;
+pub(crate) use open::read_header;
 
 use crate::format::header::Header;
 use crate::storage::Storage;

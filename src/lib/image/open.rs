@@ -83,7 +83,7 @@ impl SnapshotName {
     }
 }
 
-fn read_header(storage: &dyn Storage) -> Result<Header> {
+pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
     let mut start = vec![0; V3_LENGTH];
     let read = storage.read_at(&mut start, 0).at("Could not read its header")?;
     start.truncate(read);

@@ -16,8 +16,10 @@ pub enum Block {
     Missing,
     /// A refcount block.
     At(HostOffset),
-    /// A place where no block can be; its counts cannot be read.
+    /// No cluster boundary; its counts cannot be read.
     Unaligned(HostOffset),
+    /// Behind every file offset; its counts cannot be read.
+    Unreachable(HostOffset),
 }
 
 /// The refcount table of an image.
@@ -66,6 +68,7 @@ impl<'a> Refcounts<'a> {
         match entry & OFFSET_MASK {
             0 => Block::Missing,
             offset if offset & (self.cluster_bits.bytes() - 1) != 0 => Block::Unaligned(HostOffset(offset)),
+            offset if i64::try_from(offset).is_err() => Block::Unreachable(HostOffset(offset)),
             offset => Block::At(HostOffset(offset)),
         }
     }

@@ -1,4 +1,5 @@
 //! One file for each command: what was typed becomes options, the library works, the view shows.
 
+pub(crate) mod check;
 pub(crate) mod convert;
 pub(crate) mod create;

@@ -129,11 +129,16 @@ fn json(context: &Context<'_>, report: &impl Serialize) -> String {
         report,
         peak_memory_bytes: peak_memory(),
     };
+    pretty(&summary)
+}
+
+/// JSON as qemu-img prints it: indented by four.
+pub(super) fn pretty(value: &impl Serialize) -> String {
     let mut text = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
     // A struct of numbers and strings always serialises.
-    let _ = summary.serialize(&mut serializer);
+    let _ = value.serialize(&mut serializer);
     String::from_utf8_lossy(&text).into_owned() + "\n"
 }
 

@@ -1,0 +1,118 @@
+//! Persistent bitmaps: directory, tables, data.
+
+use super::Checker;
+use super::finding::{Kind, Severity, Use};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::{autoclear, extension};
+use crate::format::{u16_at, u32_at, u64_at};
+use crate::storage::read_padded;
+
+/// QEMU: the largest bitmap directory.
+const MAX_DIRECTORY: u64 = 65535 * 1024;
+/// QEMU: the largest table of one bitmap, in entries (512 MiB of bits in clusters of 512 bytes).
+const MAX_TABLE: u64 = 1 << 20;
+/// Bits of a bitmap table entry that mean nothing.
+const RESERVED: u64 = 0xff00_0000_0000_01fe;
+/// Bits 9 to 55.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// A directory entry, as far as checking needs it.
+struct Bitmap {
+    name: String,
+    table: u64,
+    entries: u64,
+}
+
+impl Checker<'_> {
+    /// Counts all bitmaps, if the image says that they are valid.
+    pub(super) fn bitmaps(&mut self) -> Result<()> {
+        let Some(data) = self.header.extension(extension::BITMAPS) else { return Ok(()) };
+        if self.header.autoclear & autoclear::BITMAPS == 0 {
+            return Ok(());
+        }
+        let (count, reserved) = (u32_at(data, 0).unwrap_or(0), u32_at(data, 4).unwrap_or(0));
+        let (size, offset) = (u64_at(data, 8).unwrap_or(0), u64_at(data, 16).unwrap_or(0));
+        let refuse = |message: &str| Err(Error::new(ErrorKind::Corrupt, format!("bitmaps_ext: {message}")));
+        if data.len() != 24 {
+            return refuse("Invalid extension length");
+        }
+        if reserved != 0 {
+            return refuse("Reserved field is not zero");
+        }
+        if count == 0 {
+            return refuse("found bitmaps extension with zero bitmaps");
+        }
+        if count > 65535 {
+            return refuse("Too many bitmaps");
+        }
+        if offset & (self.header.cluster_bits.bytes() - 1) != 0 {
+            return refuse("invalid bitmap directory offset");
+        }
+        if size > MAX_DIRECTORY {
+            return refuse("Too large bitmap directory");
+        }
+        self.claim(offset, size, Use::BitmapDirectory, None);
+        let mut directory = vec![0; usize::try_from(size.min(self.file_len)).unwrap_or(0)];
+        read_padded(self.storage, &mut directory, offset)
+            .map_err(|e| Error::io("Could not read the bitmap directory", e))?;
+        let Some(bitmaps) = self.directory(&directory, count) else {
+            self.say(Severity::Corruption, Kind::BitmapDirectory);
+            return Err(Error::new(ErrorKind::Corrupt, "Check failed: the bitmap directory is damaged"));
+        };
+        for bitmap in bitmaps {
+            self.claim(bitmap.table, bitmap.entries * 8, Use::BitmapTable(bitmap.name.clone()), None);
+            self.bitmap_data(&bitmap)?;
+        }
+        Ok(())
+    }
+
+    /// The entries of the directory, or `None` where one breaks the format.
+    fn directory(&self, mut bytes: &[u8], count: u32) -> Option<Vec<Bitmap>> {
+        let mut bitmaps = Vec::new();
+        while !bytes.is_empty() {
+            let (name_len, extra) = (usize::from(u16_at(bytes, 18)?), u32_at(bytes, 20)? as usize);
+            let (table, entries, flags) = (u64_at(bytes, 0)?, u64::from(u32_at(bytes, 8)?), u32_at(bytes, 12)?);
+            let (kind, granularity) = (*bytes.get(16)?, u32::from(*bytes.get(17)?));
+            let name = bytes.get(24usize.checked_add(extra)?..)?.get(..name_len)?;
+            let aligned = table & (self.header.cluster_bits.bytes() - 1) == 0 && table != 0;
+            let bits = self.header.size.div_ceil(1 << granularity.min(63));
+            let needed = self.header.cluster_bits.clusters(bits.div_ceil(8));
+            let valid = aligned
+                && entries != 0
+                && entries <= MAX_TABLE
+                && flags & !3 == 0
+                && kind == 1
+                && (9..=31).contains(&granularity)
+                && (1..=1023).contains(&name_len)
+                && extra == 0
+                && (entries == needed || flags & 1 == 1);
+            if !valid {
+                return None;
+            }
+            let name = String::from_utf8_lossy(name).escape_default().to_string();
+            bitmaps.push(Bitmap { name, table, entries });
+            bytes = bytes.get((24 + name_len).next_multiple_of(8)..).unwrap_or_default();
+        }
+        (bitmaps.len() == count as usize).then_some(bitmaps)
+    }
+
+    fn bitmap_data(&mut self, bitmap: &Bitmap) -> Result<()> {
+        let bytes = (bitmap.entries * 8).min(self.file_len);
+        let mut table = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        read_padded(self.storage, &mut table, bitmap.table)
+            .map_err(|e| Error::io(format_args!("Could not read the table of bitmap '{}'", bitmap.name), e))?;
+        for word in table.as_chunks().0 {
+            let entry = u64::from_be_bytes(*word);
+            let offset = entry & OFFSET;
+            let bad = entry & RESERVED != 0
+                || (offset != 0 && (entry & 1 != 0 || offset & (self.header.cluster_bits.bytes() - 1) != 0));
+            if bad {
+                self.say(Severity::Corruption, Kind::BitmapEntry(bitmap.name.clone(), entry));
+            } else if offset != 0 {
+                let to = Use::BitmapData(bitmap.name.clone());
+                self.claim(offset, self.header.cluster_bits.bytes(), to, None);
+            }
+        }
+        Ok(())
+    }
+}

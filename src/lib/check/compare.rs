@@ -1,0 +1,121 @@
+//! Stored refcounts against counted references.
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::Checker;
+use super::finding::{At, Count, Flag, Kind, Layer, Severity, Use};
+use super::states::{State, States};
+use super::tables::Tables;
+use crate::error::Result;
+use crate::format::table::{is_copied, l1_target};
+use crate::image::refcounts::{Block, Refcounts};
+use crate::units::{GuestOffset, HostOffset};
+
+/// Refcount blocks that are compared at once.
+const BATCH: u64 = 256;
+
+impl Checker<'_> {
+    /// Counts the refcount blocks, the last references of all.
+    pub(super) fn refcount_blocks(&mut self, refcounts: &Refcounts<'_>) {
+        let bits = self.header.cluster_bits;
+        for (&entry, index) in refcounts.entries().iter().zip(0u64..) {
+            if Refcounts::reserved(entry) != 0 {
+                self.say(Severity::Corruption, Kind::RefcountTableReserved(index));
+                continue;
+            }
+            match refcounts.block(index) {
+                Block::Missing => {}
+                Block::Unaligned(_) => self.say(Severity::Corruption, Kind::RefcountBlockUnaligned(index)),
+                Block::At(offset) | Block::Unreachable(offset) if offset.0 >> bits.bits() >= self.counts.clusters() => {
+                    self.say(Severity::Corruption, Kind::RefcountBlockOutside(index));
+                }
+                Block::At(offset) | Block::Unreachable(offset) => {
+                    self.claim(offset.0, bits.bytes(), Use::RefcountBlock(index), None);
+                    let references = self.counts.get(offset.0 >> bits.bits());
+                    if references != 1 {
+                        self.say(Severity::Corruption, Kind::RefcountBlockShared(index, references));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compares every refcount with the references counted.
+    pub(super) fn compare(&mut self, refcounts: &Refcounts<'_>) -> Result<()> {
+        let clusters = self.counts.clusters();
+        let per_block = refcounts.per_block();
+        let blocks = clusters.div_ceil(per_block);
+        let mut highest = 0;
+        for first in (0..blocks).step_by(usize::try_from(BATCH).unwrap_or(1)) {
+            self.work.cancel.check()?;
+            let counts = &self.counts;
+            let compared: Vec<Result<Compared>> = (first..blocks.min(first + BATCH))
+                .into_par_iter()
+                .map_init(Vec::new, |buffer, index| {
+                    let range = index * per_block..clusters.min((index + 1) * per_block);
+                    let block = refcounts.block(index);
+                    if let Block::At(offset) = block {
+                        refcounts.read(offset, buffer)?;
+                    }
+                    let mut compared = Compared::default();
+                    for cluster in range.clone() {
+                        let references = counts.get(cluster);
+                        let refcount = match block {
+                            Block::Missing => 0,
+                            Block::At(_) => refcounts.count(buffer, cluster - range.start),
+                            Block::Unaligned(_) | Block::Unreachable(_) => {
+                                compared.findings.push((Severity::CheckError, Kind::RefcountUnreadable(cluster)));
+                                continue;
+                            }
+                        };
+                        if references > 0 || refcount > 0 {
+                            compared.highest = Some(cluster);
+                        }
+                        if refcount < references {
+                            let kind = Kind::RefcountTooLow(Count { cluster, refcount, references });
+                            compared.findings.push((Severity::Corruption, kind));
+                        } else if refcount > references {
+                            let kind = Kind::Leaked(Count { cluster, refcount, references });
+                            compared.findings.push((Severity::Leak, kind));
+                        }
+                    }
+                    Ok(compared)
+                })
+                .collect();
+            for block in compared {
+                let block = block?;
+                highest = block.highest.unwrap_or(highest);
+                for (severity, kind) in block.findings {
+                    self.say(severity, kind);
+                }
+            }
+        }
+        self.report.image_end_offset = (highest + 1) << self.header.cluster_bits.bits();
+        Ok(())
+    }
+
+    /// Compares the COPIED flags of the active L1 table with the stored refcounts of its L2 tables.
+    pub(super) fn copied_l2(&mut self, tables: &Tables, states: &States) {
+        let bits = self.header.cluster_bits;
+        let span = bits.bytes() * self.header.l2_entries();
+        for (&entry, index) in tables.active.iter().zip(0u64..) {
+            let Some(HostOffset(target)) = l1_target(entry) else { continue };
+            let one = match states.get(target >> bits.bits()) {
+                State::One => true,
+                State::Free | State::Many => false,
+                State::Unknown => continue,
+            };
+            if one != is_copied(entry) {
+                let at = At { layer: Layer::Active, guest: GuestOffset(span.saturating_mul(index)) };
+                self.say(Severity::Corruption, Kind::CopiedL2(at, Flag { entry, one }));
+            }
+        }
+    }
+}
+
+/// What one refcount block gave.
+#[derive(Default)]
+struct Compared {
+    highest: Option<u64>,
+    findings: Vec<(Severity, Kind)>,
+}

@@ -1,0 +1,187 @@
+//! Checking an image: everything that refers to a cluster is counted and compared with what the image says.
+//!
+//! ```text
+//!  snapshots -> tables -> states -> walk -> bitmaps, refcount blocks -> compare -> COPIED of L2 tables -> overlaps, pool
+//! ```
+//!
+//! The rules and their order are those of QEMU 10.0 (`qcow2_check_refcounts`), so that both find the same numbers; what QEMU
+//! does not look at comes after. Findings are data: they go to the caller one by one, and their sums are in the [`Report`].
+
+mod bitmaps;
+mod compare;
+pub mod counts;
+pub mod finding;
+mod overlap;
+mod pool;
+mod remarks;
+mod snapshots;
+pub mod states;
+mod tables;
+mod walk;
+
+use serde::Serialize;
+
+use crate::error::{IoContext, Result};
+use crate::format::header::{Header, extension};
+use crate::format::u64_at;
+use crate::image::read_header;
+use crate::image::refcounts::Refcounts;
+use crate::storage::{Storage, read_exact};
+use crate::units::{GuestOffset, HostOffset};
+use crate::work::Work;
+
+use counts::{Counts, Refused};
+use finding::{Finding, Kind, Severity, Use};
+use overlap::Claim;
+use states::States;
+
+/// The sums of a check, with qemu-img's names and meanings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// What could not be checked.
+    pub check_errors: u64,
+    /// Findings that endanger data.
+    pub corruptions: u64,
+    /// Clusters whose refcount is too high.
+    pub leaks: u64,
+    /// Damage that `qemu-img check` does not look for.
+    pub findings_beyond: u64,
+    /// Findings that endanger nothing.
+    pub benign: u64,
+    /// Clusters of the disk.
+    pub total_clusters: u64,
+    /// Those that have a place in the file.
+    pub allocated_clusters: u64,
+    /// Those that do not follow their predecessor in the file.
+    pub fragmented_clusters: u64,
+    /// Those that are compressed.
+    pub compressed_clusters: u64,
+    /// The end of the last cluster in use, in bytes.
+    pub image_end_offset: u64,
+}
+
+/// What to check beside the structure.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// Read every pooled cluster and compare it with its SHA-256.
+    pub data: bool,
+}
+
+/// A check in progress.
+struct Checker<'a> {
+    options: CheckOptions,
+    storage: &'a dyn Storage,
+    work: &'a Work<'a>,
+    sink: &'a mut (dyn FnMut(&Finding) + Send),
+    header: Header,
+    file_len: u64,
+    counts: Counts,
+    /// Metadata other than L2 tables, for finding overlaps.
+    claims: Vec<Claim>,
+    report: Report,
+    /// Bytes of L1 tables so far.
+    l1_bytes: u64,
+    /// Bytes of the snapshot table.
+    table_bytes: u64,
+    /// The virtual size as stored.
+    raw_size: u64,
+}
+
+/// Checks the image in `storage`; every finding goes to `sink`, in an order that does not depend on the number of threads.
+///
+/// # Errors
+/// Fails where the image cannot be opened or read at all. A damaged image that could be read is no error.
+pub fn check(
+    storage: &dyn Storage,
+    options: CheckOptions,
+    work: &Work<'_>,
+    sink: &mut (dyn FnMut(&Finding) + Send),
+) -> Result<Report> {
+    let header = read_header(storage)?;
+    let mut raw_size = [0; 8];
+    read_exact(storage, &mut raw_size, 24, "header")?;
+    let file_len = storage.len().at("Could not get its length")?;
+    let counts = Counts::new(header.cluster_bits, file_len, header.refcount_bits.max());
+    let checker = Checker {
+        storage,
+        work,
+        sink,
+        file_len,
+        counts,
+        claims: Vec::new(),
+        report: Report::default(),
+        l1_bytes: 0,
+        table_bytes: 0,
+        raw_size: u64::from_be_bytes(raw_size),
+        options,
+        header,
+    };
+    work.run(|| checker.run())
+}
+
+impl Checker<'_> {
+    fn run(mut self) -> Result<Report> {
+        let bits = self.header.cluster_bits;
+        self.report.total_clusters = bits.clusters(self.header.size);
+        let snapshots = self.snapshot_table()?;
+        self.claim(0, bits.bytes(), Use::Header, None);
+        let tables = self.tables(&snapshots)?;
+        let refcounts = Refcounts::load(self.storage, &self.header)?;
+        let states = States::load(&refcounts, bits.clusters(self.file_len) + 1)?;
+        self.work.progress.phase(0, 1, "checking", tables.references.len() as u64 * bits.bytes());
+        let allocation = self.walk(&tables, &states)?;
+        self.report.allocated_clusters = allocation.allocated;
+        self.report.fragmented_clusters = allocation.fragmented;
+        self.report.compressed_clusters = allocation.compressed;
+        self.claim_snapshot_table();
+        let table_bytes = u64::from(self.header.refcount_table_clusters) * bits.bytes();
+        self.claim(self.header.refcount_table_offset.0, table_bytes, Use::RefcountTable, None);
+        if let Some(luks) = self.header.extension(extension::LUKS) {
+            let (offset, length) = (u64_at(luks, 0).unwrap_or(0), u64_at(luks, 8).unwrap_or(0));
+            self.claim(offset, length, Use::LuksHeader, None);
+        }
+        self.bitmaps()?;
+        self.refcount_blocks(&refcounts);
+        self.compare(&refcounts)?;
+        self.copied_l2(&tables, &states);
+        self.overlaps(&tables);
+        self.pool(&snapshots, &tables)?;
+        self.remarks(&snapshots);
+        Ok(self.report)
+    }
+
+    /// Counts a reference to metadata.
+    fn claim(&mut self, offset: u64, size: u64, to: Use, at: Option<GuestOffset>) {
+        match self.counts.add(offset, size, 1, false) {
+            Ok(()) => {}
+            Err(Refused::PastEnd) => {
+                self.say(Severity::Corruption, Kind::PastEnd { to, offset, size, at });
+                return;
+            }
+            Err(Refused::Overflow { cluster, lost }) => {
+                let kind = Kind::Overflow(HostOffset(cluster << self.header.cluster_bits.bits()));
+                self.emit(&Finding { severity: Severity::Corruption, kind, times: lost });
+            }
+        }
+        if size > 0 && !matches!(to, Use::L2(_)) {
+            let bits = self.header.cluster_bits.bits();
+            self.claims.push(Claim { first: offset >> bits, last: (offset + size - 1) >> bits, to });
+        }
+    }
+
+    fn say(&mut self, severity: Severity, kind: Kind) {
+        self.emit(&Finding { severity, kind, times: 1 });
+    }
+
+    fn emit(&mut self, finding: &Finding) {
+        let sum = match finding.severity {
+            Severity::Benign => &mut self.report.benign,
+            _ if finding.kind.is_beyond_qemu() => &mut self.report.findings_beyond,
+            Severity::Leak => &mut self.report.leaks,
+            Severity::Corruption => &mut self.report.corruptions,
+            Severity::CheckError => &mut self.report.check_errors,
+        };
+        *sum = sum.saturating_add(finding.times);
+        (self.sink)(finding);
+    }
+}

@@ -1,0 +1,251 @@
+//! The deduplication pool: its members, its directory, and with `--data` the content of each member.
+
+use std::collections::BTreeMap;
+
+use rayon::iter::ParallelIterator;
+use rayon::slice::ParallelSlice;
+use sha2::{Digest, Sha256};
+
+use super::Checker;
+use super::finding::{At, Kind, Severity};
+use super::tables::Tables;
+use crate::digest::{Sha, sha256};
+use crate::disk::Inflater;
+use crate::error::{Error, Result};
+use crate::format::snapshot::Snapshot;
+use crate::format::table::{L2Entry, l1_target};
+use crate::format::u64_at;
+use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, RECORD_LENGTH, Record};
+use crate::pool::{self, NAME};
+use crate::storage::read_padded;
+use crate::units::{GuestOffset, HostOffset};
+
+/// Members that are read and compared at once.
+const BATCH: usize = 4096;
+
+/// Why a directory is not used.
+type Stale = &'static str;
+
+impl Checker<'_> {
+    /// Looks at the pool, if there is one.
+    pub(super) fn pool(&mut self, snapshots: &[Snapshot], tables: &Tables) -> Result<()> {
+        let user_snapshots = snapshots.iter().any(|snapshot| !pool::is_pool(snapshot));
+        let Some(pool) = snapshots.iter().find(|snapshot| pool::is_pool(snapshot)) else {
+            if !user_snapshots {
+                self.unpooled(&[]);
+            }
+            if snapshots.iter().any(|snapshot| snapshot.name == NAME.as_bytes()) {
+                self.remark(format!("a snapshot is called '{NAME}' but is not a pool; dedup-img leaves it alone"));
+            }
+            return Ok(());
+        };
+        let entries = self.pool_entries(pool)?;
+        let directory_tables = self.directory_clusters(pool).div_ceil(self.header.cluster_bits.entries());
+        let tables_entries = self.header.cluster_bits.entries();
+        let member_slots = u64::from(pool.l1_entries).saturating_sub(directory_tables).saturating_mul(tables_entries);
+        let split = entries.partition_point(|(slot, _)| *slot < member_slots);
+        let (members, directory) = entries.split_at(split);
+        self.members(members);
+        match self.directory_records(pool, members, directory, member_slots)? {
+            Err(why) => self.remark(format!("the pool's directory is not used: {why}; dedup and gc make a new one")),
+            Ok((header, records)) => {
+                self.sharers(&header, members, &records);
+                if self.options.data {
+                    self.data(members, &records, tables)?;
+                }
+            }
+        }
+        if !user_snapshots {
+            self.unpooled(members);
+        }
+        Ok(())
+    }
+
+    fn directory_clusters(&self, pool: &Snapshot) -> u64 {
+        self.header.cluster_bits.clusters(pool.vm_state_size.min(self.file_len))
+    }
+
+    /// All entries of the pool's L2 tables that are not empty, by slot.
+    fn pool_entries(&self, pool: &Snapshot) -> Result<Vec<(u64, u64)>> {
+        let bits = self.header.cluster_bits;
+        let mut l1 = vec![0; usize::try_from((u64::from(pool.l1_entries) * 8).min(self.file_len)).unwrap_or(0)];
+        let read = |buffer: &mut Vec<u8>, offset: u64| {
+            read_padded(self.storage, buffer, offset).map_err(|e| Error::io("Could not read the pool's tables", e))
+        };
+        read(&mut l1, pool.l1_offset.0)?;
+        let mut entries = Vec::new();
+        let mut table = vec![0; bits.len()];
+        for (word, index) in l1.as_chunks().0.iter().zip(0u64..) {
+            let Some(target) = l1_target(u64::from_be_bytes(*word)) else { continue };
+            read(&mut table, target.0)?;
+            let words = table.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word));
+            let slots = (index * bits.entries()..).zip(words);
+            entries.extend(slots.filter(|(_, word)| *word != 0));
+        }
+        Ok(entries)
+    }
+
+    /// Members are ascending, without flags and without gaps.
+    fn members(&mut self, members: &[(u64, u64)]) {
+        let bits = self.header.cluster_bits;
+        let mut before = None;
+        for ((slot, word), expected) in members.iter().zip(0u64..) {
+            let entry = L2Entry::decode(*word, bits, true);
+            let plain = match entry {
+                L2Entry::Data { host, copied: false } => Some(host),
+                L2Entry::Compressed(extent) => Some(extent.host),
+                _ => None,
+            };
+            if plain.is_none() || *slot != expected || plain <= before {
+                self.remark(format!("pool member {slot} is out of order or has flags; dedup and gc make a new pool"));
+                return;
+            }
+            before = plain;
+        }
+    }
+
+    /// The directory's header and records, or why they are not to be used.
+    fn directory_records(
+        &self,
+        pool: &Snapshot,
+        members: &[(u64, u64)],
+        directory: &[(u64, u64)],
+        member_slots: u64,
+    ) -> Result<std::result::Result<(DirectoryHeader, Vec<Record>), Stale>> {
+        let bits = self.header.cluster_bits;
+        let mut bytes = Vec::new();
+        for ((slot, word), expected) in directory.iter().zip(0u64..) {
+            let L2Entry::Data { host, .. } = L2Entry::decode(*word, bits, true) else {
+                return Ok(Err("an entry leads to no cluster"));
+            };
+            if *slot != member_slots + expected {
+                return Ok(Err("a cluster is missing"));
+            }
+            let start = bytes.len();
+            bytes.resize(start + bits.len(), 0);
+            let Some(cluster) = bytes.get_mut(start..) else { break };
+            read_padded(self.storage, cluster, host.0)
+                .map_err(|e| Error::io("Could not read the pool's directory", e))?;
+        }
+        let Some(header) = DirectoryHeader::decode(&bytes) else { return Ok(Err("its header is damaged")) };
+        let length = DirectoryHeader::directory_bytes(members.len() as u64);
+        let fits = header.cluster_bits == bits
+            && header.members == members.len() as u64
+            && u64::from(header.member_l1_entries) * bits.entries() == member_slots
+            && pool.vm_state_size == length;
+        let records = usize::try_from(length).ok().and_then(|end| bytes.get(HEADER_LENGTH..end));
+        let Some(records) = records.filter(|_| fits) else { return Ok(Err("it does not fit the members")) };
+        if header.records_sha256 != Sha::from(Sha256::digest(records)) {
+            return Ok(Err("its records are damaged"));
+        }
+        Ok(Ok((header, records.as_chunks::<RECORD_LENGTH>().0.iter().map(Record::decode).collect())))
+    }
+
+    /// No member has more sharers than the limit, unless a user's snapshots hold the rest.
+    fn sharers(&mut self, header: &DirectoryHeader, members: &[(u64, u64)], records: &[Record]) {
+        let bits = self.header.cluster_bits;
+        let mut exceeded = 0u64;
+        for ((_, word), record) in members.iter().zip(records) {
+            if let L2Entry::Data { host, .. } = L2Entry::decode(*word, bits, true) {
+                let sharers = self.counts.get(host.0 >> bits.bits()).saturating_sub(1);
+                exceeded += u64::from(sharers > header.sharer_limit && !record.retired);
+            }
+        }
+        if exceeded > 0 {
+            let limit = header.sharer_limit;
+            self.remark(format!("{exceeded} pool members have more users than the sharer limit of {limit}"));
+        }
+    }
+
+    /// Clusters that several guest clusters share without the pool's reference.
+    fn unpooled(&mut self, members: &[(u64, u64)]) {
+        let bits = self.header.cluster_bits;
+        let pooled = |cluster: u64| {
+            let offset = cluster << bits.bits();
+            members.binary_search_by_key(&offset, |(_, word)| l1_target(*word).map_or(0, |host| host.0)).is_ok()
+        };
+        let shared = |&cluster: &u64| self.counts.is_data(cluster) && self.counts.get(cluster) > 1;
+        let unpooled = (0..self.counts.clusters()).filter(shared).filter(|&cluster| !pooled(cluster)).count();
+        if unpooled > 0 {
+            self.remark(format!(
+                "{unpooled} shared clusters are not pooled: their data is right, but after a write qemu-img check may \
+                 report OFLAG_COPIED errors; dedup pools them"
+            ));
+        }
+    }
+
+    /// Compares the content of every member with its SHA-256.
+    fn data(&mut self, members: &[(u64, u64)], records: &[Record], tables: &Tables) -> Result<()> {
+        let mut damaged = BTreeMap::new();
+        let all: Vec<(u64, Record)> = members.iter().map(|(_, word)| *word).zip(records.iter().copied()).collect();
+        for batch in all.chunks(BATCH) {
+            self.work.cancel.check()?;
+            let (storage, header) = (self.storage, &self.header);
+            let wrong: Vec<Result<Vec<u64>>> = batch
+                .par_chunks(64)
+                .map(|share| {
+                    let mut wrong = Vec::new();
+                    let mut cluster = vec![0; header.cluster_bits.len()];
+                    let mut inflater = Inflater::default();
+                    for (word, record) in share {
+                        let sha = match L2Entry::decode(*word, header.cluster_bits, true) {
+                            L2Entry::Data { host, .. } => {
+                                read_padded(storage, &mut cluster, host.0)
+                                    .map_err(|e| Error::io(format_args!("Could not read at {host:#x}"), e))?;
+                                Some(sha256(&cluster))
+                            }
+                            // What does not decompress any more is as damaged as what changed.
+                            L2Entry::Compressed(extent) => {
+                                inflater.cluster(storage, header, 0, extent).ok().map(sha256)
+                            }
+                            _ => None,
+                        };
+                        if sha != Some(record.sha256) {
+                            wrong.push(*word);
+                        }
+                    }
+                    Ok(wrong)
+                })
+                .collect();
+            for share in wrong {
+                damaged.extend(share?.into_iter().map(|word| (word, Vec::new())));
+            }
+        }
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        self.find_users(&mut damaged, tables)?;
+        for (word, users) in damaged {
+            let host = match L2Entry::decode(word, self.header.cluster_bits, true) {
+                L2Entry::Compressed(extent) => extent.host,
+                _ => l1_target(word).unwrap_or(HostOffset(0)),
+            };
+            self.say(Severity::Corruption, Kind::DataDamaged(host, users));
+        }
+        Ok(())
+    }
+
+    /// Finds every place that maps to a damaged member. Flags do not matter.
+    fn find_users(&self, damaged: &mut BTreeMap<u64, Vec<At>>, tables: &Tables) -> Result<()> {
+        const FLAGS: u64 = 1 << 63 | 1;
+        let mut table = vec![0; self.header.cluster_bits.len()];
+        let mut read = None;
+        for reference in &tables.references {
+            let layer = tables.layers.get(reference.layer as usize).cloned();
+            let Some(layer) = layer.filter(|layer| *layer != super::finding::Layer::Pool) else { continue };
+            if read != Some(reference.table) {
+                read_padded(self.storage, &mut table, reference.table.0)
+                    .map_err(|e| Error::io("Could not read an L2 table", e))?;
+                read = Some(reference.table);
+            }
+            let size = if self.header.extended_l2() { 16 } else { 8 };
+            for (entry, index) in table.chunks_exact(size).zip(0u64..) {
+                let Some(users) = u64_at(entry, 0).and_then(|word| damaged.get_mut(&(word & !FLAGS))) else { continue };
+                let cluster = u64::from(reference.index) * self.header.l2_entries() + index;
+                let guest = GuestOffset(cluster.saturating_mul(self.header.cluster_bits.bytes()));
+                users.push(At { layer: layer.clone(), guest });
+            }
+        }
+        Ok(())
+    }
+}

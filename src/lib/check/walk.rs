@@ -1,0 +1,255 @@
+//! The L2 tables: each one is read once, however many L1 entries lead to it.
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use super::Checker;
+use super::counts::{Counts, Refused};
+use super::finding::{At, Finding, Flag, Kind, Layer, Severity, Use};
+use super::states::{State, States};
+use super::tables::{L2Reference, Tables};
+use crate::error::{Error, Result};
+use crate::format::header::{Header, incompatible};
+use crate::format::table::{L2Entry, Subclusters, is_copied, l2_reserved};
+use crate::format::u64_at;
+use crate::storage::{Storage, read_padded};
+use crate::units::{GuestOffset, HostOffset};
+
+/// L2 tables that are read at once, as bytes: bounds the memory of a batch.
+const BATCH: u64 = 16 << 20;
+
+/// Totals of the active disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Allocation {
+    pub allocated: u64,
+    pub fragmented: u64,
+    pub compressed: u64,
+}
+
+/// What a worker needs to know.
+struct Walk<'a> {
+    storage: &'a dyn Storage,
+    header: &'a Header,
+    counts: &'a Counts,
+    states: &'a States,
+    tables: &'a Tables,
+    data_file: bool,
+}
+
+/// What one L2 table gave.
+#[derive(Default)]
+struct Walked {
+    findings: Vec<(L2Reference, Finding)>,
+    allocation: Allocation,
+}
+
+impl Checker<'_> {
+    /// Counts what all L2 tables refer to.
+    pub(super) fn walk(&mut self, tables: &Tables, states: &States) -> Result<Allocation> {
+        let mut allocation = Allocation::default();
+        let groups: Vec<&[L2Reference]> = tables.references.chunk_by(|a, b| a.table == b.table).collect();
+        let per_batch = usize::try_from(BATCH / self.header.cluster_bits.bytes()).unwrap_or(1).max(8);
+        let mut findings = Vec::new();
+        for batch in groups.chunks(per_batch) {
+            self.work.cancel.check()?;
+            let walk = Walk {
+                storage: self.storage,
+                header: &self.header,
+                counts: &self.counts,
+                states,
+                tables,
+                data_file: self.header.incompatible & incompatible::DATA_FILE != 0,
+            };
+            let walked: Vec<Result<Walked>> =
+                batch.par_iter().map_init(Vec::new, |buffer, references| walk.table(references, buffer)).collect();
+            for table in walked {
+                let mut table = table?;
+                findings.append(&mut table.findings);
+                allocation.allocated += table.allocation.allocated;
+                allocation.fragmented += table.allocation.fragmented;
+                allocation.compressed += table.allocation.compressed;
+            }
+            self.work.progress.advance(batch.len() as u64 * self.header.cluster_bits.bytes());
+        }
+        // In the order of the layers and of the disk, not of the file.
+        findings.sort_by_key(|(reference, _)| (reference.layer, reference.index));
+        for (_, finding) in findings {
+            self.emit(&finding);
+        }
+        Ok(allocation)
+    }
+}
+
+impl Walk<'_> {
+    /// Walks the table that all of `references` lead to.
+    fn table(&self, references: &[L2Reference], buffer: &mut Vec<u8>) -> Result<Walked> {
+        let mut walked = Walked::default();
+        let Some(&first) = references.first() else { return Ok(walked) };
+        let bits = self.header.cluster_bits;
+        buffer.resize(bits.len(), 0);
+        read_padded(self.storage, buffer, first.table.0)
+            .map_err(|e| Error::io(format_args!("Could not read the L2 table at {:#x}", first.table), e))?;
+        let active: Vec<L2Reference> = references.iter().copied().filter(|r| r.layer == 0).collect();
+        let entry_size = if self.header.extended_l2() { 16 } else { 8 };
+        let times = references.len() as u64;
+        let mut allocation = Allocation::default();
+        // QEMU compares no flags in a table at offset 0, nor in one whose own refcount cannot be read.
+        let table_state = self.states.get(first.table.0 >> bits.bits());
+        let compares = first.table.0 != 0 && table_state != State::Unknown;
+        let mut next = 0;
+        let mut overflows = Vec::new();
+        for (entry, index) in buffer.chunks_exact(entry_size).zip(0..) {
+            let word = u64_at(entry, 0).unwrap_or(0);
+            let subclusters = if self.header.extended_l2() { u64_at(entry, 8).unwrap_or(0) } else { 0 };
+            if word == 0 && subclusters == 0 {
+                continue;
+            }
+            let mut say = |kind: Kind| {
+                walked.findings.push((first, Finding { severity: Severity::Corruption, kind, times }));
+            };
+            let state = (&mut allocation, &mut next, &mut overflows);
+            self.entry((word, subclusters), self.at(first, index), times, state, &mut say);
+            for reference in active.iter().filter(|_| compares) {
+                if let Some(kind) = self.copied(word, self.at(*reference, index)) {
+                    let finding = Finding { severity: Severity::Corruption, kind, times: 1 };
+                    walked.findings.push((*reference, finding));
+                }
+            }
+        }
+        for (cluster, lost) in overflows {
+            let kind = Kind::Overflow(HostOffset(cluster << bits.bits()));
+            walked.findings.push((first, Finding { severity: Severity::Corruption, kind, times: lost }));
+        }
+        let shown = active.len() as u64;
+        walked.allocation = Allocation {
+            allocated: allocation.allocated * shown,
+            fragmented: allocation.fragmented * shown,
+            compressed: allocation.compressed * shown,
+        };
+        Ok(walked)
+    }
+
+    fn at(&self, reference: L2Reference, entry: u64) -> At {
+        let cluster = u64::from(reference.index) * self.header.l2_entries() + entry;
+        let layer = self.tables.layers.get(reference.layer as usize).cloned();
+        At {
+            layer: layer.unwrap_or(Layer::Active),
+            guest: GuestOffset(cluster.saturating_mul(self.header.cluster_bits.bytes())),
+        }
+    }
+
+    /// Counts what one entry refers to, as QEMU counts it.
+    fn entry(
+        &self,
+        (word, subclusters): (u64, u64),
+        at: At,
+        times: u64,
+        (allocation, next, overflows): (&mut Allocation, &mut u64, &mut Vec<(u64, u64)>),
+        say: &mut dyn FnMut(Kind),
+    ) {
+        let bits = self.header.cluster_bits;
+        let extended = self.header.extended_l2();
+        let decoded = L2Entry::decode(word, bits, !extended);
+        if !matches!(decoded, L2Entry::Compressed(_)) && l2_reserved(word) != 0 {
+            say(Kind::L2Reserved(at.clone(), word));
+        }
+        let (host, is_data) = match decoded {
+            L2Entry::Compressed(extent) => {
+                if is_copied(word) {
+                    say(Kind::CompressedCopied(at.clone(), extent.host));
+                }
+                if self.data_file {
+                    say(Kind::CompressedDataFile(at, word));
+                    return;
+                }
+                if subclusters != 0 {
+                    say(Kind::CompressedSubclusters(at, word));
+                    return;
+                }
+                allocation.allocated += 1;
+                allocation.compressed += 1;
+                allocation.fragmented += 1;
+                self.count((extent.host, extent.len()), times, at, overflows, say);
+                return;
+            }
+            L2Entry::Unallocated => {
+                let allocated = subclusters & Subclusters::ALLOCATED != 0;
+                // With an external data file an entry with COPIED is a cluster at offset 0.
+                if self.data_file && is_copied(word) {
+                    return;
+                }
+                if allocated {
+                    say(Kind::SubclusterWithoutCluster(at));
+                } else if is_copied(word) && at.layer == Layer::Active {
+                    say(Kind::CopiedNothing(at, word));
+                }
+                return;
+            }
+            L2Entry::Zero { host, .. } => {
+                if self.header.version < 3 {
+                    say(Kind::ZeroInVersion2(at.clone()));
+                }
+                match host {
+                    None => return,
+                    Some(host) => (host, false),
+                }
+            }
+            L2Entry::Data { host, .. } if extended => (host, subclusters & Subclusters::ALLOCATED != 0),
+            L2Entry::Data { host, .. } => (host, true),
+        };
+        if subclusters >> Subclusters::COUNT & subclusters != 0 {
+            say(Kind::SubclusterConflict(at.clone(), host));
+        }
+        if host.0 & (bits.bytes() - 1) != 0 {
+            say(if is_data {
+                Kind::DataUnaligned(at.clone(), host)
+            } else {
+                Kind::PreallocationUnaligned(at.clone(), host)
+            });
+        }
+        allocation.allocated += 1;
+        if *next != 0 && host.0 != *next {
+            allocation.fragmented += 1;
+        }
+        *next = host.0 + bits.bytes();
+        if !self.data_file {
+            self.count((host, bits.bytes()), times, at, overflows, say);
+        }
+    }
+
+    fn count(
+        &self,
+        (offset, size): (HostOffset, u64),
+        times: u64,
+        at: At,
+        overflows: &mut Vec<(u64, u64)>,
+        say: &mut dyn FnMut(Kind),
+    ) {
+        match self.counts.add(offset.0, size, times, true) {
+            Ok(()) => {}
+            Err(Refused::PastEnd) => {
+                let (to, at) = (Use::Data(at.layer), Some(at.guest));
+                say(Kind::PastEnd { to, offset: offset.0, size, at });
+            }
+            Err(Refused::Overflow { cluster, lost }) => overflows.push((cluster, lost)),
+        }
+    }
+
+    /// Compares the COPIED flag of an entry of the active disk with the stored refcount.
+    fn copied(&self, word: u64, at: At) -> Option<Kind> {
+        let decoded = L2Entry::decode(word, self.header.cluster_bits, !self.header.extended_l2());
+        let host = match decoded {
+            L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => host,
+            _ => return None,
+        };
+        let state = match self.data_file {
+            true => State::One,
+            false => self.states.get(host.0 >> self.header.cluster_bits.bits()),
+        };
+        let one = match state {
+            State::One => true,
+            State::Free | State::Many => false,
+            State::Unknown => return None,
+        };
+        (one != is_copied(word)).then_some(Kind::CopiedData(at, Flag { entry: word, one }))
+    }
+}
