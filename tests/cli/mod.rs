@@ -6,6 +6,7 @@
     reason = "a test that meets the unexpected has failed"
 )]
 
+mod check;
 mod convert;
 mod create;
 mod failure;
@@ -129,7 +130,11 @@ fn rejects_an_operand_too_many(command: &str) {
     let home = scratch();
     let [source, target] = ["a", "b"].map(|name| home.path().join(name));
     std::fs::write(&source, b"x").unwrap();
-    let operands = if command == "create" { args![target, "1M", "surplus"] } else { args![source, target, "surplus"] };
+    let operands = match command {
+        "create" => args![target, "1M", "surplus"].to_vec(),
+        "check" => args![source, "surplus"].to_vec(),
+        _ => args![source, target, "surplus"].to_vec(),
+    };
     wrong_usage(dedup_img(args![command].into_iter().chain(operands)), command, &["surplus"]);
     assert!(!target.exists());
 }

@@ -7,6 +7,10 @@
     reason = "a test that meets the unexpected has failed"
 )]
 
+mod check_agreement;
+mod check_blind_spots;
+mod check_repair;
+mod check_sound;
 mod collisions;
 mod content;
 mod fixtures;

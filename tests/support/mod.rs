@@ -7,10 +7,13 @@
 )]
 
 pub(crate) mod corpus;
+pub(crate) mod crash;
 pub(crate) mod families;
+pub(crate) mod mutator;
 pub(crate) mod qemu;
 pub(crate) mod reader;
 pub(crate) mod root_disk;
+pub(crate) mod subjects;
 mod verify;
 
 use nix::fcntl::{Flock, FlockArg};

@@ -130,12 +130,16 @@ Exit status:
 
 Examples:
   dedup-img check disk.qcow2
-  dedup-img check --data --output json disk.qcow2"
+  dedup-img check --data --output json disk.qcow2
+  dedup-img check -r all disk.qcow2"
 )]
 pub(crate) struct CheckArgs {
     /// Format of the image: qcow2; found by its content where not given
     #[arg(short = 'f', long = "format", value_name = "FMT")]
     pub(crate) format: Option<String>,
+    /// Repair leaked clusters, or everything that can be repaired
+    #[arg(short = 'r', long = "repair", value_name = "WHAT")]
+    pub(crate) repair: Option<RepairArg>,
     /// Also read every pooled cluster and compare it with its SHA-256
     #[arg(long)]
     pub(crate) data: bool,
@@ -157,6 +161,12 @@ pub(crate) struct CheckArgs {
     /// The image
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RepairArg {
+    Leaks,
+    All,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

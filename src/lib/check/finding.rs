@@ -72,6 +72,13 @@ pub enum Use {
     BitmapData(String),
 }
 
+impl Use {
+    /// Whether it is part of the refcount structure.
+    fn is_refcounts(&self) -> bool {
+        matches!(self, Self::RefcountTable | Self::RefcountBlock(_))
+    }
+}
+
 impl fmt::Display for Use {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -186,6 +193,28 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// What a repair has to do about this.
+    #[must_use]
+    pub fn repair(&self) -> Repairable {
+        match self {
+            Self::Leaked(_) | Self::RefcountTooLow(_) | Self::CopiedL2(..) | Self::CopiedData(..) => {
+                Repairable::InPlace
+            }
+            Self::RefcountTableReserved(_)
+            | Self::RefcountBlockUnaligned(_)
+            | Self::RefcountBlockOutside(_)
+            | Self::RefcountBlockShared(..)
+            | Self::RefcountUnreadable(_) => Repairable::Rebuild,
+            // Refcounts can be made anew from the references; whatever else lies there stays.
+            Self::Overlap(_, one, other) if one.is_refcounts() || other.is_refcounts() => Repairable::Rebuild,
+            // References are counted all the same; what was lost cannot be brought back.
+            Self::CopiedNothing(..) | Self::ZeroInVersion2(_) | Self::DataDamaged(..) | Self::Remark(_) => {
+                Repairable::Nothing
+            }
+            _ => Repairable::No,
+        }
+    }
+
     /// Whether `qemu-img check` does not look for this.
     #[must_use]
     pub fn is_beyond_qemu(&self) -> bool {
@@ -198,6 +227,19 @@ impl Kind {
                 | Self::Remark(_)
         )
     }
+}
+
+/// What a repair has to do about a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Repairable {
+    /// Nothing.
+    Nothing,
+    /// Correct refcounts and flags where they are.
+    InPlace,
+    /// Write new refcount blocks and a new refcount table.
+    Rebuild,
+    /// It cannot be mended: what was there is not known.
+    No,
 }
 
 /// A refcount beside the references that were counted.

@@ -14,11 +14,13 @@ pub mod finding;
 mod overlap;
 mod pool;
 mod remarks;
+mod repair;
 mod snapshots;
 pub mod states;
 mod tables;
 mod walk;
 
+pub use repair::{Repair, Repaired, repair};
 use serde::Serialize;
 
 use crate::error::{IoContext, Result};
@@ -31,9 +33,10 @@ use crate::units::{GuestOffset, HostOffset};
 use crate::work::Work;
 
 use counts::{Counts, Refused};
-use finding::{Finding, Kind, Severity, Use};
+use finding::{Finding, Kind, Repairable, Severity, Use};
 use overlap::Claim;
 use states::States;
+use tables::Tables;
 
 /// The sums of a check, with qemu-img's names and meanings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -85,6 +88,8 @@ struct Checker<'a> {
     table_bytes: u64,
     /// The virtual size as stored.
     raw_size: u64,
+    repair: Repairable,
+    hopeless: Option<String>,
 }
 
 /// Checks the image in `storage`; every finding goes to `sink`, in an order that does not depend on the number of threads.
@@ -97,6 +102,28 @@ pub fn check(
     work: &Work<'_>,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Report> {
+    Ok(inspect(storage, options, work, sink)?.report)
+}
+
+/// What a check knows at its end.
+struct Inspection {
+    report: Report,
+    header: Header,
+    file_len: u64,
+    counts: Counts,
+    tables: Tables,
+    /// What a repair would have to do.
+    repair: Repairable,
+    /// The first finding that cannot be mended.
+    hopeless: Option<String>,
+}
+
+fn inspect(
+    storage: &dyn Storage,
+    options: CheckOptions,
+    work: &Work<'_>,
+    sink: &mut (dyn FnMut(&Finding) + Send),
+) -> Result<Inspection> {
     let header = read_header(storage)?;
     let mut raw_size = [0; 8];
     read_exact(storage, &mut raw_size, 24, "header")?;
@@ -113,6 +140,8 @@ pub fn check(
         l1_bytes: 0,
         table_bytes: 0,
         raw_size: u64::from_be_bytes(raw_size),
+        repair: Repairable::Nothing,
+        hopeless: None,
         options,
         header,
     };
@@ -120,7 +149,7 @@ pub fn check(
 }
 
 impl Checker<'_> {
-    fn run(mut self) -> Result<Report> {
+    fn run(mut self) -> Result<Inspection> {
         let bits = self.header.cluster_bits;
         self.report.total_clusters = bits.clusters(self.header.size);
         let snapshots = self.snapshot_table()?;
@@ -147,7 +176,15 @@ impl Checker<'_> {
         self.overlaps(&tables);
         self.pool(&snapshots, &tables)?;
         self.remarks(&snapshots);
-        Ok(self.report)
+        Ok(Inspection {
+            report: self.report,
+            header: self.header,
+            file_len: self.file_len,
+            counts: self.counts,
+            tables,
+            repair: self.repair,
+            hopeless: self.hopeless,
+        })
     }
 
     /// Counts a reference to metadata.
@@ -182,6 +219,11 @@ impl Checker<'_> {
             Severity::CheckError => &mut self.report.check_errors,
         };
         *sum = sum.saturating_add(finding.times);
+        let repair = finding.kind.repair();
+        if repair == Repairable::No && self.hopeless.is_none() {
+            self.hopeless = Some(finding.kind.to_string());
+        }
+        self.repair = self.repair.max(repair);
         (self.sink)(finding);
     }
 }

@@ -148,7 +148,13 @@ impl Walk<'_> {
     ) {
         let bits = self.header.cluster_bits;
         let extended = self.header.extended_l2();
-        let decoded = L2Entry::decode(word, bits, !extended);
+        let decoded = match L2Entry::decode(word, bits, !extended) {
+            // With an external data file an entry with COPIED is a cluster at offset 0.
+            L2Entry::Unallocated if self.data_file && is_copied(word) => {
+                L2Entry::Data { host: HostOffset(0), copied: true }
+            }
+            decoded => decoded,
+        };
         if !matches!(decoded, L2Entry::Compressed(_)) && l2_reserved(word) != 0 {
             say(Kind::L2Reserved(at.clone(), word));
         }
@@ -173,10 +179,6 @@ impl Walk<'_> {
             }
             L2Entry::Unallocated => {
                 let allocated = subclusters & Subclusters::ALLOCATED != 0;
-                // With an external data file an entry with COPIED is a cluster at offset 0.
-                if self.data_file && is_copied(word) {
-                    return;
-                }
                 if allocated {
                     say(Kind::SubclusterWithoutCluster(at));
                 } else if is_copied(word) && at.layer == Layer::Active {

@@ -103,12 +103,11 @@ fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Res
     open().map_err(|e: Error| e.opening(path))
 }
 
-/// Opens one file for looking at its structure, locked against writers; its format is probed where not given.
+/// Opens one file for looking at its structure or mending it, locked as `mode` says; its format is probed where not given.
 ///
 /// # Errors
 /// Fails, saying why the file could not be opened.
-pub fn open_image(path: &Path, format: Option<Format>, force_share: bool) -> Result<(FileStorage, Format)> {
-    let mode = if force_share { LockMode::ReadShared } else { LockMode::Read };
+pub fn open_image(path: &Path, format: Option<Format>, mode: LockMode) -> Result<(FileStorage, Format)> {
     let open = || {
         let storage = FileStorage(open_locked(path, mode)?);
         let format = format.map_or_else(|| probe_storage(&storage), Ok)?;

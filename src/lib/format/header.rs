@@ -274,7 +274,8 @@ impl Header {
         if i64::try_from(size).is_err() {
             return Err(Error::corrupt("Image is too big"));
         }
-        if size.div_ceil(cluster_bits.bytes() * l2_entries) > u64::from(raw.l1_size.get()) {
+        // QEMU asks for room for the size as it stands, although it rounds it down afterwards.
+        if raw.size.get().div_ceil(cluster_bits.bytes() * l2_entries) > u64::from(raw.l1_size.get()) {
             return Err(Error::corrupt("L1 table is too small"));
         }
 

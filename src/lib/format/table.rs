@@ -31,6 +31,12 @@ pub fn is_copied(entry: u64) -> bool {
     entry & COPIED != 0
 }
 
+/// The entry with its COPIED flag set or cleared.
+#[must_use]
+pub fn with_copied(entry: u64, copied: bool) -> u64 {
+    if copied { entry | COPIED } else { entry & !COPIED }
+}
+
 /// The reserved bits of an L2 entry that is not compressed.
 #[must_use]
 pub fn l2_reserved(entry: u64) -> u64 {

@@ -3,13 +3,14 @@
 use std::io::{self, Write};
 
 use dedup_img::check::finding::Finding;
-use dedup_img::check::{CheckOptions, Report, check};
+use dedup_img::check::{CheckOptions, Repair, Repaired, Report, check, repair};
 use dedup_img::disk::{Format, open_image};
 use dedup_img::progress::{Progress, Silent};
+use dedup_img::storage::lock::LockMode;
 use dedup_img::work::{DEFAULT_MEMORY, Work};
 use dedup_img::{Error, ErrorKind};
 
-use crate::cli::{CheckArgs, OutputArg};
+use crate::cli::{CheckArgs, OutputArg, RepairArg};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -22,7 +23,16 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     };
     let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", file.display()));
     let format = args.format.as_deref().map(str::parse).transpose().map_err(opening)?;
-    let (storage, format) = open_image(file, format, args.force_share)?;
+    let mode = match (args.repair, args.force_share) {
+        (Some(_), true) => {
+            let message = "-U/--force-share cannot be used with -r: a repair writes".to_owned();
+            return Err(Failure::Usage { command: "check", message });
+        }
+        (Some(_), false) => LockMode::Write,
+        (None, true) => LockMode::ReadShared,
+        (None, false) => LockMode::Read,
+    };
+    let (storage, format) = open_image(file, format, mode)?;
     if format != Format::Qcow2 {
         view::failure(&"This image format does not support checks");
         return Ok(Exit::NotCheckable);
@@ -37,23 +47,37 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
         // A standard error that nobody reads does not change what was found.
         let _ = writeln!(lines, "{}", finding.kind);
     };
-    let result = check(&storage, CheckOptions { data: args.data }, &work, &mut sink);
+    let options = CheckOptions { data: args.data };
+    let result = match args.repair {
+        None => check(&storage, options, &work, &mut sink).map(|report| Repaired {
+            report,
+            leaks_fixed: 0,
+            corruptions_fixed: 0,
+        }),
+        Some(RepairArg::Leaks) => repair(&storage, Repair::Leaks, options, &work, &mut sink),
+        Some(RepairArg::All) => repair(&storage, Repair::All, options, &work, &mut sink),
+    };
     let _ = lines.flush();
     if let Some(shown) = &shown {
         shown.finish(result.is_ok());
     }
-    let report = match result {
+    let repaired = match result {
         Err(error) if error.kind() == ErrorKind::Cancelled => {
             interrupt.die();
             return Err(error.into());
         }
+        Err(error) if args.repair.is_some() && error.kind() == ErrorKind::Corrupt => {
+            view::failure(&format_args!("'{}': {error}", file.display()));
+            return Ok(Exit::Corruption);
+        }
         Err(error) => return Err(opening(error)),
-        Ok(report) => report,
+        Ok(repaired) => repaired,
     };
+    let report = repaired.report;
     if !args.quiet {
         view::print(&match args.output {
-            OutputArg::Human => view::check::human(&report),
-            OutputArg::Json => view::check::json(file, &report),
+            OutputArg::Human => view::check::human(&repaired),
+            OutputArg::Json => view::check::json(file, &repaired),
         })?;
     }
     let verdict = verdict(&report);

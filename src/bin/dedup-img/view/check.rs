@@ -3,14 +3,24 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use dedup_img::check::Report;
+use dedup_img::check::Repaired;
 use serde::Serialize;
 
 use super::summary::pretty;
 
 /// The summary for people.
-pub(crate) fn human(report: &Report) -> String {
+pub(crate) fn human(repaired: &Repaired) -> String {
     let mut text = String::new();
+    if repaired.leaks_fixed + repaired.corruptions_fixed > 0 {
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+             Double checking the fixed image now...\n",
+            repaired.leaks_fixed, repaired.corruptions_fixed
+        );
+    }
+    let report = &repaired.report;
     let errors = [report.corruptions, report.findings_beyond, report.leaks, report.check_errors];
     if errors == [0; 4] {
         text.push_str("No errors were found on the image.\n");
@@ -76,6 +86,10 @@ struct ImageCheck {
     #[serde(skip_serializing_if = "is_zero")]
     compressed_clusters: u64,
     #[serde(skip_serializing_if = "is_zero")]
+    corruptions_fixed: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    leaks_fixed: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     findings_beyond: u64,
     #[serde(skip_serializing_if = "is_zero")]
     benign: u64,
@@ -87,7 +101,8 @@ fn is_zero(number: &u64) -> bool {
 }
 
 /// The result for programs.
-pub(crate) fn json(file: &Path, report: &Report) -> String {
+pub(crate) fn json(file: &Path, repaired: &Repaired) -> String {
+    let report = &repaired.report;
     pretty(&ImageCheck {
         filename: file.display().to_string(),
         format: "qcow2",
@@ -99,6 +114,8 @@ pub(crate) fn json(file: &Path, report: &Report) -> String {
         allocated_clusters: report.allocated_clusters,
         fragmented_clusters: report.fragmented_clusters,
         compressed_clusters: report.compressed_clusters,
+        corruptions_fixed: repaired.corruptions_fixed,
+        leaks_fixed: repaired.leaks_fixed,
         findings_beyond: report.findings_beyond,
         benign: report.benign,
     })
