@@ -2,7 +2,7 @@
 
 use crate::args;
 use crate::support::crash::CrashStorage;
-use crate::support::reader::Image;
+use crate::support::reader::{Image, Pin, verify_dedup};
 use crate::support::{Random, dedup_img, qemu, scratch};
 use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, Repair, repair};
@@ -162,6 +162,26 @@ fn leaks_alone_are_freed_and_nothing_else_is_touched() {
     );
     qemu::check_clean(&sample.path);
     assert_eq!(sample.contents(&sample.path)[0][64 << 10..], expected[0][64 << 10..]);
+}
+
+/// The directory is disposable: it is made anew, and the independent reader finds nothing wrong with it.
+#[test]
+fn a_damaged_pool_directory_is_written_anew() {
+    let sample = sample("pool");
+    let expected = sample.contents(&sample.path);
+    let whole = fs::read(&sample.path).unwrap();
+    let magic = whole.windows(8).position(|bytes| bytes == b"DDUPPOOL").unwrap();
+    for at in [magic + 3, magic + 70, magic + 130, magic + 165] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        fs::write(&sample.path, bytes).unwrap();
+        assert!(dedup_img(args!["check", &sample.path]).ok().stderr.contains("directory is not used"));
+        dedup_img(args!["check", "-q", "-r", "all", &sample.path]).ok();
+        qemu::check_clean(&sample.path);
+        assert!(fs::read(&sample.path).unwrap() == whole, "the directory is as convert wrote it");
+        verify_dedup(&sample.path, Pin::Shared);
+    }
+    assert_eq!(sample.contents(&sample.path), expected);
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl Checker<'_> {
             }
             let name = String::from_utf8_lossy(name).escape_default().to_string();
             bitmaps.push(Bitmap { name, table, entries });
-            bytes = bytes.get((24 + name_len).next_multiple_of(8)..).unwrap_or_default();
+            bytes = bytes.get((24 + name_len).next_multiple_of(8)..)?;
         }
         (bitmaps.len() == count as usize).then_some(bitmaps)
     }

@@ -188,6 +188,8 @@ pub enum Kind {
     Overlap(u64, Use, Use),
     /// A pooled cluster does not have the content that its SHA-256 names.
     DataDamaged(HostOffset, Vec<At>),
+    /// The pool's directory is not used, and why.
+    StaleDirectory(&'static str),
     /// A remark on the image as a whole.
     Remark(String),
 }
@@ -197,14 +199,17 @@ impl Kind {
     #[must_use]
     pub fn repair(&self) -> Repairable {
         match self {
-            Self::Leaked(_) | Self::RefcountTooLow(_) | Self::CopiedL2(..) | Self::CopiedData(..) => {
-                Repairable::InPlace
-            }
+            Self::Leaked(_)
+            | Self::RefcountTooLow(_)
+            | Self::CopiedL2(..)
+            | Self::CopiedData(..)
+            | Self::StaleDirectory(_) => Repairable::InPlace,
             Self::RefcountTableReserved(_)
             | Self::RefcountBlockUnaligned(_)
             | Self::RefcountBlockOutside(_)
             | Self::RefcountBlockShared(..)
             | Self::RefcountUnreadable(_) => Repairable::Rebuild,
+            Self::PastEnd { to: Use::RefcountTable, .. } => Repairable::Rebuild,
             // Refcounts can be made anew from the references; whatever else lies there stays.
             Self::Overlap(_, one, other) if one.is_refcounts() || other.is_refcounts() => Repairable::Rebuild,
             // References are counted all the same; what was lost cannot be brought back.
@@ -224,6 +229,7 @@ impl Kind {
                 | Self::CopiedNothing(..)
                 | Self::Overlap(..)
                 | Self::DataDamaged(..)
+                | Self::StaleDirectory(_)
                 | Self::Remark(_)
         )
     }
@@ -353,6 +359,12 @@ impl fmt::Display for Kind {
                 write!(f, "ERROR pooled cluster at {host:#x} does not match its SHA-256; used by")?;
                 users.iter().try_for_each(|at| write!(f, " {at}"))?;
                 if users.is_empty() { f.write_str(" nobody") } else { Ok(()) }
+            }
+            Self::StaleDirectory(why) => {
+                write!(
+                    f,
+                    "Note: the pool's directory is not used: {why}; the data is right, check -r all makes a new one"
+                )
             }
             Self::Remark(text) => write!(f, "Note: {text}"),
         }

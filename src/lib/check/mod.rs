@@ -90,6 +90,7 @@ struct Checker<'a> {
     raw_size: u64,
     repair: Repairable,
     hopeless: Option<String>,
+    stale: Option<pool::NewDirectory>,
 }
 
 /// Checks the image in `storage`; every finding goes to `sink`, in an order that does not depend on the number of threads.
@@ -116,6 +117,8 @@ struct Inspection {
     repair: Repairable,
     /// The first finding that cannot be mended.
     hopeless: Option<String>,
+    /// A new directory of the pool, where the old one is stale.
+    stale: Option<pool::NewDirectory>,
 }
 
 fn inspect(
@@ -142,6 +145,7 @@ fn inspect(
         raw_size: u64::from_be_bytes(raw_size),
         repair: Repairable::Nothing,
         hopeless: None,
+        stale: None,
         options,
         header,
     };
@@ -184,6 +188,7 @@ impl Checker<'_> {
             tables,
             repair: self.repair,
             hopeless: self.hopeless,
+            stale: self.stale,
         })
     }
 

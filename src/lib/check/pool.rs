@@ -6,9 +6,9 @@ use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 use sha2::{Digest, Sha256};
 
-use super::Checker;
-use super::finding::{At, Kind, Severity};
+use super::finding::{At, Kind, Layer, Severity};
 use super::tables::Tables;
+use super::{Checker, Inspection};
 use crate::digest::{Sha, sha256};
 use crate::disk::Inflater;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::format::table::{L2Entry, l1_target};
 use crate::format::u64_at;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, RECORD_LENGTH, Record};
 use crate::pool::{self, NAME};
-use crate::storage::read_padded;
+use crate::storage::{Storage, read_padded};
 use crate::units::{GuestOffset, HostOffset};
 
 /// Members that are read and compared at once.
@@ -25,6 +25,75 @@ const BATCH: usize = 4096;
 
 /// Why a directory is not used.
 type Stale = &'static str;
+
+/// What a new directory is made of, in the place of the old one.
+pub(super) struct NewDirectory {
+    members: Vec<HostOffset>,
+    /// The directory's own clusters, in order.
+    hosts: Vec<HostOffset>,
+    member_l1_entries: u32,
+}
+
+/// Writes a new directory over a stale one. It was not used before and is not used until it is whole: a crash costs nothing.
+pub(super) fn write_directory(new: &NewDirectory, inspection: &Inspection, storage: &dyn Storage) -> Result<()> {
+    let bits = inspection.header.cluster_bits;
+    let limit = inspection.header.refcount_bits.sharer_limit().unwrap_or(0);
+    let lowest = lowest_guests(new, inspection, storage)?;
+    let mut records = Vec::with_capacity(new.members.len() * RECORD_LENGTH);
+    let mut cluster = vec![0; bits.len()];
+    for host in &new.members {
+        read_padded(storage, &mut cluster, host.0)
+            .map_err(|e| Error::io(format_args!("Could not read at {host:#x}"), e))?;
+        let record = Record {
+            sha256: sha256(&cluster),
+            guest: lowest.get(host).copied().unwrap_or_default(),
+            retired: inspection.counts.get(host.0 >> bits.bits()).saturating_sub(1) >= limit,
+        };
+        records.extend_from_slice(&record.encode());
+    }
+    let header = DirectoryHeader {
+        cluster_bits: bits,
+        members: new.members.len() as u64,
+        member_l1_entries: new.member_l1_entries,
+        sharer_limit: limit,
+        records_sha256: Sha256::digest(&records).into(),
+    };
+    let mut bytes = header.encode().to_vec();
+    bytes.append(&mut records);
+    bytes.resize(new.hosts.len() * bits.len(), 0);
+    for (host, cluster) in new.hosts.iter().zip(bytes.chunks_exact(bits.len())) {
+        storage.write_at(cluster, host.0).map_err(|e| Error::io(format_args!("Could not write at {host:#x}"), e))?;
+    }
+    storage.sync().map_err(|e| Error::io("Could not flush", e))
+}
+
+/// The lowest guest offset, in any layer, that maps to each member.
+fn lowest_guests(
+    new: &NewDirectory,
+    inspection: &Inspection,
+    storage: &dyn Storage,
+) -> Result<BTreeMap<HostOffset, GuestOffset>> {
+    let (bits, tables) = (inspection.header.cluster_bits, &inspection.tables);
+    let mut lowest: BTreeMap<HostOffset, GuestOffset> = BTreeMap::new();
+    let mut table = vec![0; bits.len()];
+    let size = if inspection.header.extended_l2() { 16 } else { 8 };
+    for reference in &tables.references {
+        if tables.layers.get(reference.layer as usize).is_none_or(|layer| *layer == Layer::Pool) {
+            continue;
+        }
+        read_padded(storage, &mut table, reference.table.0).map_err(|e| Error::io("Could not read an L2 table", e))?;
+        for (entry, index) in table.chunks_exact(size).zip(0u64..) {
+            let word = u64_at(entry, 0).unwrap_or(0);
+            let L2Entry::Data { host, .. } = L2Entry::decode(word, bits, size == 8) else { continue };
+            if new.members.binary_search(&host).is_ok() {
+                let cluster = u64::from(reference.index) * inspection.header.l2_entries() + index;
+                let guest = GuestOffset(cluster.saturating_mul(bits.bytes()));
+                lowest.entry(host).and_modify(|lowest| *lowest = guest.min(*lowest)).or_insert(guest);
+            }
+        }
+    }
+    Ok(lowest)
+}
 
 impl Checker<'_> {
     /// Looks at the pool, if there is one.
@@ -47,7 +116,10 @@ impl Checker<'_> {
         let (members, directory) = entries.split_at(split);
         self.members(members);
         match self.directory_records(pool, members, directory, member_slots)? {
-            Err(why) => self.remark(format!("the pool's directory is not used: {why}; dedup and gc make a new one")),
+            Err(why) => {
+                self.say(Severity::Benign, Kind::StaleDirectory(why));
+                self.stale = self.new_directory(pool, members, directory, member_slots);
+            }
             Ok((header, records)) => {
                 self.sharers(&header, members, &records);
                 if self.options.data {
@@ -141,6 +213,30 @@ impl Checker<'_> {
         Ok(Ok((header, records.as_chunks::<RECORD_LENGTH>().0.iter().map(Record::decode).collect())))
     }
 
+    /// What a new directory is made of, if the members are in order and it fits into the clusters of the old one.
+    fn new_directory(
+        &self,
+        pool: &Snapshot,
+        members: &[(u64, u64)],
+        directory: &[(u64, u64)],
+        member_slots: u64,
+    ) -> Option<NewDirectory> {
+        let bits = self.header.cluster_bits;
+        let hosts: Vec<HostOffset> = directory.iter().filter_map(|(_, word)| l1_target(*word)).collect();
+        let length = DirectoryHeader::directory_bytes(members.len() as u64);
+        let in_order = members.iter().zip(0u64..).all(|((slot, _), expected)| *slot == expected)
+            && directory.iter().zip(member_slots..).all(|((slot, _), expected)| *slot == expected);
+        // A compressed member is not written yet by anything, and would need its users found by descriptor.
+        let plain = members.iter().all(|(_, word)| matches!(L2Entry::decode(*word, bits, true), L2Entry::Data { .. }));
+        (in_order && plain && pool.vm_state_size == length && hosts.len() as u64 == bits.clusters(length)).then(|| {
+            NewDirectory {
+                members: members.iter().filter_map(|(_, word)| l1_target(*word)).collect(),
+                hosts,
+                member_l1_entries: u32::try_from(member_slots / bits.entries()).unwrap_or(u32::MAX),
+            }
+        })
+    }
+
     /// No member has more sharers than the limit, unless a user's snapshots hold the rest.
     fn sharers(&mut self, header: &DirectoryHeader, members: &[(u64, u64)], records: &[Record]) {
         let bits = self.header.cluster_bits;
@@ -232,7 +328,7 @@ impl Checker<'_> {
         let mut read = None;
         for reference in &tables.references {
             let layer = tables.layers.get(reference.layer as usize).cloned();
-            let Some(layer) = layer.filter(|layer| *layer != super::finding::Layer::Pool) else { continue };
+            let Some(layer) = layer.filter(|layer| *layer != Layer::Pool) else { continue };
             if read != Some(reference.table) {
                 read_padded(self.storage, &mut table, reference.table.0)
                     .map_err(|e| Error::io("Could not read an L2 table", e))?;

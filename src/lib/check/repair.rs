@@ -10,6 +10,7 @@
 //!  3 lower refcounts that are too high, set COPIED   leaks, needless copies
 //!    where it should be; flush
 //!  4 clear the dirty and the corrupt bit; flush      the next check clears them
+//!  5 write a stale directory of the pool anew; flush it stays stale, and nobody uses it
 //! ```
 //!
 //! No guest data is written, moved or dropped, and no table of a snapshot or a bitmap is touched but for COPIED flags of L2
@@ -18,6 +19,7 @@
 
 use super::counts::Counts;
 use super::finding::{Finding, Repairable};
+use super::pool::write_directory;
 use super::{CheckOptions, Inspection, Report, inspect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, incompatible};
@@ -87,6 +89,9 @@ pub fn repair(
     let counts = Expected::new(&before);
     let mender = Mender { storage, header: &before.header, counts };
     mender.mend(&before, flags)?;
+    if let (Repair::All, Some(directory)) = (what, &before.stale) {
+        write_directory(directory, &before, storage)?;
+    }
     let after = inspect(storage, options, work, sink)?.report;
     Ok(Repaired {
         report: after,
@@ -218,7 +223,12 @@ impl Mender<'_> {
             _ => None,
         });
         self.counts.given_up = old_blocks.collect();
-        self.counts.given_up.extend(old_table..old_table + u64::from(self.header.refcount_table_clusters));
+        // A table that ends behind the file was not counted, so it has nothing to give up.
+        let table_bytes = u64::from(self.header.refcount_table_clusters) * bits.bytes();
+        let table_end = self.header.refcount_table_offset.0.saturating_add(table_bytes);
+        if table_end < file_len.saturating_add(bits.bytes()) {
+            self.counts.given_up.extend(old_table..old_table + u64::from(self.header.refcount_table_clusters));
+        }
         self.counts.given_up.sort_unstable();
         self.counts.new = start..start + table + blocks;
 

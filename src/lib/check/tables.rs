@@ -3,7 +3,7 @@
 use super::Checker;
 use super::finding::{At, Kind, Layer, Severity, Use};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::MAX_L1_BYTES;
+use crate::format::header::{MAX_L1_BYTES, incompatible};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_reserved, l1_target};
 use crate::pool;
@@ -35,6 +35,9 @@ impl Checker<'_> {
         let mut tables = Tables { layers: vec![Layer::Active], references: Vec::new(), active: Vec::new() };
         let (offset, entries) = (self.header.l1_offset, self.header.l1_entries);
         tables.active = self.l1_table(offset, entries, 0, &mut tables)?;
+        if self.header.incompatible & incompatible::DATA_FILE != 0 && !snapshots.is_empty() {
+            self.say(Severity::Corruption, Kind::SnapshotsWithDataFile(snapshots.len()));
+        }
         for (snapshot, layer) in snapshots.iter().zip(1..) {
             let name = layer_name(snapshot);
             tables.layers.push(name.clone());
