@@ -45,7 +45,7 @@
 //! | [`image`] | an open QCOW2, the layout and the metadata of a new one |
 //! | [`disk`] | what the guest sees: a raw file or an image with its chain |
 //! | [`dedup`] | finding equal clusters, and the plan |
-//! | [`mod@convert`], [`mod@create`] | the operations |
+//! | [`mod@convert`], [`mod@create`], [`mod@check`] | the operations; `check` also repairs |
 //! | [`work`], [`progress`], [`cancel`] | what an operation is given |
 //!
 //! # Words

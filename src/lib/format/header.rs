@@ -3,6 +3,8 @@
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+pub use super::extension::{self, Extension};
+pub use super::feature::{autoclear, compatible, incompatible};
 use super::refcount::RefcountBits;
 use super::{array_at, u32_at};
 use crate::error::{Error, ErrorKind, Result};
@@ -24,54 +26,6 @@ pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 pub const MAX_SNAPSHOTS: u32 = 65536;
 /// QEMU: the longest name of a backing file.
 pub const MAX_BACKING_NAME: u32 = 1023;
-
-/// Feature bits that change how the image must be read or written (spec, "incompatible_features").
-pub mod incompatible {
-    /// Refcounts may be wrong.
-    pub const DIRTY: u64 = 1 << 0;
-    /// The image is damaged; it may only be written to repair it.
-    pub const CORRUPT: u64 = 1 << 1;
-    /// The data lies in another file.
-    pub const DATA_FILE: u64 = 1 << 2;
-    /// The compression type field is not zero.
-    pub const COMPRESSION: u64 = 1 << 3;
-    /// L2 entries are 16 bytes long and have subclusters.
-    pub const EXTENDED_L2: u64 = 1 << 4;
-    /// Every bit that has a meaning.
-    pub const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
-}
-
-/// Feature bits that a reader may ignore (spec, "compatible_features").
-pub mod compatible {
-    /// Refcount updates may be postponed.
-    pub const LAZY_REFCOUNTS: u64 = 1 << 0;
-}
-
-/// Feature bits that a writer that does not know them must clear (spec, "autoclear_features").
-pub mod autoclear {
-    /// The bitmaps extension is valid.
-    pub const BITMAPS: u64 = 1 << 0;
-    /// The external data file is a raw image.
-    pub const RAW_DATA_FILE: u64 = 1 << 1;
-    /// Every bit that has a meaning.
-    pub const KNOWN: u64 = BITMAPS | RAW_DATA_FILE;
-}
-
-/// Header extension types (spec, "Header extensions").
-pub mod extension {
-    /// End of the extension area.
-    pub const END: u32 = 0;
-    /// The format of the backing file, as a name.
-    pub const BACKING_FORMAT: u32 = 0xe279_2aca;
-    /// Names for feature bits.
-    pub const FEATURE_NAMES: u32 = 0x6803_f857;
-    /// Where the directory of persistent bitmaps is.
-    pub const BITMAPS: u32 = 0x2385_2875;
-    /// Where the LUKS header is.
-    pub const LUKS: u32 = 0x0537_be77;
-    /// Name of the external data file.
-    pub const DATA_FILE: u32 = 0x4441_5441;
-}
 
 /// The header as it lies in the file, versions 2 and 3. A version 2 file ends after `snapshots_offset`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -145,15 +99,6 @@ pub enum Encryption {
     Luks,
 }
 
-/// One header extension, kept as it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Extension {
-    /// Its type.
-    pub magic: u32,
-    /// Its data, without padding.
-    pub data: Vec<u8>,
-}
-
 /// A header whose every field was checked against the specification and QEMU's limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -219,12 +164,12 @@ impl Header {
         }
         let extensions_end = if backing_offset == 0 { cluster_bits.bytes() } else { backing_offset };
         let window = usize::try_from(extensions_end).unwrap_or(usize::MAX).min(cluster.len());
-        let extensions = decode_extensions(cluster.get(header_length..window).unwrap_or_default())?;
+        let extensions = extension::decode(cluster.get(header_length..window).unwrap_or_default())?;
 
         let incompatible = raw.incompatible_features.get();
         let unknown = incompatible & !incompatible::KNOWN;
         if unknown != 0 {
-            let names = feature_names(unknown, &extensions);
+            let names = extension::feature_names(unknown, &extensions);
             return Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {names}")));
         }
 
@@ -483,44 +428,6 @@ fn backing_name(raw: &RawHeader, cluster: &[u8], cluster_bits: ClusterBits) -> R
     let start = usize::try_from(offset).map_err(|_| too_long())?;
     let name = cluster.get(start..start + length as usize).ok_or_else(too_long)?;
     Ok((!name.is_empty()).then(|| name.to_vec()))
-}
-
-fn decode_extensions(mut window: &[u8]) -> Result<Vec<Extension>> {
-    let mut extensions = Vec::new();
-    while let (Some(magic), Some(length)) = (u32_at(window, 0), u32_at(window, 4)) {
-        if magic == extension::END {
-            break;
-        }
-        let length = length as usize;
-        let data = window
-            .get(8..)
-            .and_then(|rest| rest.get(..length))
-            .ok_or_else(|| Error::corrupt("Header extension too large"))?;
-        extensions.push(Extension { magic, data: data.to_vec() });
-        window = window.get(8 + length.next_multiple_of(8)..).unwrap_or_default();
-    }
-    Ok(extensions)
-}
-
-/// The names of the unknown incompatible feature bits, from the image's own table where it has one.
-fn feature_names(unknown: u64, extensions: &[Extension]) -> String {
-    let table = extensions.iter().find(|e| e.magic == extension::FEATURE_NAMES);
-    let rows: Vec<&[u8]> = table.map_or(Vec::new(), |t| t.data.chunks_exact(48).collect());
-    let name = |bit: u32| {
-        rows.iter().find_map(|row| match row {
-            [0, b, name @ ..] if u32::from(*b) == bit => {
-                let end = name.iter().position(|&c| c == 0).unwrap_or(name.len());
-                let name = String::from_utf8_lossy(name.get(..end)?);
-                Some(name.chars().filter(|c| !c.is_control()).collect::<String>())
-            }
-            _ => None,
-        })
-    };
-    (0..64)
-        .filter(|bit| unknown >> bit & 1 == 1)
-        .map(|bit| name(bit).unwrap_or_else(|| format!("Unknown incompatible feature: {:x}", 1u64 << bit)))
-        .collect::<Vec<_>>()
-        .join(", ")
 }
 
 #[cfg(test)]

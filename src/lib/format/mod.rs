@@ -4,6 +4,8 @@
 //! its block driver, not of the format.
 
 pub mod compressed;
+pub mod extension;
+pub mod feature;
 pub mod header;
 pub mod refcount;
 pub mod snapshot;
