@@ -132,9 +132,12 @@ fn bitmaps_and_snapshots_survive_a_repair() {
     let mut bytes = fs::read(&sample.path).unwrap();
     let at = image.header.refcount_table_offset as usize;
     bytes[at..at + 8].fill(0);
+    // An autoclear bit that nobody knows must go when somebody writes, and nothing else with it.
+    bytes[88] = 0x10;
     fs::write(&sample.path, bytes).unwrap();
     let expected = sample.contents(&sample.path);
     dedup_img(args!["check", "-q", "-r", "all", &sample.path]).ok();
+    assert_eq!(fs::read(&sample.path).unwrap()[88..96], [0, 0, 0, 0, 0, 0, 0, 1]);
     qemu::check_clean(&sample.path);
     assert_eq!(sample.contents(&sample.path), expected);
     let info = qemu::info("qcow2", &sample.path);

@@ -270,7 +270,8 @@ pub struct Flag {
 
 impl fmt::Display for Flag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x}, the refcount is {}1", self.entry, if self.one { "" } else { "not " })
+        let why = if self.one { "1: the data is right, and only copied needlessly" } else { "not 1" };
+        write!(f, "{:x}, the refcount is {why}", self.entry)
     }
 }
 

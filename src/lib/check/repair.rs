@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  step                                              after a crash here
+//!  0 clear autoclear bits that are not known; flush  as after any writer that does not know them
 //!  1 raise refcounts that are too low; flush         some are right, none is lower than before
 //!    (or write new refcount blocks and a new table   the old ones still count
 //!    behind the file; flush; switch the header to
@@ -22,7 +23,7 @@ use super::finding::{Finding, Repairable};
 use super::pool::write_directory;
 use super::{CheckOptions, Inspection, Report, inspect};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, incompatible};
+use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, autoclear, incompatible};
 use crate::format::table::{L2Entry, is_copied, l1_target, with_copied};
 use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
@@ -139,6 +140,11 @@ struct Mender<'a> {
 
 impl Mender<'_> {
     fn mend(mut self, before: &Inspection, flags: u64) -> Result<()> {
+        // Spec: a writer must clear the autoclear bits that it does not know. Bitmaps stay valid, as no guest data changes.
+        if self.header.version >= 3 && self.header.autoclear & !autoclear::KNOWN != 0 {
+            self.write(&(self.header.autoclear & autoclear::KNOWN).to_be_bytes(), 88)?;
+            self.flush()?;
+        }
         let refcounts = Refcounts::load(self.storage, self.header)?;
         if before.repair == Repairable::Rebuild || self.lacks_blocks(&refcounts) {
             self.rebuild(&refcounts, before.file_len)?;
