@@ -145,6 +145,24 @@ fn bitmaps_and_snapshots_survive_a_repair() {
     assert_eq!(info["snapshots"].as_array().map(Vec::len), Some(2));
 }
 
+/// A zero cluster whose preallocated place is no cluster reads as zeros before and after.
+#[test]
+fn misplaced_preallocations_are_dropped() {
+    let sample = sample("version 2");
+    qemu::img(args!["amend", "-o", "compat=1.1", &sample.path]).ok();
+    qemu::io("qcow2", &sample.path, &["write -z 128k 64k".to_owned()]);
+    let expected = sample.contents(&sample.path);
+    let image = Image::open(&sample.path);
+    let entry = image.active()[0].host + 8 * 33;
+    let mut bytes = fs::read(&sample.path).unwrap();
+    bytes[entry as usize..entry as usize + 8].copy_from_slice(&0x5201u64.to_be_bytes());
+    fs::write(&sample.path, bytes).unwrap();
+    assert_eq!(dedup_img(args!["check", "-q", &sample.path]).code, 2);
+    dedup_img(args!["check", "-q", "-r", "all", &sample.path]).ok();
+    qemu::check_clean(&sample.path);
+    assert_eq!(sample.contents(&sample.path), expected);
+}
+
 #[test]
 fn leaks_alone_are_freed_and_nothing_else_is_touched() {
     let sample = sample("plain");

@@ -203,7 +203,8 @@ impl Kind {
             | Self::RefcountTooLow(_)
             | Self::CopiedL2(..)
             | Self::CopiedData(..)
-            | Self::StaleDirectory(_) => Repairable::InPlace,
+            | Self::StaleDirectory(_)
+            | Self::PreallocationUnaligned(..) => Repairable::InPlace,
             Self::RefcountTableReserved(_)
             | Self::RefcountBlockUnaligned(_)
             | Self::RefcountBlockOutside(_)

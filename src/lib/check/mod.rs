@@ -91,6 +91,7 @@ struct Checker<'a> {
     repair: Repairable,
     hopeless: Option<String>,
     stale: Option<pool::NewDirectory>,
+    misplaced: Vec<u64>,
 }
 
 /// Checks the image in `storage`; every finding goes to `sink`, in an order that does not depend on the number of threads.
@@ -119,6 +120,8 @@ struct Inspection {
     hopeless: Option<String>,
     /// A new directory of the pool, where the old one is stale.
     stale: Option<pool::NewDirectory>,
+    /// Where the entries of misplaced preallocated clusters are in the file.
+    misplaced: Vec<u64>,
 }
 
 fn inspect(
@@ -146,6 +149,7 @@ fn inspect(
         repair: Repairable::Nothing,
         hopeless: None,
         stale: None,
+        misplaced: Vec::new(),
         options,
         header,
     };
@@ -189,6 +193,7 @@ impl Checker<'_> {
             repair: self.repair,
             hopeless: self.hopeless,
             stale: self.stale,
+            misplaced: self.misplaced,
         })
     }
 

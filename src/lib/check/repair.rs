@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  step                                              after a crash here
+//!  - zero clusters lose a preallocated place that is  they read as before
+//!    no cluster; flush
 //!  0 clear autoclear bits that are not known; flush  as after any writer that does not know them
 //!  1 raise refcounts that are too low; flush         some are right, none is lower than before
 //!    (or write new refcount blocks and a new table   the old ones still count
@@ -87,8 +89,16 @@ pub fn repair(
         return Err(Error::new(ErrorKind::Corrupt, message));
     }
     work.cancel.check()?;
-    let counts = Expected::new(&before);
-    let mender = Mender { storage, header: &before.header, counts };
+    let first = before.report;
+    // What a misplaced preallocation seemed to refer to is not referred to any more: count again.
+    let before = match before.misplaced.is_empty() {
+        true => before,
+        false => {
+            drop_preallocations(storage, &before)?;
+            inspect(storage, options, work, &mut |_| {})?
+        }
+    };
+    let mender = Mender { storage, header: &before.header, counts: Expected::new(&before) };
     mender.mend(&before, flags)?;
     if let (Repair::All, Some(directory)) = (what, &before.stale) {
         write_directory(directory, &before, storage)?;
@@ -96,10 +106,24 @@ pub fn repair(
     let after = inspect(storage, options, work, sink)?.report;
     Ok(Repaired {
         report: after,
-        leaks_fixed: before.report.leaks.saturating_sub(after.leaks),
-        corruptions_fixed: (before.report.corruptions + before.report.check_errors)
+        leaks_fixed: first.leaks.saturating_sub(after.leaks),
+        corruptions_fixed: (first.corruptions + first.check_errors)
             .saturating_sub(after.corruptions + after.check_errors),
     })
+}
+
+/// Makes plain zero clusters of those whose preallocated place is no cluster. They read as before: no data was there.
+fn drop_preallocations(storage: &dyn Storage, before: &Inspection) -> Result<()> {
+    // With subclusters the bitmap says what is zero, and stays.
+    let entry = match before.header.extended_l2() {
+        true => L2Entry::Unallocated,
+        false => L2Entry::Zero { host: None, copied: false },
+    };
+    let word = entry.encode(before.header.cluster_bits).to_be_bytes();
+    for &at in &before.misplaced {
+        storage.write_at(&word, at).map_err(|e| Error::io(format_args!("Could not write at {at:#x}"), e))?;
+    }
+    storage.sync().map_err(|e| Error::io("Could not flush", e))
 }
 
 /// The refcounts that clusters should have.

@@ -40,6 +40,8 @@ struct Walk<'a> {
 struct Walked {
     findings: Vec<(L2Reference, Finding)>,
     allocation: Allocation,
+    /// Where the entries of misplaced preallocated clusters are in the file.
+    misplaced: Vec<u64>,
 }
 
 impl Checker<'_> {
@@ -64,6 +66,7 @@ impl Checker<'_> {
             for table in walked {
                 let mut table = table?;
                 findings.append(&mut table.findings);
+                self.misplaced.append(&mut table.misplaced);
                 allocation.allocated += table.allocation.allocated;
                 allocation.fragmented += table.allocation.fragmented;
                 allocation.compressed += table.allocation.compressed;
@@ -103,7 +106,11 @@ impl Walk<'_> {
             if word == 0 && subclusters == 0 {
                 continue;
             }
+            let at = first.table.0 + index * entry_size as u64;
             let mut say = |kind: Kind| {
+                if matches!(kind, Kind::PreallocationUnaligned(..)) {
+                    walked.misplaced.push(at);
+                }
                 walked.findings.push((first, Finding { severity: Severity::Corruption, kind, times }));
             };
             let state = (&mut allocation, &mut next, &mut overflows);
