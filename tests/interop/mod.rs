@@ -10,6 +10,7 @@
 mod check_agreement;
 mod check_blind_spots;
 mod check_repair;
+mod check_repair_all;
 mod check_sound;
 mod collisions;
 mod content;
