@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  step                                              after a crash here
+//!  - clear autoclear bits that are not known; flush  as after any writer that does not know them
 //!  - zero clusters lose a preallocated place that is  they read as before
 //!    no cluster; flush
-//!  0 clear autoclear bits that are not known; flush  as after any writer that does not know them
 //!  1 raise refcounts that are too low; flush         some are right, none is lower than before
 //!    (or write new refcount blocks and a new table   the old ones still count
 //!    behind the file; flush; switch the header to
@@ -90,6 +90,7 @@ pub fn repair(
     }
     work.cancel.check()?;
     let first = before.report;
+    clear_unknown_autoclear(storage, &before.header)?;
     // What a misplaced preallocation seemed to refer to is not referred to any more: count again.
     let before = match before.misplaced.is_empty() {
         true => before,
@@ -110,6 +111,16 @@ pub fn repair(
         corruptions_fixed: (first.corruptions + first.check_errors)
             .saturating_sub(after.corruptions + after.check_errors),
     })
+}
+
+/// Spec: a writer first clears the autoclear bits that it does not know. Bitmaps stay valid, as no guest data changes.
+fn clear_unknown_autoclear(storage: &dyn Storage, header: &Header) -> Result<()> {
+    if header.version < 3 || header.autoclear & !autoclear::KNOWN == 0 {
+        return Ok(());
+    }
+    let known = (header.autoclear & autoclear::KNOWN).to_be_bytes();
+    storage.write_at(&known, 88).map_err(|e| Error::io("Could not write the header", e))?;
+    storage.sync().map_err(|e| Error::io("Could not flush", e))
 }
 
 /// Makes plain zero clusters of those whose preallocated place is no cluster. They read as before: no data was there.
@@ -164,11 +175,6 @@ struct Mender<'a> {
 
 impl Mender<'_> {
     fn mend(mut self, before: &Inspection, flags: u64) -> Result<()> {
-        // Spec: a writer must clear the autoclear bits that it does not know. Bitmaps stay valid, as no guest data changes.
-        if self.header.version >= 3 && self.header.autoclear & !autoclear::KNOWN != 0 {
-            self.write(&(self.header.autoclear & autoclear::KNOWN).to_be_bytes(), 88)?;
-            self.flush()?;
-        }
         let refcounts = Refcounts::load(self.storage, self.header)?;
         if before.repair == Repairable::Rebuild || self.lacks_blocks(&refcounts) {
             self.rebuild(&refcounts, before.file_len)?;
