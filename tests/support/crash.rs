@@ -107,6 +107,14 @@ impl Storage for CrashStorage {
         unimplemented_here("set_len")
     }
 
+    fn punch(&self, _: Range<u64>) -> io::Result<bool> {
+        unimplemented_here("punch")
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.len()
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.now.lock().unwrap().1.push(Op::Flush);
         Ok(())

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
 use nix::unistd::Whence;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -42,6 +43,19 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The operating system's.
     fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Gives the space of `range` back, which then reads as zeros. Returns `false` where the file system cannot do that; then
+    /// nothing has changed.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn punch(&self, range: Range<u64>) -> io::Result<bool>;
+
+    /// The bytes that the file occupies, which are fewer than its length where it has holes.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn allocated(&self) -> io::Result<u64>;
 
     /// Returns once everything written before is durable.
     ///
@@ -112,6 +126,24 @@ impl Storage for FileStorage {
         self.0.set_len(len)
     }
 
+    fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        let number = |n: u64| i64::try_from(n).map_err(|_| io::Error::from(Errno::EOVERFLOW));
+        let (start, length) = (number(range.start)?, number(range.end.saturating_sub(range.start))?);
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        loop {
+            match nix::fcntl::fallocate(&self.0, mode, start, length) {
+                Ok(()) => return Ok(true),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV) => return Ok(false),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(nix::sys::stat::fstat(self.0.as_fd())?.st_blocks.cast_unsigned() * 512)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.0.sync_all()
     }
@@ -137,16 +169,6 @@ impl Storage for FileStorage {
     }
 }
 
-impl FileStorage {
-    /// The bytes that the file occupies on its file system.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn allocated(&self) -> io::Result<u64> {
-        Ok(nix::sys::stat::fstat(self.0.as_fd())?.st_blocks.cast_unsigned() * 512)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +185,18 @@ mod tests {
         read_padded(&storage, &mut buf, (1 << 20) - 4).unwrap();
         assert_eq!(buf, [0; 8]);
         assert!(read_exact(&storage, &mut buf, (1 << 20) - 4, "table").is_err());
+    }
+
+    #[test]
+    fn a_punched_range_reads_as_zeros_and_takes_no_space() {
+        let storage = FileStorage(tempfile::tempfile().unwrap());
+        storage.write_at(&[7; 1 << 20], 0).unwrap();
+        let before = storage.allocated().unwrap();
+        if storage.punch(64 << 10..128 << 10).unwrap() {
+            assert_eq!(storage.allocated().unwrap(), before - (64 << 10));
+            let mut buf = [1; 4];
+            read_padded(&storage, &mut buf, (128 << 10) - 2).unwrap();
+            assert_eq!((buf, storage.len().unwrap()), ([0, 0, 7, 7], 1 << 20));
+        }
     }
 }
