@@ -74,8 +74,15 @@ impl Error {
     }
 
     /// The same error with `context: ` before its message.
-    pub(crate) fn prefixed(mut self, context: &str) -> Self {
+    #[must_use]
+    pub fn prefixed(mut self, context: &str) -> Self {
         self.message = format!("{context}: {}", self.message);
+        self
+    }
+
+    /// The same error with more to its sentence.
+    pub(crate) fn ending(mut self, words: &str) -> Self {
+        self.message.push_str(words);
         self
     }
 

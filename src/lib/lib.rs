@@ -67,6 +67,7 @@ pub mod disk;
 pub mod error;
 pub mod format;
 pub mod image;
+pub mod inplace;
 pub mod pool;
 pub mod progress;
 pub mod storage;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use dedup_img::pool::Pin;
+
 use crate::size::parse_size;
 
 /// Deduplicated QCOW2 images that stock QEMU reads and writes.
@@ -19,6 +21,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Create(CreateArgs),
     Convert(ConvertArgs),
+    Dedup(DedupArgs),
     Check(CheckArgs),
 }
 
@@ -116,6 +119,46 @@ pub(crate) struct ConvertArgs {
     pub(crate) target: Option<PathBuf>,
 }
 
+/// Deduplicate a QCOW2 image in place, with all its snapshots, and give the freed space back.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "\
+Examples:
+  dedup-img dedup --dry-run disk.qcow2
+  dedup-img dedup -p disk.qcow2
+  dedup-img dedup --pin all --output json golden.qcow2"
+)]
+pub(crate) struct DedupArgs {
+    /// Format of the image: qcow2; found by its content where not given
+    #[arg(short = 'f', long = "format", value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// Say what would be done, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// What to pool: shared clusters, or all data clusters (golden images and archives) [default: shared]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) pin: Option<PinArg>,
+    /// Memory for tables; beyond that, temporary files beside the image
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    pub(crate) memory: u64,
+    /// Worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Show progress
+    #[arg(short, long)]
+    pub(crate) progress: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// How to print the summary
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub(crate) output: OutputArg,
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
 /// Check an image: all that 'qemu-img check' finds, and what it does not look for.
 #[derive(Debug, Args)]
 #[command(
@@ -179,4 +222,13 @@ pub(crate) enum PinArg {
 pub(crate) enum OutputArg {
     Human,
     Json,
+}
+
+impl From<PinArg> for Pin {
+    fn from(arg: PinArg) -> Self {
+        match arg {
+            PinArg::Shared => Self::Shared,
+            PinArg::All => Self::All,
+        }
+    }
 }

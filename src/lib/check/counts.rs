@@ -51,6 +51,14 @@ impl Counts {
         }
     }
 
+    /// Makes room for counts of a file that has grown to `file_len` bytes.
+    pub fn grow(&mut self, file_len: u64) {
+        self.file_len = self.file_len.max(file_len);
+        let clusters = usize::try_from(self.bits.clusters(self.file_len) + 1).unwrap_or(usize::MAX);
+        self.small.resize_with(clusters, AtomicU8::default);
+        self.data.resize_with(clusters.div_ceil(64), AtomicU64::default);
+    }
+
     /// Counts `times` references to the bytes `offset..offset + size`; `data` says that they hold guest data.
     ///
     /// # Errors

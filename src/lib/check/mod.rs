@@ -11,13 +11,14 @@ mod bitmaps;
 mod compare;
 pub mod counts;
 pub mod finding;
+pub(crate) mod mend;
 mod overlap;
-mod pool;
+pub(crate) mod pool;
 mod remarks;
-mod repair;
+pub(crate) mod repair;
 mod snapshots;
 pub mod states;
-mod tables;
+pub(crate) mod tables;
 mod walk;
 
 pub use repair::{Repair, Repaired, repair};
@@ -25,6 +26,7 @@ use serde::Serialize;
 
 use crate::error::{IoContext, Result};
 use crate::format::header::{Header, extension};
+use crate::format::snapshot::Snapshot;
 use crate::format::u64_at;
 use crate::image::read_header;
 use crate::image::refcounts::Refcounts;
@@ -91,7 +93,9 @@ struct Checker<'a> {
     repair: Repairable,
     hopeless: Option<String>,
     stale: Option<pool::NewDirectory>,
+    known: Option<pool::KnownPool>,
     misplaced: Vec<u64>,
+    phase: Phase,
 }
 
 /// Checks the image in `storage`; every finding goes to `sink`, in an order that does not depend on the number of threads.
@@ -104,30 +108,40 @@ pub fn check(
     work: &Work<'_>,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Report> {
-    Ok(inspect(storage, options, work, sink)?.report)
+    Ok(inspect(storage, options, work, ALONE, sink)?.report)
 }
 
+/// Which phase of how many an inspection is.
+pub(crate) type Phase = (u32, u32);
+/// An inspection that is all there is.
+pub(crate) const ALONE: Phase = (0, 1);
+
 /// What a check knows at its end.
-struct Inspection {
-    report: Report,
-    header: Header,
-    file_len: u64,
-    counts: Counts,
-    tables: Tables,
+pub(crate) struct Inspection {
+    pub report: Report,
+    pub header: Header,
+    pub file_len: u64,
+    pub counts: Counts,
+    pub snapshots: Vec<Snapshot>,
+    pub tables: Tables,
+    /// The pool, if there is one.
+    pub pool: Option<pool::KnownPool>,
     /// What a repair would have to do.
     repair: Repairable,
     /// The first finding that cannot be mended.
-    hopeless: Option<String>,
+    pub hopeless: Option<String>,
     /// A new directory of the pool, where the old one is stale.
     stale: Option<pool::NewDirectory>,
     /// Where the entries of misplaced preallocated clusters are in the file.
     misplaced: Vec<u64>,
 }
 
-fn inspect(
+/// Checks the image in `storage` and returns all that came to be known.
+pub(crate) fn inspect(
     storage: &dyn Storage,
     options: CheckOptions,
     work: &Work<'_>,
+    phase: Phase,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Inspection> {
     let header = read_header(storage)?;
@@ -149,7 +163,9 @@ fn inspect(
         repair: Repairable::Nothing,
         hopeless: None,
         stale: None,
+        known: None,
         misplaced: Vec::new(),
+        phase,
         options,
         header,
     };
@@ -165,7 +181,7 @@ impl Checker<'_> {
         let tables = self.tables(&snapshots)?;
         let refcounts = Refcounts::load(self.storage, &self.header)?;
         let states = States::load(&refcounts, bits.clusters(self.file_len) + 1)?;
-        self.work.progress.phase(0, 1, "checking", tables.references.len() as u64 * bits.bytes());
+        self.work.progress.phase(self.phase.0, self.phase.1, "checking", tables.references.len() as u64 * bits.bytes());
         let allocation = self.walk(&tables, &states)?;
         self.report.allocated_clusters = allocation.allocated;
         self.report.fragmented_clusters = allocation.fragmented;
@@ -189,7 +205,9 @@ impl Checker<'_> {
             header: self.header,
             file_len: self.file_len,
             counts: self.counts,
+            snapshots,
             tables,
+            pool: self.known,
             repair: self.repair,
             hopeless: self.hopeless,
             stale: self.stale,

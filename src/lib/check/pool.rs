@@ -17,7 +17,7 @@ use crate::format::table::{L2Entry, l1_target};
 use crate::format::u64_at;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, RECORD_LENGTH, Record};
 use crate::pool::{self, NAME};
-use crate::storage::{Storage, read_padded};
+use crate::storage::{Storage, flush, read_padded, write};
 use crate::units::{GuestOffset, HostOffset};
 
 /// Members that are read and compared at once.
@@ -25,6 +25,16 @@ const BATCH: usize = 4096;
 
 /// Why a directory is not used.
 type Stale = &'static str;
+
+/// A pool as it was found.
+pub(crate) struct KnownPool {
+    /// Its place in the snapshot table.
+    pub index: usize,
+    /// The entries of its members, in order.
+    pub members: Vec<u64>,
+    /// Their records, if the directory can be used.
+    pub records: Option<Vec<Record>>,
+}
 
 /// What a new directory is made of, in the place of the old one.
 pub(super) struct NewDirectory {
@@ -62,9 +72,9 @@ pub(super) fn write_directory(new: &NewDirectory, inspection: &Inspection, stora
     bytes.append(&mut records);
     bytes.resize(new.hosts.len() * bits.len(), 0);
     for (host, cluster) in new.hosts.iter().zip(bytes.chunks_exact(bits.len())) {
-        storage.write_at(cluster, host.0).map_err(|e| Error::io(format_args!("Could not write at {host:#x}"), e))?;
+        write(storage, cluster, host.0)?;
     }
-    storage.sync().map_err(|e| Error::io("Could not flush", e))
+    flush(storage)
 }
 
 /// The lowest guest offset, in any layer, that maps to each member.
@@ -76,7 +86,7 @@ fn lowest_guests(
     let (bits, tables) = (inspection.header.cluster_bits, &inspection.tables);
     let mut lowest: BTreeMap<HostOffset, GuestOffset> = BTreeMap::new();
     let mut table = vec![0; bits.len()];
-    let size = if inspection.header.extended_l2() { 16 } else { 8 };
+    let size = inspection.header.l2_entry_len();
     for reference in &tables.references {
         if tables.layers.get(reference.layer as usize).is_none_or(|layer| *layer == Layer::Pool) {
             continue;
@@ -99,7 +109,7 @@ impl Checker<'_> {
     /// Looks at the pool, if there is one.
     pub(super) fn pool(&mut self, snapshots: &[Snapshot], tables: &Tables) -> Result<()> {
         let user_snapshots = snapshots.iter().any(|snapshot| !pool::is_pool(snapshot));
-        let Some(pool) = snapshots.iter().find(|snapshot| pool::is_pool(snapshot)) else {
+        let Some((index, pool)) = snapshots.iter().enumerate().find(|(_, snapshot)| pool::is_pool(snapshot)) else {
             if !user_snapshots {
                 self.unpooled(&[]);
             }
@@ -114,7 +124,9 @@ impl Checker<'_> {
         let member_slots = u64::from(pool.l1_entries).saturating_sub(directory_tables).saturating_mul(tables_entries);
         let split = entries.partition_point(|(slot, _)| *slot < member_slots);
         let (members, directory) = entries.split_at(split);
-        self.members(members);
+        let in_order = self.members(members);
+        let words = members.iter().map(|(_, word)| *word).collect();
+        let mut known = KnownPool { index, members: words, records: None };
         match self.directory_records(pool, members, directory, member_slots)? {
             Err(why) => {
                 self.say(Severity::Benign, Kind::StaleDirectory(why));
@@ -125,8 +137,10 @@ impl Checker<'_> {
                 if self.options.data {
                     self.data(members, &records, tables)?;
                 }
+                known.records = Some(records).filter(|_| in_order);
             }
         }
+        self.known = Some(known);
         if !user_snapshots {
             self.unpooled(members);
         }
@@ -157,8 +171,8 @@ impl Checker<'_> {
         Ok(entries)
     }
 
-    /// Members are ascending, without flags and without gaps.
-    fn members(&mut self, members: &[(u64, u64)]) {
+    /// Whether members are ascending, without flags and without gaps.
+    fn members(&mut self, members: &[(u64, u64)]) -> bool {
         let bits = self.header.cluster_bits;
         let mut before = None;
         for ((slot, word), expected) in members.iter().zip(0u64..) {
@@ -170,10 +184,11 @@ impl Checker<'_> {
             };
             if plain.is_none() || *slot != expected || plain <= before {
                 self.remark(format!("pool member {slot} is out of order or has flags; dedup and gc make a new pool"));
-                return;
+                return false;
             }
             before = plain;
         }
+        true
     }
 
     /// The directory's header and records, or why they are not to be used.
@@ -334,7 +349,7 @@ impl Checker<'_> {
                     .map_err(|e| Error::io("Could not read an L2 table", e))?;
                 read = Some(reference.table);
             }
-            let size = if self.header.extended_l2() { 16 } else { 8 };
+            let size = self.header.l2_entry_len();
             for (entry, index) in table.chunks_exact(size).zip(0u64..) {
                 let Some(users) = u64_at(entry, 0).and_then(|word| damaged.get_mut(&(word & !FLAGS))) else { continue };
                 let cluster = u64::from(reference.index) * self.header.l2_entries() + index;

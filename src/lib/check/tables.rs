@@ -12,7 +12,7 @@ use crate::units::{GuestOffset, HostOffset};
 
 /// A reference to an L2 table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct L2Reference {
+pub(crate) struct L2Reference {
     /// Where the table is.
     pub table: HostOffset,
     /// Index of the layer: 0 is the active disk, n + 1 is snapshot n.
@@ -22,7 +22,7 @@ pub(super) struct L2Reference {
 }
 
 /// The layers of an image and all references to L2 tables, the latter sorted by table.
-pub(super) struct Tables {
+pub(crate) struct Tables {
     pub layers: Vec<Layer>,
     pub references: Vec<L2Reference>,
     /// The active L1 table as stored.

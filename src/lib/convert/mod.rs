@@ -14,7 +14,7 @@ pub use size::SizeChoice;
 
 use crate::dedup::group::group;
 use crate::dedup::plan::Plan;
-use crate::dedup::verify::verify;
+use crate::dedup::verify::{GuestClusters, verify};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
@@ -140,7 +140,8 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         let bits = found.level.cluster_bits;
         let links = group(&found.level.records, limit, &spill)?;
         work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
-        let links = verify(disk, bits, links, limit, &spill, work)?;
+        let clusters = GuestClusters { disk, cluster_bits: bits };
+        let links = verify(&clusters, links, |records| group(records, limit, &spill), &spill, work)?;
         let plan = Plan::new(found.level, &links, options.pin, &spill)?;
         Ok::<_, Error>((plan, bits, found.bytes_read, found.choices))
     })?;

@@ -15,22 +15,22 @@ pub struct Link {
 
 impl Link {
     /// A word that sorts by duplicate.
-    pub(super) fn by_duplicate(self) -> u128 {
+    pub(crate) fn by_duplicate(self) -> u128 {
         u128::from(self.duplicate) << INDEX_BITS | u128::from(self.keeper)
     }
 
     /// The inverse of [`Link::by_duplicate`].
-    pub(super) fn from_duplicate(word: u128) -> Self {
+    pub(crate) fn from_duplicate(word: u128) -> Self {
         Self { duplicate: index(word >> INDEX_BITS), keeper: index(word) }
     }
 
     /// A word that sorts by keeper.
-    pub(super) fn by_keeper(self) -> u128 {
+    pub(crate) fn by_keeper(self) -> u128 {
         u128::from(self.keeper) << INDEX_BITS | u128::from(self.duplicate)
     }
 
     /// The inverse of [`Link::by_keeper`].
-    pub(super) fn from_keeper(word: u128) -> Self {
+    pub(crate) fn from_keeper(word: u128) -> Self {
         Self { duplicate: index(word), keeper: index(word >> INDEX_BITS) }
     }
 }

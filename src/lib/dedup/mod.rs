@@ -19,11 +19,11 @@ pub mod sequence;
 pub mod verify;
 
 /// Bits of a word that hold a cluster's index: enough for the largest disk that QEMU can map at any cluster size.
-const INDEX_BITS: u32 = 40;
+pub(crate) const INDEX_BITS: u32 = 40;
 /// Masks a cluster index.
-const INDEX: u128 = (1 << INDEX_BITS) - 1;
+pub(crate) const INDEX: u128 = (1 << INDEX_BITS) - 1;
 
 /// The low cluster index of a word.
-fn index(word: u128) -> u64 {
+pub(crate) fn index(word: u128) -> u64 {
     u64::try_from(word & INDEX).unwrap_or(u64::MAX)
 }

@@ -93,6 +93,6 @@ fn scan_chunk(disk: &Disk, grain: ClusterBits, chunk: Range<u64>, buffers: &Buff
 }
 
 /// A record: 88 bits of a fingerprint, then the cluster that has it.
-pub(super) fn record(fingerprint: u128, cluster: u64) -> u128 {
+pub(crate) fn record(fingerprint: u128, cluster: u64) -> u128 {
     fingerprint & !INDEX | u128::from(cluster)
 }

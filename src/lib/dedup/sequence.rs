@@ -30,6 +30,12 @@ impl Spill {
         Self { words, directory: directory.to_owned() }
     }
 
+    /// How many words stay in memory.
+    #[must_use]
+    pub fn words(&self) -> usize {
+        self.words
+    }
+
     /// The same with a fraction of the memory.
     #[must_use]
     pub fn share(&self, of: usize) -> Self {

@@ -3,7 +3,7 @@
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
-use super::group::{Link, group};
+use super::group::Link;
 use super::scan::record;
 use super::sequence::{Sorted, Sorter, Spill, Words};
 use crate::digest::sha256;
@@ -22,31 +22,78 @@ const SHARE: usize = 256;
 fn share(bits: ClusterBits) -> usize {
     ((1 << 20) >> bits.bits()).clamp(1, SHARE)
 }
+
+/// Clusters that can be read by their number.
+pub trait Clusters: Sync {
+    /// Their size.
+    fn cluster_bits(&self) -> ClusterBits;
+    /// A reader for ascending numbers.
+    fn in_order(&self) -> Box<dyn ReadClusters + '_>;
+    /// A reader for numbers in any order.
+    fn at_random(&self) -> Box<dyn ReadClusters + '_>;
+}
+
+/// Reads clusters; each thread has its own reader.
+pub trait ReadClusters {
+    /// Fills `buffer` with clusters `first` and those that follow it.
+    ///
+    /// # Errors
+    /// Those of reading and decompressing.
+    fn read(&mut self, first: u64, buffer: &mut [u8]) -> Result<()>;
+}
+
+/// The clusters of a disk in guest order.
+pub struct GuestClusters<'a> {
+    /// The disk.
+    pub disk: &'a Disk,
+    /// The size of its clusters, whatever they are in its own files.
+    pub cluster_bits: ClusterBits,
+}
+
+impl Clusters for GuestClusters<'_> {
+    fn cluster_bits(&self) -> ClusterBits {
+        self.cluster_bits
+    }
+
+    fn in_order(&self) -> Box<dyn ReadClusters + '_> {
+        Box::new((Reader::sequential(self.disk), self.cluster_bits))
+    }
+
+    fn at_random(&self) -> Box<dyn ReadClusters + '_> {
+        Box::new((Reader::random(self.disk), self.cluster_bits))
+    }
+}
+
+impl ReadClusters for (Reader<'_>, ClusterBits) {
+    fn read(&mut self, first: u64, buffer: &mut [u8]) -> Result<()> {
+        self.0.read(first << self.1.bits(), buffer)
+    }
+}
+
 /// Compares the bytes behind `links` (sorted by duplicate) and returns those that are true, sorted by duplicate.
 ///
 /// Clusters that differ from their keeper are grouped once more, by SHA-256, and compared again; what differs even then stays
 /// alone. Nature needs no second round: it is for disks whose author made fingerprints collide on purpose.
 ///
 /// # Errors
-/// Those of reading the disk and of the temporary files.
+/// Those of reading the clusters and of the temporary files.
 pub fn verify(
-    disk: &Disk,
-    bits: ClusterBits,
+    clusters: &impl Clusters,
     links: Sorted,
-    limit: u64,
+    regroup: impl FnOnce(&Sorted) -> Result<Sorted>,
     spill: &Spill,
     work: &Work<'_>,
 ) -> Result<Sorted> {
-    let wrong = compare_all(disk, bits, &links, spill, work)?;
+    let wrong = compare_all(clusters, &links, spill, work)?;
     if wrong.is_empty() {
         return Ok(links);
     }
     let mut good = Sorter::new(spill);
     keep(&links, &wrong, &mut good)?;
     drop(links);
-    let records = rename(disk, bits, &wrong, spill, work)?;
-    let again = group(&records, limit, spill)?;
-    let wrong = compare_all(disk, bits, &again, spill, work)?;
+    let records = rename(clusters, &wrong, spill, work)?;
+    let again = regroup(&records)?;
+    let wrong = compare_all(clusters, &again, spill, work)?;
     keep(&again, &wrong, &mut good)?;
     good.finish()
 }
@@ -67,7 +114,8 @@ fn keep(links: &Sorted, wrong: &Sorted, good: &mut Sorter) -> Result<()> {
 }
 
 /// Records of the duplicates in `wrong` with the SHA-256 of their content for a fingerprint.
-fn rename(disk: &Disk, bits: ClusterBits, wrong: &Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
+fn rename(clusters: &impl Clusters, wrong: &Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
+    let bits = clusters.cluster_bits();
     let mut records = Sorter::new(spill);
     let mut words = wrong.iter();
     loop {
@@ -77,7 +125,7 @@ fn rename(disk: &Disk, bits: ClusterBits, wrong: &Sorted, spill: &Spill, work: &
             break;
         }
         let shares: Vec<Result<Vec<u128>>> =
-            batch.par_chunks(share(bits)).map(|share| names(disk, bits, share)).collect();
+            batch.par_chunks(share(bits)).map(|share| names(clusters, share)).collect();
         for share in shares {
             for word in share? {
                 records.push(word)?;
@@ -87,11 +135,11 @@ fn rename(disk: &Disk, bits: ClusterBits, wrong: &Sorted, spill: &Spill, work: &
     records.finish()
 }
 
-fn names(disk: &Disk, bits: ClusterBits, share: &[Link]) -> Result<Vec<u128>> {
-    let mut reader = Reader::sequential(disk);
-    let mut content = vec![0; bits.len()];
+fn names(clusters: &impl Clusters, share: &[Link]) -> Result<Vec<u128>> {
+    let mut reader = clusters.in_order();
+    let mut content = vec![0; clusters.cluster_bits().len()];
     let name = |link: &Link| {
-        reader.read(link.duplicate << bits.bits(), &mut content)?;
+        reader.read(link.duplicate, &mut content)?;
         let sha = sha256(&content);
         Ok(record(u128::from_be_bytes(*sha.first_chunk().unwrap_or(&[0; 16])), link.duplicate))
     };
@@ -104,7 +152,8 @@ fn next_batch(words: &mut Words<'_>, bits: ClusterBits, work: &Work<'_>) -> Resu
 }
 
 /// The links whose bytes differ, sorted by duplicate.
-fn compare_all(disk: &Disk, bits: ClusterBits, links: &Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
+fn compare_all(clusters: &impl Clusters, links: &Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
+    let bits = clusters.cluster_bits();
     let buffers = BufferPool::new(2 * PIECE.max(bits.len()));
     let mut wrong = Sorter::new(spill);
     let mut words = links.iter();
@@ -115,7 +164,7 @@ fn compare_all(disk: &Disk, bits: ClusterBits, links: &Sorted, spill: &Spill, wo
             break;
         }
         let results: Vec<Result<Vec<Link>>> =
-            batch.par_chunks(share(bits)).map(|share| compare(disk, bits, share, &buffers)).collect();
+            batch.par_chunks(share(bits)).map(|share| compare(clusters, share, &buffers)).collect();
         for result in results {
             for link in result? {
                 wrong.push(link.by_duplicate())?;
@@ -127,13 +176,14 @@ fn compare_all(disk: &Disk, bits: ClusterBits, links: &Sorted, spill: &Spill, wo
 }
 
 /// The links of `share` whose bytes differ.
-fn compare(disk: &Disk, bits: ClusterBits, share: &[Link], buffers: &BufferPool) -> Result<Vec<Link>> {
+fn compare(clusters: &impl Clusters, share: &[Link], buffers: &BufferPool) -> Result<Vec<Link>> {
+    let bits = clusters.cluster_bits();
     let mut wrong = Vec::new();
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
     let half = buffer.len() / 2;
     let (ours, theirs) = buffer.split_at_mut(half);
-    let mut duplicates = Reader::sequential(disk);
-    let mut keepers = Reader::random(disk);
+    let mut duplicates = clusters.in_order();
+    let mut keepers = clusters.at_random();
     // Copies of files are runs of duplicates with runs of keepers: both sides are read in one piece.
     let mut rest = share;
     while let Some(first) = rest.first() {
@@ -146,8 +196,8 @@ fn compare(disk: &Disk, bits: ClusterBits, share: &[Link], buffers: &BufferPool)
         let (links, after) = rest.split_at(run);
         let len = links.len() << bits.bits();
         let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { break };
-        duplicates.read(first.duplicate << bits.bits(), ours)?;
-        keepers.read(first.keeper << bits.bits(), theirs)?;
+        duplicates.read(first.duplicate, ours)?;
+        keepers.read(first.keeper, theirs)?;
         if ours != theirs {
             let pairs = ours.chunks_exact(bits.len()).zip(theirs.chunks_exact(bits.len()));
             wrong.extend(links.iter().zip(pairs).filter(|(_, (a, b))| a != b).map(|(link, _)| *link));

@@ -27,6 +27,17 @@ pub const MAX_SNAPSHOTS: u32 = 65536;
 /// QEMU: the longest name of a backing file.
 pub const MAX_BACKING_NAME: u32 = 1023;
 
+/// Where the header says where the refcount table is.
+pub const REFCOUNT_TABLE_AT: u64 = 48;
+/// Where the header says how many snapshots there are, and where.
+pub const SNAPSHOTS_AT: u64 = 60;
+/// Where the incompatible feature bits are.
+pub const INCOMPATIBLE_AT: u64 = 72;
+/// Where the autoclear feature bits are.
+pub const AUTOCLEAR_AT: u64 = 88;
+/// What a disk writes whole or not at all, in bytes.
+pub const SECTOR: usize = 512;
+
 /// The header as it lies in the file, versions 2 and 3. A version 2 file ends after `snapshots_offset`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -79,6 +90,10 @@ const V3_LENGTH_WORD: U32 = U32::new(112);
 const _: () = assert!(size_of::<RawHeader>() == V3_LENGTH);
 const _: () = assert!(std::mem::offset_of!(RawHeader, incompatible_features) == V2_LENGTH);
 const _: () = assert!(std::mem::offset_of!(RawHeader, compression_type) == V3_MIN_LENGTH);
+const _: () = assert!(std::mem::offset_of!(RawHeader, refcount_table_offset) as u64 == REFCOUNT_TABLE_AT);
+const _: () = assert!(std::mem::offset_of!(RawHeader, nb_snapshots) as u64 == SNAPSHOTS_AT);
+const _: () = assert!(std::mem::offset_of!(RawHeader, incompatible_features) as u64 == INCOMPATIBLE_AT);
+const _: () = assert!(std::mem::offset_of!(RawHeader, autoclear_features) as u64 == AUTOCLEAR_AT);
 
 /// How compressed clusters are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -298,6 +313,18 @@ impl Header {
         Ok(bytes)
     }
 
+    /// The fields at [`REFCOUNT_TABLE_AT`], which lie in one sector.
+    #[must_use]
+    pub fn refcount_table_field(&self) -> [u8; 12] {
+        offset_and_count(self.refcount_table_offset, self.refcount_table_clusters, false)
+    }
+
+    /// The fields at [`SNAPSHOTS_AT`], which lie in one sector.
+    #[must_use]
+    pub fn snapshots_field(&self) -> [u8; 12] {
+        offset_and_count(self.snapshots_offset, self.snapshots, true)
+    }
+
     /// Whether L2 entries have subclusters.
     #[must_use]
     pub fn extended_l2(&self) -> bool {
@@ -308,6 +335,12 @@ impl Header {
     #[must_use]
     pub fn l2_entries(&self) -> u64 {
         if self.extended_l2() { self.cluster_bits.entries() / 2 } else { self.cluster_bits.entries() }
+    }
+
+    /// Bytes of an L2 entry.
+    #[must_use]
+    pub fn l2_entry_len(&self) -> usize {
+        if self.extended_l2() { 16 } else { 8 }
     }
 
     /// The data of the first extension of type `magic`.
@@ -347,6 +380,20 @@ impl Header {
         }
         Ok(())
     }
+}
+
+fn offset_and_count(offset: HostOffset, count: u32, count_first: bool) -> [u8; 12] {
+    let (offset, count) = (offset.0.to_be_bytes(), count.to_be_bytes());
+    let mut field = [0; 12];
+    let (a, b) = field.split_at_mut(if count_first { 4 } else { 8 });
+    if count_first {
+        a.copy_from_slice(&count);
+        b.copy_from_slice(&offset);
+    } else {
+        a.copy_from_slice(&offset);
+        b.copy_from_slice(&count);
+    }
+    field
 }
 
 /// QEMU: no table begins behind what a file offset can say.

@@ -91,6 +91,16 @@ pub(crate) fn read_exact(storage: &dyn Storage, buf: &mut [u8], offset: u64, wha
     Ok(())
 }
 
+/// Writes `bytes` at `offset`, or fails naming the offset.
+pub(crate) fn write(storage: &dyn Storage, bytes: &[u8], offset: u64) -> Result<()> {
+    storage.write_at(bytes, offset).at(format_args!("Could not write at {offset:#x}"))
+}
+
+/// Flushes.
+pub(crate) fn flush(storage: &dyn Storage) -> Result<()> {
+    storage.sync().at("Could not flush")
+}
+
 /// A file or block device of the operating system.
 #[derive(Debug)]
 pub struct FileStorage(pub(crate) File);

@@ -11,7 +11,7 @@ use dedup_img::pool::Pin;
 use dedup_img::progress::{Progress, Silent};
 use dedup_img::work::Work;
 
-use crate::cli::{ConvertArgs, OutputArg, PinArg};
+use crate::cli::{ConvertArgs, OutputArg};
 use crate::failure::Failure;
 use crate::image_options::{For, ImageOptions, help, wants_help};
 use crate::interrupt::Interrupt;
@@ -99,10 +99,7 @@ fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, 
         cluster_size: options.cluster_size.unwrap_or_default(),
         refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
         traits: options.traits(target)?,
-        pin: match args.pin {
-            None | Some(PinArg::Shared) => Pin::Shared,
-            Some(PinArg::All) => Pin::All,
-        },
+        pin: args.pin.map_or(Pin::Shared, Pin::from),
         durable,
     })
 }

@@ -3,3 +3,4 @@
 pub(crate) mod check;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod dedup;

@@ -1,6 +1,7 @@
 //! What the user sees: results on standard output, everything else on standard error.
 
 pub(crate) mod check;
+pub(crate) mod dedup;
 pub(crate) mod progress;
 pub(crate) mod summary;
 mod units;
@@ -40,7 +41,7 @@ pub(crate) fn usage(error: &clap::Error) -> Exit {
         },
         kind => {
             let typed = std::env::args_os().nth(1).unwrap_or_default();
-            let command = ["create", "convert", "check"].into_iter().find(|&name| typed == name).unwrap_or("");
+            let command = ["create", "convert", "dedup", "check"].into_iter().find(|&name| typed == name).unwrap_or("");
             let text = error.render().to_string();
             let message = match kind {
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {

@@ -11,7 +11,7 @@ use super::units::{bytes, count};
 use crate::cli::OutputArg;
 
 /// The version of the JSON objects; it changes when a key changes its meaning or goes away.
-const SCHEMA_VERSION: u32 = 1;
+pub(super) const SCHEMA_VERSION: u32 = 1;
 
 /// What was converted into what.
 pub(crate) struct Context<'a> {
@@ -96,20 +96,20 @@ fn reason(report: &ConvertReport) -> String {
 }
 
 /// Rows of label, figure and remark.
-struct Rows(Table);
+pub(super) struct Rows(Table);
 
 impl Rows {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         Self(table)
     }
 
-    fn add(&mut self, label: &str, figure: String, remark: &str) {
+    pub(super) fn add(&mut self, label: &str, figure: String, remark: &str) {
         self.0.add_row([label.to_owned(), figure, remark.to_owned()]);
     }
 
-    fn finish(mut self, seconds: f64) -> String {
+    pub(super) fn finish(mut self, seconds: f64) -> String {
         let memory = format!("{} of memory at most", bytes(peak_memory()));
         self.add("time", format!("{seconds:.2} s"), &memory);
         if let Some(figures) = self.0.column_mut(1) {
@@ -143,7 +143,7 @@ pub(super) fn pretty(value: &impl Serialize) -> String {
 }
 
 /// The most memory that the process has had resident, in bytes; 0 where the system does not tell.
-fn peak_memory() -> u64 {
+pub(super) fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());

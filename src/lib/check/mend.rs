@@ -1,0 +1,226 @@
+//! Bringing stored refcounts and COPIED flags in line with what was counted.
+
+use std::ops::Range;
+
+use super::Inspection;
+use super::counts::Counts;
+use super::finding::Repairable;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::{Header, INCOMPATIBLE_AT, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT, incompatible};
+use crate::format::table::{L2Entry, is_copied, l1_target, with_copied};
+use crate::format::u64_at;
+use crate::image::refcounts::{Block, Refcounts};
+use crate::storage::{Storage, flush, read_padded, write};
+use crate::units::HostOffset;
+
+/// The refcounts that clusters should have.
+struct Expected<'a> {
+    counts: &'a Counts,
+    /// Clusters of a refcount structure that is given up, whose references no longer count.
+    given_up: Vec<u64>,
+    /// Clusters of a new refcount structure.
+    new: Range<u64>,
+}
+
+impl Expected<'_> {
+    fn get(&self, cluster: u64) -> u64 {
+        if self.new.contains(&cluster) {
+            return 1;
+        }
+        let lost = self.given_up.partition_point(|&c| c <= cluster) - self.given_up.partition_point(|&c| c < cluster);
+        self.counts.get(cluster).saturating_sub(lost as u64)
+    }
+}
+
+/// Which refcounts a pass may change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// Those that are too low.
+    Raise,
+    /// Those that are too high.
+    Lower,
+}
+
+/// Writes what an image should say instead of what it says. Each method is one step and ends with a flush; the order of the
+/// steps is the caller's.
+pub(crate) struct Mender<'a> {
+    storage: &'a dyn Storage,
+    header: &'a Header,
+    counts: Expected<'a>,
+}
+
+impl<'a> Mender<'a> {
+    /// For an image whose clusters have the references `counts`.
+    pub(crate) fn new(storage: &'a dyn Storage, header: &'a Header, counts: &'a Counts) -> Self {
+        Self { storage, header, counts: Expected { counts, given_up: Vec::new(), new: 0..0 } }
+    }
+
+    /// Mends everything, in the order that [`super::repair`] describes.
+    pub(super) fn mend(mut self, before: &Inspection, flags: u64) -> Result<()> {
+        let refcounts = Refcounts::load(self.storage, self.header)?;
+        if before.repair == Repairable::Rebuild || self.lacks_blocks(&refcounts) {
+            self.rebuild(&refcounts, before.file_len)?;
+        } else {
+            self.refcounts(&refcounts, Pass::Raise)?;
+        }
+        self.copied(&before.tables.active, false)?;
+        if self.counts.new.is_empty() {
+            self.refcounts(&refcounts, Pass::Lower)?;
+        }
+        self.copied(&before.tables.active, true)?;
+        self.clear(flags)
+    }
+
+    /// Clears the incompatible feature bits `flags`.
+    pub(crate) fn clear(&self, flags: u64) -> Result<()> {
+        if self.header.version < 3 || self.header.incompatible & flags == 0 {
+            return Ok(());
+        }
+        write(self.storage, &(self.header.incompatible & !flags).to_be_bytes(), INCOMPATIBLE_AT)?;
+        flush(self.storage)
+    }
+
+    fn clusters(&self) -> u64 {
+        self.counts.counts.clusters()
+    }
+
+    /// Whether a cluster in use has no refcount block.
+    fn lacks_blocks(&self, refcounts: &Refcounts<'_>) -> bool {
+        let per_block = refcounts.per_block();
+        (0..self.clusters().div_ceil(per_block)).any(|index| {
+            let mut clusters = index * per_block..self.clusters().min((index + 1) * per_block);
+            !matches!(refcounts.block(index), Block::At(_)) && clusters.any(|cluster| self.counts.get(cluster) > 0)
+        })
+    }
+
+    /// Corrects the refcounts in the blocks that there are, in one direction; returns the clusters whose count came to 0.
+    pub(crate) fn refcounts(&self, refcounts: &Refcounts<'_>, pass: Pass) -> Result<Vec<Range<u64>>> {
+        let per_block = refcounts.per_block();
+        let (mut block, mut encoded, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut changed_any = false;
+        let mut freed: Vec<Range<u64>> = Vec::new();
+        for index in 0..self.clusters().div_ceil(per_block) {
+            let Block::At(offset) = refcounts.block(index) else { continue };
+            refcounts.read(offset, &mut block)?;
+            counts.clear();
+            let mut changed = false;
+            for cluster in index * per_block..(index + 1) * per_block {
+                let stored = refcounts.count(&block, cluster % per_block);
+                // What lies behind the file is nobody's to count.
+                let right = if cluster < self.clusters() { self.counts.get(cluster) } else { stored };
+                let change = if pass == Pass::Raise { right > stored } else { right < stored };
+                counts.push(if change { right } else { stored });
+                changed |= change;
+                if change && right == 0 {
+                    match freed.last_mut() {
+                        Some(last) if last.end == cluster => last.end += 1,
+                        _ => freed.push(cluster..cluster + 1),
+                    }
+                }
+            }
+            if changed {
+                encoded.clear();
+                self.header.refcount_bits.encode(&counts, &mut encoded);
+                write(self.storage, &encoded, offset.0)?;
+                changed_any = true;
+            }
+        }
+        if changed_any {
+            flush(self.storage)?;
+        }
+        Ok(freed)
+    }
+
+    /// Writes new refcount blocks and a new table behind the file, and switches to them.
+    fn rebuild(&mut self, refcounts: &Refcounts<'_>, file_len: u64) -> Result<()> {
+        let bits = self.header.cluster_bits;
+        let per_block = refcounts.per_block();
+        let start = bits.clusters(file_len).max(self.clusters());
+        let (mut table, mut blocks) = (1, 0);
+        loop {
+            let needed = (start + table + blocks).div_ceil(per_block);
+            let next = (needed.div_ceil(bits.entries()).max(table), needed.max(blocks));
+            if next == (table, blocks) {
+                break;
+            }
+            (table, blocks) = next;
+        }
+        if table * bits.bytes() > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::new(ErrorKind::Limit, "the file needs a larger refcount table than QEMU accepts"));
+        }
+        let old_table = self.header.refcount_table_offset.0 >> bits.bits();
+        let old_blocks = (0..refcounts.entries().len() as u64).filter_map(|index| match refcounts.block(index) {
+            Block::At(offset) if Refcounts::reserved(*refcounts.entries().get(usize::try_from(index).ok()?)?) == 0 => {
+                Some(offset.0 >> bits.bits()).filter(|&cluster| cluster < start)
+            }
+            _ => None,
+        });
+        self.counts.given_up = old_blocks.collect();
+        // A table that ends behind the file was not counted, so it has nothing to give up.
+        let table_bytes = u64::from(self.header.refcount_table_clusters) * bits.bytes();
+        let table_end = self.header.refcount_table_offset.0.saturating_add(table_bytes);
+        if table_end < file_len.saturating_add(bits.bytes()) {
+            self.counts.given_up.extend(old_table..old_table + u64::from(self.header.refcount_table_clusters));
+        }
+        self.counts.given_up.sort_unstable();
+        self.counts.new = start..start + table + blocks;
+
+        let mut words = Vec::new();
+        for index in 0..blocks {
+            let offset = (start + table + index) << bits.bits();
+            let counts: Vec<u64> =
+                (index * per_block..(index + 1) * per_block).map(|cluster| self.counts.get(cluster)).collect();
+            let mut block = Vec::with_capacity(bits.len());
+            self.header.refcount_bits.encode(&counts, &mut block);
+            write(self.storage, &block, offset)?;
+            words.extend_from_slice(&offset.to_be_bytes());
+        }
+        words.resize(usize::try_from(table * bits.bytes()).unwrap_or(0), 0);
+        write(self.storage, &words, start << bits.bits())?;
+        flush(self.storage)?;
+        let header = Header {
+            refcount_table_offset: HostOffset(start << bits.bits()),
+            refcount_table_clusters: u32::try_from(table).unwrap_or(u32::MAX),
+            ..self.header.clone()
+        };
+        write(self.storage, &header.refcount_table_field(), REFCOUNT_TABLE_AT)?;
+        flush(self.storage)
+    }
+
+    /// Sets, or clears, the COPIED flags of the active disk that should be so.
+    pub(crate) fn copied(&self, active: &[u64], set: bool) -> Result<()> {
+        let bits = self.header.cluster_bits;
+        let mut written = false;
+        let mut cluster = vec![0; bits.len()];
+        let data_file = self.header.incompatible & incompatible::DATA_FILE != 0;
+        let one = |host: HostOffset| self.counts.get(host.0 >> bits.bits()) == 1;
+        for (&entry, index) in active.iter().zip(0u64..) {
+            let Some(table) = l1_target(entry) else { continue };
+            if one(table) == set && is_copied(entry) != set {
+                write(self.storage, &with_copied(entry, set).to_be_bytes(), self.header.l1_offset.0 + index * 8)?;
+                written = true;
+            }
+            let size = self.header.l2_entry_len();
+            read_padded(self.storage, &mut cluster, table.0).map_err(|e| Error::io("Could not read an L2 table", e))?;
+            let mut changed = false;
+            for slot in cluster.chunks_exact_mut(size) {
+                let word = u64_at(slot, 0).unwrap_or(0);
+                let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) =
+                    L2Entry::decode(word, bits, !self.header.extended_l2())
+                else {
+                    continue;
+                };
+                let should = data_file || one(host);
+                if should == set && is_copied(word) != set {
+                    slot.split_at_mut(8).0.copy_from_slice(&with_copied(word, set).to_be_bytes());
+                    changed = true;
+                }
+            }
+            if changed {
+                write(self.storage, &cluster, table.0)?;
+                written = true;
+            }
+        }
+        if written { flush(self.storage) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,163 @@
+//! Places for new clusters in an image, and the growth of its refcount structure that they need.
+
+use crate::check::counts::Counts;
+use crate::check::states::{State, States};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT};
+use crate::image::refcounts::{Block, Refcounts};
+use crate::storage::{Storage, flush, write};
+use crate::units::{ClusterBits, HostCluster, HostOffset};
+
+/// Gives out clusters: free ones inside the file first, then new ones at its end. Decides only; nothing is written.
+pub(super) struct Allocator<'a> {
+    bits: ClusterBits,
+    counts: &'a Counts,
+    states: States,
+    per_block: u64,
+    /// Clusters of the file as it is.
+    file: u64,
+    /// Where the search for free clusters goes on.
+    at: u64,
+    /// The cluster after the last one given out at the end.
+    end: u64,
+    taken: Vec<HostCluster>,
+}
+
+/// What an allocation needs beside the clusters themselves.
+pub(super) struct Growth {
+    /// Clusters that were given out, those of the refcount structure included; each gets one reference.
+    pub(super) taken: Vec<HostCluster>,
+    /// The new length of the file in bytes.
+    pub(super) file_len: u64,
+    /// New refcount blocks: which and where.
+    blocks: Vec<(u64, HostCluster)>,
+    /// A new refcount table, where the old one is too short: where and how many clusters.
+    table: Option<(HostCluster, u64)>,
+}
+
+impl<'a> Allocator<'a> {
+    /// For an image whose clusters have the references `counts`.
+    pub(super) fn new(refcounts: &Refcounts<'_>, header: &Header, file_len: u64, counts: &'a Counts) -> Result<Self> {
+        let bits = header.cluster_bits;
+        let file = bits.clusters(file_len);
+        Ok(Self {
+            bits,
+            counts,
+            states: States::load(refcounts, file)?,
+            per_block: refcounts.per_block(),
+            file,
+            at: 0,
+            end: file,
+            taken: Vec::new(),
+        })
+    }
+
+    /// A free cluster.
+    pub(super) fn one(&mut self, refcounts: &Refcounts<'_>) -> HostCluster {
+        while self.at < self.file {
+            let cluster = self.at;
+            self.at += 1;
+            // A cluster that no block counts would need one first.
+            let counted = matches!(refcounts.block(cluster / self.per_block), Block::At(_));
+            if counted && self.states.get(cluster) == State::Free && self.counts.get(cluster) == 0 {
+                self.taken.push(HostCluster(cluster));
+                return HostCluster(cluster);
+            }
+        }
+        self.run(1)
+    }
+
+    /// `count` clusters in a row, at the end of the file.
+    pub(super) fn run(&mut self, count: u64) -> HostCluster {
+        let start = self.end;
+        self.end += count;
+        self.taken.extend((start..self.end).map(HostCluster));
+        HostCluster(start)
+    }
+
+    /// `count` clusters in a row, or anywhere if it is one.
+    pub(super) fn table(&mut self, count: u64, refcounts: &Refcounts<'_>) -> HostCluster {
+        if count == 1 { self.one(refcounts) } else { self.run(count) }
+    }
+
+    /// Ends the allocation: adds the refcount blocks and the table that the new clusters, and they themselves, need.
+    pub(super) fn finish(mut self, refcounts: &Refcounts<'_>) -> Result<Growth> {
+        let capacity = refcounts.entries().len() as u64;
+        let mut blocks: Vec<(u64, HostCluster)> = Vec::new();
+        let mut table: Option<(HostCluster, u64)> = None;
+        let mut index = self.file / self.per_block;
+        while self.end > self.file {
+            while index * self.per_block < self.end {
+                if refcounts.block(index) == Block::Missing {
+                    blocks.push((index, self.run(1)));
+                }
+                index += 1;
+            }
+            if index <= table.map_or(capacity, |(_, clusters)| clusters * self.bits.entries()) {
+                break;
+            }
+            // With room to grow, so that it need not move again soon.
+            let clusters = (index + index / 2).div_ceil(self.bits.entries());
+            table = Some((self.run(clusters), clusters));
+        }
+        let bytes = table.map_or(0, |(_, clusters)| clusters * self.bits.bytes());
+        if bytes > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::new(ErrorKind::Limit, "the file needs a larger refcount table than QEMU accepts"));
+        }
+        Ok(Growth { taken: self.taken, file_len: self.end << self.bits.bits(), blocks, table })
+    }
+}
+
+impl Growth {
+    /// Counts the new clusters, once each.
+    pub(super) fn count(&self, bits: ClusterBits, counts: &mut Counts) {
+        counts.grow(self.file_len);
+        for cluster in &self.taken {
+            // New clusters lie in the file and have no references: this cannot fail.
+            let _ = counts.add(cluster.offset(bits).0, bits.bytes(), 1, false);
+        }
+    }
+
+    /// Makes the file as long as it must be and adds the new refcount blocks and the new table, with the counts of `counts`.
+    ///
+    /// After a crash here the file is longer, or clusters that nobody uses are counted.
+    pub(super) fn write(&self, storage: &dyn Storage, header: &mut Header, counts: &Counts) -> Result<()> {
+        let refcounts = Refcounts::load(storage, header)?;
+        let bits = header.cluster_bits;
+        if storage.len().map_err(|e| Error::io("Could not get its length", e))? < self.file_len {
+            storage.set_len(self.file_len).map_err(|e| Error::io("Could not make the file longer", e))?;
+        }
+        if self.blocks.is_empty() && self.table.is_none() {
+            return Ok(());
+        }
+        let per_block = refcounts.per_block();
+        for (index, place) in &self.blocks {
+            let counts: Vec<u64> = (index * per_block..(index + 1) * per_block).map(|c| counts.get(c)).collect();
+            let mut block = Vec::with_capacity(bits.len());
+            header.refcount_bits.encode(&counts, &mut block);
+            write(storage, &block, place.offset(bits).0)?;
+        }
+        let entry = |place: HostCluster| place.offset(bits).0.to_be_bytes();
+        let Some((place, clusters)) = self.table else {
+            flush(storage)?;
+            for (index, place) in &self.blocks {
+                write(storage, &entry(*place), header.refcount_table_offset.0 + index * 8)?;
+            }
+            return flush(storage);
+        };
+        let mut words = refcounts.entries().to_vec();
+        words.resize(usize::try_from(clusters * bits.entries()).unwrap_or(usize::MAX), 0);
+        for (index, place) in &self.blocks {
+            if let Some(word) = usize::try_from(*index).ok().and_then(|index| words.get_mut(index)) {
+                *word = place.offset(bits).0;
+            }
+        }
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+        write(storage, &bytes, place.offset(bits).0)?;
+        flush(storage)?;
+        header.refcount_table_offset = HostOffset(place.offset(bits).0);
+        header.refcount_table_clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+        write(storage, &header.refcount_table_field(), REFCOUNT_TABLE_AT)?;
+        flush(storage)
+    }
+}

@@ -1,0 +1,261 @@
+//! Doing what a plan says, in an order of writes that a power failure cannot hurt.
+
+use std::ops::Range;
+
+use super::PHASES;
+use super::allocate::{Allocator, Growth};
+use super::plan::Plan;
+use super::pool_writer::Places;
+use super::tables::L2Tables;
+use crate::check::mend::{Mender, Pass};
+use crate::check::repair::clear_unknown_autoclear;
+use crate::check::{CheckOptions, inspect};
+use crate::dedup::group::Link;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incompatible};
+use crate::format::snapshot::Snapshot;
+use crate::format::table::L2Entry;
+use crate::image::refcounts::Refcounts;
+use crate::storage::{Storage, flush, write};
+use crate::units::{ClusterBits, HostCluster};
+use crate::work::Work;
+
+/// Said where the image is not clean after a failure.
+const UNSETTLED: &str = "; no data is lost, but the image needs 'dedup-img check -r all'";
+
+/// What is written before anything refers to it.
+struct Prepared {
+    growth: Growth,
+    pool: Option<Places>,
+    /// The new snapshot table, if there is one.
+    snapshots: Option<(HostCluster, Vec<u8>, u32)>,
+}
+
+/// Does what `plan` says; returns the number of batches.
+pub(super) fn apply(plan: &mut Plan, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let before = plan.inspection.file_len;
+    let prepared = prepare(plan, storage)?;
+    work.cancel.check()?;
+    let changed = change(plan, &prepared, storage, work);
+    // What was done so far is right. Settled, it is clean as well.
+    match (changed, settle(storage, before, work)) {
+        (Ok(batches), Ok(())) => Ok(batches),
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(_)) => Err(error.ending(UNSETTLED)),
+        // Perhaps only giving back space failed: once more.
+        (Ok(_), Err(error)) => match settle(storage, before, work) {
+            Ok(()) => Err(error),
+            Err(_) => Err(error.ending(UNSETTLED)),
+        },
+    }
+}
+
+/// Chooses places for what is new. Nothing is written.
+fn prepare(plan: &Plan, storage: &dyn Storage) -> Result<Prepared> {
+    let inspection = &plan.inspection;
+    let header = &inspection.header;
+    let bits = header.cluster_bits;
+    let refcounts = Refcounts::load(storage, header)?;
+    let mut free = Allocator::new(&refcounts, header, inspection.file_len, &inspection.counts)?;
+    let has_pool = plan.pool_index.is_some() || plan.members_after.len() > 0;
+    let pool = match has_pool && plan.changes_pool() {
+        true => Some(Places::new(plan.members_after.len(), bits, &mut free, &refcounts)?),
+        false => None,
+    };
+    let incomplete = plan.upgrades() && inspection.snapshots.iter().any(|snapshot| snapshot.disk_size.is_none());
+    let mut snapshots = None;
+    if pool.is_some() || incomplete {
+        let table = snapshot_table(plan, pool.as_ref());
+        let bytes: Vec<u8> = table.iter().flat_map(Snapshot::encode).collect();
+        let place = free.table(bits.clusters(bytes.len() as u64), &refcounts);
+        snapshots = Some((place, bytes, u32::try_from(table.len()).unwrap_or(u32::MAX)));
+    }
+    Ok(Prepared { growth: free.finish(&refcounts)?, pool, snapshots })
+}
+
+/// The snapshots, with a new pool in the place of the old one or behind the others.
+fn snapshot_table(plan: &Plan, pool: Option<&Places>) -> Vec<Snapshot> {
+    let header = &plan.inspection.header;
+    let mut table = plan.inspection.snapshots.clone();
+    for snapshot in &mut table {
+        // Version 2 may leave it out, version 3 may not: QEMU takes the disk's.
+        snapshot.disk_size.get_or_insert(header.size);
+    }
+    let Some(pool) = pool else { return table };
+    let number = |snapshot: &Snapshot| str::from_utf8(&snapshot.id).ok()?.parse::<u64>().ok();
+    let highest = table.iter().filter_map(number).max().unwrap_or(0);
+    let mut entry = pool.snapshot(highest.saturating_add(1), header.cluster_bits);
+    match plan.pool_index.and_then(|index| table.get_mut(index)) {
+        Some(old) => {
+            entry.id.clone_from(&old.id);
+            *old = entry;
+        }
+        None => table.push(entry),
+    }
+    table
+}
+
+/// The steps up to the last change of an L2 entry; returns the number of batches.
+fn change(plan: &mut Plan, prepared: &Prepared, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let mut header = plan.inspection.header.clone();
+    let bits = header.cluster_bits;
+    if header.version >= 3 {
+        clear_unknown_autoclear(storage, &header)?;
+        header.incompatible |= incompatible::DIRTY;
+        write(storage, &header.incompatible.to_be_bytes(), INCOMPATIBLE_AT)?;
+        flush(storage)?;
+    }
+
+    raise_counts(plan, prepared)?;
+    let counts = &plan.inspection.counts;
+    prepared.growth.write(storage, &mut header, counts)?;
+    let mender = Mender::new(storage, &header, counts);
+    mender.refcounts(&Refcounts::load(storage, &header)?, Pass::Raise)?;
+    if let Some(pool) = &prepared.pool {
+        pool.write(plan, counts, storage)?;
+    }
+    if let Some((place, bytes, _)) = &prepared.snapshots {
+        write(storage, bytes, place.offset(bits).0)?;
+    }
+    flush(storage)?;
+
+    mender.copied(&plan.inspection.tables.active, false)?;
+
+    if let Some((place, _, snapshots)) = &prepared.snapshots {
+        (header.snapshots, header.snapshots_offset) = (*snapshots, place.offset(bits));
+    }
+    if header.version < 3 {
+        write(storage, &upgraded(&header)?, 0)?;
+        flush(storage)?;
+    } else if prepared.snapshots.is_some() {
+        write(storage, &header.snapshots_field(), SNAPSHOTS_AT)?;
+        flush(storage)?;
+    }
+
+    redirect(plan, storage, work)
+}
+
+/// The first sector of a version 2 image that becomes version 3: it is written at once, so it holds the whole header.
+pub(super) fn upgraded(header: &Header) -> Result<Vec<u8>> {
+    let new = Header { version: 3, incompatible: incompatible::DIRTY, ..header.clone() };
+    let mut bytes = new.encode()?;
+    if bytes.len() > SECTOR {
+        return Err(Error::unsupported(
+            "the header of this version 2 image is too long to be upgraded safely; upgrade it first: qemu-img amend \
+             -o compat=1.1 FILE",
+        ));
+    }
+    bytes.resize(SECTOR, 0);
+    Ok(bytes)
+}
+
+/// Counts the references that clusters gain: from the new pool, and from the L2 entries of duplicates.
+fn raise_counts(plan: &mut Plan, prepared: &Prepared) -> Result<()> {
+    let bits = plan.inspection.header.cluster_bits;
+    prepared.growth.count(bits, &mut plan.inspection.counts);
+    let counts = &plan.inspection.counts;
+    let gain = |unit: u64, times: u64| {
+        let bytes = plan.units.bytes(unit);
+        counts.add(bytes.start, bytes.end - bytes.start, times, true).map_err(|_| {
+            Error::new(ErrorKind::Limit, format!("the refcount of the cluster at {:#x} has no more room", bytes.start))
+        })
+    };
+    for new in plan.joining() {
+        let unit = new?.unit;
+        if !plan.members.bits().contains(unit) {
+            gain(unit, 1)?;
+        }
+    }
+    for word in plan.links.iter() {
+        let link = Link::from_duplicate(word?);
+        gain(link.keeper, plan.units.users(link.duplicate))?;
+    }
+    Ok(())
+}
+
+/// Points the L2 entries of duplicates at what they share, and those of zeros at nothing.
+fn redirect(plan: &Plan, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let header = &plan.inspection.header;
+    let bits = header.cluster_bits;
+    let gap = match header.backing_name {
+        None => L2Entry::Unallocated,
+        Some(_) => L2Entry::Zero { host: None, copied: false },
+    };
+    let tables = L2Tables::new(storage, header, &plan.inspection.tables);
+    let mut links = plan.links.iter();
+    let (mut first, mut batches) = (0u64, 0);
+    while plan.changes_content() {
+        work.cancel.check()?;
+        let keeper = |word: Result<u128>| Ok(plan.units.entry(Link::from_duplicate(word?).keeper));
+        let keepers = links.by_ref().take(plan.batch).map(keeper).collect::<Result<Vec<L2Entry>>>()?;
+        let replaced = |entry: L2Entry| match (entry, plan.units.of(entry)) {
+            (L2Entry::Zero { host: Some(_), .. }, _) => Some(gap),
+            (_, Some(unit)) if plan.zeros.contains(unit) => Some(gap),
+            (_, Some(unit)) => {
+                let rank = plan.duplicates.rank(unit)?.checked_sub(first)?;
+                keepers.get(usize::try_from(rank).ok()?).copied()
+            }
+            (_, None) => None,
+        };
+        tables.visit(
+            |table, content| {
+                let mut changed = false;
+                for word in content.as_chunks_mut::<8>().0 {
+                    if let Some(new) = replaced(L2Entry::decode(u64::from_be_bytes(*word), bits, true)) {
+                        *word = new.encode(bits).to_be_bytes();
+                        changed = true;
+                    }
+                }
+                if changed { write(storage, content, table.host().0) } else { Ok(()) }
+            },
+            |()| Ok(()),
+        )?;
+        flush(storage)?;
+        batches += 1;
+        first += keepers.len() as u64;
+        if first >= plan.links.len() {
+            break;
+        }
+    }
+    Ok(batches)
+}
+
+/// Counts everything once more and brings refcounts and flags in line with that, whatever was done before; gives freed clusters
+/// back to the file system. A file that has grown from `old_len` bytes for nothing gets that length again.
+///
+/// What is lowered follows from the image as it is, never from what the plan meant to do.
+fn settle(storage: &dyn Storage, old_len: u64, work: &Work<'_>) -> Result<()> {
+    let now = inspect(storage, CheckOptions::default(), work, (PHASES - 1, PHASES), &mut |_| {})?;
+    if let Some(hopeless) = &now.hopeless {
+        return Err(Error::corrupt(format!("the image is not as it should be: {hopeless}")));
+    }
+    let bits = now.header.cluster_bits;
+    let refcounts = Refcounts::load(storage, &now.header)?;
+    let mender = Mender::new(storage, &now.header, &now.counts);
+    mender.refcounts(&refcounts, Pass::Raise)?;
+    mender.copied(&now.tables.active, false)?;
+    let freed = mender.refcounts(&refcounts, Pass::Lower)?;
+    mender.copied(&now.tables.active, true)?;
+    let tail = bits.clusters(old_len)..now.counts.clusters();
+    let file_len = if !tail.is_empty() && tail.clone().all(|cluster| now.counts.get(cluster) == 0) {
+        storage.set_len(old_len).at("Could not make the file shorter")?;
+        old_len
+    } else {
+        now.file_len
+    };
+    punch(storage, &freed, bits, file_len)?;
+    mender.clear(incompatible::DIRTY)
+}
+
+/// Gives clusters back, where the file system can take them.
+fn punch(storage: &dyn Storage, freed: &[Range<u64>], bits: ClusterBits, file_len: u64) -> Result<()> {
+    for run in freed {
+        let bytes = run.start << bits.bits()..(run.end << bits.bits()).min(file_len);
+        if !bytes.is_empty()
+            && !storage.punch(bytes.clone()).at(format_args!("Could not give back the space at {:#x}", bytes.start))?
+        {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! A set of numbers that also tells which one in the set each is.
+
+/// Words between two stored ranks.
+const STEP: usize = 8;
+
+/// Numbers below a fixed limit, one bit each.
+pub(super) struct Bits {
+    words: Vec<u64>,
+    len: u64,
+}
+
+impl Bits {
+    /// The empty set of numbers below `limit`.
+    pub(super) fn new(limit: u64) -> Self {
+        Self { words: vec![0; usize::try_from(limit.div_ceil(64)).unwrap_or(usize::MAX)], len: 0 }
+    }
+
+    fn place(number: u64) -> (usize, u64) {
+        (usize::try_from(number / 64).unwrap_or(usize::MAX), 1 << (number % 64))
+    }
+
+    /// Adds `number`, which is below the limit.
+    pub(super) fn insert(&mut self, number: u64) {
+        let (at, bit) = Self::place(number);
+        if let Some(word) = self.words.get_mut(at).filter(|word| **word & bit == 0) {
+            *word |= bit;
+            self.len += 1;
+        }
+    }
+
+    /// Whether `number` is in the set.
+    pub(super) fn contains(&self, number: u64) -> bool {
+        let (at, bit) = Self::place(number);
+        self.words.get(at).is_some_and(|word| word & bit != 0)
+    }
+
+    /// How many numbers there are.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The numbers in ascending order, from `start` on.
+    pub(super) fn iter_from(&self, start: u64) -> impl Iterator<Item = u64> + '_ {
+        let (first, bit) = Self::place(start);
+        self.words.iter().zip(0u64..).skip(first).flat_map(move |(&word, at)| {
+            let mut rest = if at * 64 < start { word & !(bit - 1) } else { word };
+            std::iter::from_fn(move || {
+                let lowest = rest.trailing_zeros();
+                (rest != 0).then(|| {
+                    rest &= rest - 1;
+                    at * 64 + u64::from(lowest)
+                })
+            })
+        })
+    }
+
+    /// The numbers in ascending order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        self.iter_from(0)
+    }
+
+    /// The set, ready to be asked for ranks.
+    pub(super) fn ranked(self) -> Ranked {
+        let mut ranks = Vec::with_capacity(self.words.len() / STEP + 1);
+        let mut before = 0;
+        for step in self.words.chunks(STEP) {
+            ranks.push(before);
+            before += step.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        }
+        Ranked { bits: self, ranks }
+    }
+}
+
+/// A set that no longer changes.
+pub(super) struct Ranked {
+    bits: Bits,
+    /// How many numbers come before every `STEP` words.
+    ranks: Vec<u64>,
+}
+
+impl Ranked {
+    /// The numbers.
+    pub(super) fn bits(&self) -> &Bits {
+        &self.bits
+    }
+
+    /// How many numbers of the set come before `number`, if that is in the set.
+    pub(super) fn rank(&self, number: u64) -> Option<u64> {
+        let (at, bit) = Bits::place(number);
+        let words = &self.bits.words;
+        let word = words.get(at).filter(|word| **word & bit != 0)?;
+        let step = at / STEP;
+        let between = words.get(step * STEP..at)?.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        Some(self.ranks.get(step)? + between + u64::from((word & (bit - 1)).count_ones()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn ranks_and_order_are_those_of_a_sorted_set(
+            numbers in proptest::collection::btree_set(0u64..5000, 0..300), start in 0u64..5000,
+        ) {
+            let mut bits = Bits::new(5000);
+            numbers.iter().chain(&numbers).for_each(|&number| bits.insert(number));
+            prop_assert_eq!(bits.len(), numbers.len() as u64);
+            prop_assert_eq!(bits.iter().collect::<BTreeSet<_>>(), numbers.clone());
+            prop_assert!(bits.iter_from(start).eq(numbers.range(start..).copied()));
+            let ranked = bits.ranked();
+            for (number, rank) in numbers.iter().zip(0..) {
+                prop_assert_eq!(ranked.rank(*number), Some(rank));
+                prop_assert_eq!(ranked.rank(number + 1).is_some(), numbers.contains(&(number + 1)));
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Which of several equal clusters to keep.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+
+use super::bits::Bits;
+use super::units::Units;
+use crate::check::counts::Counts;
+use crate::dedup::group::Link;
+use crate::dedup::sequence::{Sorted, Sorter, Spill};
+use crate::dedup::{INDEX, index};
+use crate::error::Result;
+
+/// Equal units that are looked at together. More of one content than that are taken in turns, so that memory is bounded.
+const GROUP: usize = 1 << 20;
+
+/// What the choice depends on.
+pub(super) struct Choice<'a> {
+    pub(super) units: &'a Units,
+    /// All references, the pool's included.
+    pub(super) counts: &'a Counts,
+    /// Members of the pool.
+    pub(super) members: &'a Bits,
+    /// The sharer limit.
+    pub(super) limit: u64,
+}
+
+impl Choice<'_> {
+    /// Links units with equal keys in `records`: the rest to the one that is kept. Kept is a member of the pool before others,
+    /// then the one with the most references, then the first in the file. Where the keeper has all the sharers that it may have,
+    /// the next one is kept as well.
+    ///
+    /// No two units that are kept would fit into one: doing it again finds nothing.
+    pub(super) fn links(&self, records: &Sorted, spill: &Spill) -> Result<Sorted> {
+        let mut links = Sorter::new(spill);
+        let mut group = Group { choice: self, keepers: BTreeSet::new(), gained: HashMap::new(), order: 0 };
+        let mut units = Vec::new();
+        let mut key = None;
+        for word in records.iter() {
+            let word = word?;
+            let ends = key != Some(word & !INDEX);
+            if ends || units.len() == GROUP {
+                group.link(&mut units, &mut links)?;
+            }
+            if ends {
+                key = Some(word & !INDEX);
+                group.keepers.clear();
+            }
+            units.push(index(word));
+        }
+        group.link(&mut units, &mut links)?;
+        links.finish()
+    }
+
+    /// References to `unit` that are not the pool's.
+    fn references(&self, unit: u64) -> u64 {
+        match self.units.plain().contains(&unit) {
+            true => self.counts.get(unit).saturating_sub(u64::from(self.members.contains(unit))),
+            false => self.units.users(unit),
+        }
+    }
+}
+
+/// Units of the same content.
+struct Group<'a> {
+    choice: &'a Choice<'a>,
+    /// Those that are kept: room for sharers, in which order they were chosen, the unit.
+    keepers: BTreeSet<(u64, u64, u64)>,
+    /// What host clusters with compressed data gain.
+    gained: HashMap<u64, u64>,
+    order: u64,
+}
+
+impl Group<'_> {
+    fn link(&mut self, units: &mut Vec<u64>, links: &mut Sorter) -> Result<()> {
+        if units.len() + self.keepers.len() < 2 {
+            // Most contents occur once.
+            units.clear();
+            return Ok(());
+        }
+        let Choice { members, .. } = *self.choice;
+        units.sort_by_cached_key(|&unit| {
+            (!members.contains(unit), Reverse(self.choice.references(unit)), self.choice.units.bytes(unit).start)
+        });
+        for unit in units.drain(..) {
+            let references = self.choice.references(unit);
+            let fits = self.keepers.range((references, 0, 0)..).next().copied();
+            match fits.filter(|&(_, _, keeper)| self.gain(keeper, references)) {
+                Some(kept @ (room, order, keeper)) => {
+                    self.keepers.remove(&kept);
+                    self.keepers.insert((room - references, order, keeper));
+                    links.push(Link { duplicate: unit, keeper }.by_duplicate())?;
+                }
+                None => {
+                    self.keepers.insert((self.choice.limit.saturating_sub(references), self.order, unit));
+                    self.order += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the host clusters of `keeper` have room for more references, which are then counted.
+    fn gain(&mut self, keeper: u64, references: u64) -> bool {
+        let Choice { units, counts, limit, .. } = *self.choice;
+        if units.plain().contains(&keeper) {
+            return true;
+        }
+        let hosts = units.hosts(keeper);
+        let fits = hosts.clone().all(|host| {
+            let gained = self.gained.get(&host).copied().unwrap_or(0);
+            counts.get(host).saturating_add(gained).saturating_add(references) <= limit
+        });
+        if fits {
+            hosts.for_each(|host| *self.gained.entry(host).or_default() += references);
+        }
+        fits
+    }
+}

@@ -1,0 +1,164 @@
+//! Deduplicating an image where it lies, with all its snapshots.
+//!
+//! ```text
+//!  check -> survey -> scan -> choose -> verify -> Plan -> apply -> settle
+//!           (L2)     (data)  (keepers) (bytes)   (a value)
+//! ```
+//!
+//! # Order of writes
+//!
+//! ```text
+//!    step                                                  after a crash here
+//!  1 set the dirty bit; flush                              nothing has changed
+//!  2 raise the refcounts of what gains references, write    counts that are too high
+//!    the new pool and snapshot table beside the old; flush
+//!  3 clear COPIED of what is about to be shared; flush      the same, and needless copies
+//!  4 switch to the new snapshot table in one sector; flush  the new pool is there; the old one's clusters are leaks
+//!  5 point duplicates at what they share; flush; again for  some do, some do not yet: both hold the same bytes
+//!    each batch
+//!  6 count everything anew; lower what is too high; flush   leaks
+//!  7 set COPIED where one reference is left; flush          COPIED that is missing: needless copies
+//!  8 punch what is free; clear the dirty bit; flush         nothing uses what is punched
+//! ```
+//!
+//! Clusters are pooled (4) before they are shared (5). Done the other way round, a crash in between would leave shared clusters
+//! without the pool's reference, which is right, but not for long: after a repair and some writes by a guest `qemu-img check`
+//! would find wrong COPIED flags (I2).
+//!
+//! Step 6 lowers refcounts by a recount of the image as it is on the disk, not by what the plan meant to change. A failed or
+//! interrupted run ends with the same step.
+
+mod allocate;
+mod apply;
+mod bits;
+mod choose;
+mod members;
+mod plan;
+mod pool_writer;
+mod scan;
+mod tables;
+mod units;
+
+use std::path::Path;
+use std::time::Instant;
+
+pub use plan::{Figures, Plan, Share};
+use serde::Serialize;
+
+use crate::error::{IoContext, Result};
+use crate::pool::Pin;
+use crate::storage::Storage;
+use crate::work::Work;
+
+/// Checking, scanning, comparing, writing.
+const PHASES: u32 = 4;
+
+/// How to deduplicate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DedupOptions {
+    /// What is pooled. Members of the pool stay members either way.
+    pub pin: Pin,
+}
+
+/// What a deduplication did, or would do. Sizes are in bytes.
+#[derive(Debug, Clone, Serialize)]
+pub struct DedupReport {
+    /// Cluster size of the image.
+    pub cluster_size_bytes: u64,
+    /// Distinct data clusters that the disk or a snapshot uses.
+    pub scanned_clusters: u64,
+    /// Those that were read: not members of a pool in order, and not in holes of the file.
+    pub read_clusters: u64,
+    /// Those that hold nothing but zeros.
+    pub zero_clusters: u64,
+    /// Those that another one replaces.
+    pub duplicate_clusters: u64,
+    /// Those that replace others and were not in the pool before.
+    pub newly_shared_clusters: u64,
+    /// Members of the pool that were in use before.
+    pub already_shared_clusters: u64,
+    /// Clusters that nothing uses any more; the pool's own are not counted.
+    pub freed_clusters: u64,
+    /// The same in bytes.
+    pub freed_bytes: u64,
+    /// Members of the pool.
+    pub pool_members: u64,
+    /// Whether a version 2 image became version 3.
+    pub upgraded: bool,
+    /// Passes over the L2 tables that redirected entries.
+    pub batches: u64,
+    /// Whether anything was to be done.
+    pub changed: bool,
+    /// Length of the file before.
+    pub file_length_before_bytes: u64,
+    /// Length of the file after.
+    pub file_length_after_bytes: u64,
+    /// What the file occupied before.
+    pub allocated_before_bytes: u64,
+    /// What it occupies after.
+    pub allocated_after_bytes: u64,
+    /// Time taken.
+    pub seconds: f64,
+}
+
+/// Deduplicates the image in `storage`, which nobody else may use. Large tables go to temporary files in `scratch`.
+///
+/// # Errors
+/// Those of [`Plan::new`], where nothing was written; those of writing, where the content of the disk and of all snapshots is
+/// still what it was, and the message says if the image needs a repair.
+pub fn dedup(storage: &dyn Storage, options: DedupOptions, scratch: &Path, work: &Work<'_>) -> Result<DedupReport> {
+    let started = Instant::now();
+    Plan::new(storage, options, scratch, work)?.apply(storage, started, work)
+}
+
+impl Plan {
+    /// Does what the plan says to the image that it was made from.
+    ///
+    /// # Errors
+    /// As [`dedup`].
+    pub fn apply(mut self, storage: &dyn Storage, started: Instant, work: &Work<'_>) -> Result<DedupReport> {
+        let mut report = self.report(storage, started)?;
+        if !self.is_empty() {
+            work.progress.phase(3, PHASES, "writing", 0);
+            report.batches = work.run(|| apply::apply(&mut self, storage, work))?;
+            (report.file_length_after_bytes, report.allocated_after_bytes) = sizes(storage)?;
+        }
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// What the plan says, for an image that is as it was.
+    ///
+    /// # Errors
+    /// Those of asking for the file's size.
+    pub fn report(&self, storage: &dyn Storage, started: Instant) -> Result<DedupReport> {
+        let (file_length, allocated) = sizes(storage)?;
+        let figures = self.figures();
+        Ok(DedupReport {
+            cluster_size_bytes: self.cluster_size(),
+            scanned_clusters: figures.scanned,
+            read_clusters: figures.read,
+            zero_clusters: figures.zero,
+            duplicate_clusters: figures.duplicate,
+            newly_shared_clusters: figures.newly_shared,
+            already_shared_clusters: figures.already_shared,
+            freed_clusters: figures.freed,
+            freed_bytes: figures.freed * self.cluster_size(),
+            pool_members: figures.pool_members,
+            upgraded: self.upgrades(),
+            batches: 0,
+            changed: !self.is_empty(),
+            file_length_before_bytes: file_length,
+            file_length_after_bytes: file_length,
+            allocated_before_bytes: allocated,
+            allocated_after_bytes: allocated,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// Length of the file, and what it occupies.
+fn sizes(storage: &dyn Storage) -> Result<(u64, u64)> {
+    let length = storage.len().at("Could not get its length")?;
+    Ok((length, storage.allocated().at("Could not get its size on disk")?))
+}

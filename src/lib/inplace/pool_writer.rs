@@ -1,0 +1,222 @@
+//! Writing a new pool beside the old one.
+
+use rayon::iter::ParallelIterator;
+use rayon::slice::ParallelSlice;
+use sha2::{Digest, Sha256};
+
+use super::allocate::Allocator;
+use super::members::NewMember;
+use super::plan::Plan;
+use super::units::Content;
+use crate::check::counts::Counts;
+use crate::dedup::verify::Clusters;
+use crate::digest::{Sha, sha256};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::MAX_L1_BYTES;
+use crate::format::snapshot::Snapshot;
+use crate::format::table::{L2Entry, l1_entry};
+use crate::image::refcounts::Refcounts;
+use crate::pool;
+use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
+use crate::storage::{Storage, write};
+use crate::units::{ClusterBits, GuestOffset, HostCluster, HostOffset};
+
+/// Members that are named and written at once.
+const BATCH: usize = 4096;
+/// Bytes that are collected before they are written.
+const RUN: usize = 4 << 20;
+
+/// The places of a new pool and of the snapshot table that names it.
+pub(super) struct Places {
+    /// The L2 tables of the members, then those of the directory.
+    tables: Vec<HostCluster>,
+    /// How many of them are the members'.
+    member_tables: u64,
+    /// The directory's clusters.
+    directory: Vec<HostCluster>,
+    l1: HostCluster,
+    members: u64,
+}
+
+impl Places {
+    /// Places for a pool of `members` members.
+    pub(super) fn new(
+        members: u64,
+        bits: ClusterBits,
+        free: &mut Allocator<'_>,
+        refcounts: &Refcounts<'_>,
+    ) -> Result<Self> {
+        let member_tables = members.div_ceil(bits.entries());
+        let directory = bits.clusters(DirectoryHeader::directory_bytes(members));
+        let tables = member_tables + directory.div_ceil(bits.entries());
+        if tables * 8 > MAX_L1_BYTES {
+            return Err(Error::new(ErrorKind::Limit, "the pool needs a larger L1 table than QEMU accepts"));
+        }
+        Ok(Self {
+            l1: free.table(bits.clusters(tables * 8), refcounts),
+            tables: (0..tables).map(|_| free.one(refcounts)).collect(),
+            member_tables,
+            directory: (0..directory).map(|_| free.one(refcounts)).collect(),
+            members,
+        })
+    }
+
+    /// The pool's entry in the snapshot table.
+    pub(super) fn snapshot(&self, id: u64, bits: ClusterBits) -> Snapshot {
+        let entries = u32::try_from(self.tables.len()).unwrap_or(u32::MAX);
+        pool::snapshot(id, self.l1.offset(bits), entries, DirectoryHeader::directory_bytes(self.members))
+    }
+
+    /// Writes the pool that `plan` leads to, whose clusters will have the references `counts`. Nothing refers to it yet.
+    pub(super) fn write(&self, plan: &Plan, counts: &Counts, storage: &dyn Storage) -> Result<()> {
+        let limit = plan.inspection.header.refcount_bits.sharer_limit().unwrap_or(0);
+        let bits = plan.inspection.header.cluster_bits;
+        let words: Vec<u8> =
+            self.tables.iter().flat_map(|table| l1_entry(table.offset(bits), false).to_be_bytes()).collect();
+        write(storage, &words, self.l1.offset(bits).0)?;
+
+        let (member_tables, directory_tables) =
+            self.tables.split_at(usize::try_from(self.member_tables).unwrap_or(usize::MAX));
+        let mut entries = Scattered::new(storage, bits, member_tables);
+        let mut directory = Scattered::new(storage, bits, &self.directory);
+        directory.append(&[0; HEADER_LENGTH])?;
+        let mut digest = Sha256::new();
+        let content = Content { storage, header: &plan.inspection.header, units: &plan.units };
+        let mut members = Members::new(plan);
+        loop {
+            let batch = members.by_ref().take(BATCH).collect::<Result<Vec<Member>>>()?;
+            if batch.is_empty() {
+                break;
+            }
+            for (member, name) in batch.iter().zip(names(&content, &batch)?) {
+                let sharers = plan.units.hosts(member.unit).map(|host| counts.get(host)).max().unwrap_or(0);
+                let record = Record { sha256: name, guest: member.guest, retired: sharers > limit }.encode();
+                entries.append(&plan.units.entry(member.unit).encode(bits).to_be_bytes())?;
+                digest.update(record);
+                directory.append(&record)?;
+            }
+        }
+        entries.finish()?;
+        let mut entries = Scattered::new(storage, bits, directory_tables);
+        for cluster in &self.directory {
+            let entry = L2Entry::Data { host: cluster.offset(bits), copied: false };
+            entries.append(&entry.encode(bits).to_be_bytes())?;
+        }
+        entries.finish()?;
+        let header = DirectoryHeader {
+            cluster_bits: bits,
+            members: self.members,
+            member_l1_entries: u32::try_from(self.member_tables).unwrap_or(u32::MAX),
+            sharer_limit: limit,
+            records_sha256: digest.finalize().into(),
+        };
+        directory.finish()?;
+        // The header names the records, so it comes last.
+        let first = self.directory.first().map_or(HostOffset(0), |cluster| cluster.offset(bits));
+        write(storage, &header.encode(), first.0)
+    }
+}
+
+/// A member of the pool that is written.
+struct Member {
+    unit: u64,
+    guest: GuestOffset,
+    /// Its name, where that is known already.
+    name: Option<Sha>,
+}
+
+/// The members that the pool will have, in the order of the file.
+struct Members<'a> {
+    plan: &'a Plan,
+    units: Box<dyn Iterator<Item = u64> + 'a>,
+    /// What joins, from the front and from the first compressed one: in the order of the file they are mixed.
+    joining: [Box<dyn Iterator<Item = Result<NewMember>> + 'a>; 2],
+}
+
+impl<'a> Members<'a> {
+    fn new(plan: &'a Plan) -> Self {
+        let compressed = plan.units.compressed().start;
+        let packed = plan.joining().filter(move |new| new.as_ref().is_ok_and(|new| new.unit >= compressed));
+        Self {
+            plan,
+            units: Box::new(plan.units.in_file_order(&plan.members_after)),
+            joining: [Box::new(plan.joining()), Box::new(packed)],
+        }
+    }
+}
+
+impl Iterator for Members<'_> {
+    type Item = Result<Member>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let unit = self.units.next()?;
+        if let Some(record) = self.plan.record(unit) {
+            return Some(Ok(Member { unit, guest: record.guest, name: Some(record.sha256) }));
+        }
+        let [plain, packed] = &mut self.joining;
+        let new = if self.plan.units.plain().contains(&unit) { plain.next() } else { packed.next() };
+        let bits = self.plan.inspection.header.cluster_bits;
+        new.map(|new| Ok(Member { unit, guest: new?.guest.offset(bits), name: None }))
+    }
+}
+
+/// The names of `members`; those that are not known yet are read.
+fn names(content: &Content<'_>, members: &[Member]) -> Result<Vec<Sha>> {
+    let read = |share: &[Member]| {
+        let mut reader = content.in_order();
+        let mut cluster = vec![0; content.cluster_bits().len()];
+        let name = |member: &Member| match member.name {
+            Some(name) => Ok(name),
+            None => reader.read(member.unit, &mut cluster).map(|()| sha256(&cluster)),
+        };
+        share.iter().map(name).collect::<Result<Vec<Sha>>>()
+    };
+    let shares: Vec<Result<Vec<Sha>>> = members.par_chunks(64).map(read).collect();
+    let mut names = Vec::with_capacity(members.len());
+    for share in shares {
+        names.append(&mut share?);
+    }
+    Ok(names)
+}
+
+/// Writes bytes to clusters that need not lie together, from the first to the last.
+struct Scattered<'a> {
+    storage: &'a dyn Storage,
+    bits: ClusterBits,
+    places: &'a [HostCluster],
+    buffer: Vec<u8>,
+}
+
+impl<'a> Scattered<'a> {
+    fn new(storage: &'a dyn Storage, bits: ClusterBits, places: &'a [HostCluster]) -> Self {
+        Self { storage, bits, places, buffer: Vec::new() }
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= RUN { self.write() } else { Ok(()) }
+    }
+
+    /// Fills the last cluster with zeros and writes everything.
+    fn finish(&mut self) -> Result<()> {
+        self.buffer.resize(self.buffer.len().next_multiple_of(self.bits.len()), 0);
+        self.write()
+    }
+
+    /// Writes the whole clusters that were collected; those that lie together go in one piece.
+    fn write(&mut self) -> Result<()> {
+        let mut whole = self.buffer.len() >> self.bits.bits();
+        let mut from = 0;
+        while let Some(first) = self.places.first().filter(|_| whole > 0) {
+            let run =
+                self.places.iter().zip(first.0..).take(whole).take_while(|(place, next)| place.0 == *next).count();
+            let len = run << self.bits.bits();
+            write(self.storage, self.buffer.get(from..from + len).unwrap_or_default(), first.offset(self.bits).0)?;
+            from += len;
+            whole -= run;
+            self.places = self.places.get(run..).unwrap_or_default();
+        }
+        self.buffer.drain(..from);
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! Reading every distinct data cluster once, in the order of the file.
+
+use std::ops::Range;
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use super::bits::Bits;
+use super::units::{Content, Units};
+use crate::dedup::index;
+use crate::dedup::scan::record;
+use crate::dedup::sequence::{Sequence, Spill};
+use crate::dedup::verify::Clusters;
+use crate::digest::{Sha, fingerprint, is_zero, sha256};
+use crate::error::{Error, IoContext, Result};
+use crate::storage::buffer::BufferPool;
+use crate::work::Work;
+
+/// Bytes that a worker reads in one go.
+const TASK: u64 = 1 << 20;
+
+/// By what clusters are thought to be equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key {
+    /// The fast fingerprint.
+    Fingerprint,
+    /// SHA-256, where the pool has it of its members, which then need not be read.
+    Sha256,
+}
+
+/// What a scan found.
+pub(super) struct Scan {
+    /// For each unit that is not zero, its key and its number.
+    pub(super) records: Sequence,
+    /// Units that hold nothing but zeros.
+    pub(super) zeros: Bits,
+    /// Clusters that were read.
+    pub(super) read: u64,
+}
+
+/// The record of a unit whose content has this name.
+pub(super) fn named(sha: &Sha, unit: u64) -> u128 {
+    record(u128::from_be_bytes(*sha.first_chunk().unwrap_or(&[0; 16])), unit)
+}
+
+/// Reads the units that have users, but for those in `known`.
+pub(super) fn scan(content: &Content<'_>, known: &Bits, key: Key, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+    let units = content.units;
+    let bits = content.cluster_bits();
+    let per_task = (TASK >> bits.bits()).max(1);
+    let buffers = BufferPool::new(usize::try_from(per_task << bits.bits()).unwrap_or(usize::MAX));
+    let mut scan = Scan { records: Sequence::new(spill), zeros: Bits::new(units.limit()), read: 0 };
+    let mut tasks = Tasks { content, known, at: 0, data: Some(0..0), per_task };
+    loop {
+        work.cancel.check()?;
+        let batch = tasks.batch(work.batch(), &mut scan.zeros)?;
+        if batch.is_empty() {
+            break;
+        }
+        let scanned: Vec<Result<Vec<u128>>> =
+            batch.par_iter().map(|task| scan_task(content, key, task, &buffers)).collect();
+        for (task, records) in batch.iter().zip(scanned) {
+            let records = records?;
+            let count = task.iter().map(|run| run.end - run.start).sum::<u64>();
+            scan.read += count;
+            let mut found = records.iter().map(|&word| index(word)).peekable();
+            for unit in task.iter().cloned().flatten() {
+                if found.next_if_eq(&unit).is_none() {
+                    scan.zeros.insert(unit);
+                }
+            }
+            scan.records.extend(&records)?;
+            work.progress.advance(count << bits.bits());
+        }
+    }
+    Ok(scan)
+}
+
+/// How many units a scan will read at most.
+pub(super) fn to_read(units: &Units, known: &Bits) -> u64 {
+    (0..units.limit()).filter(|&unit| units.users(unit) > 0 && !known.contains(unit)).count() as u64
+}
+
+/// Cuts the units to read into tasks: runs of units, together no longer than a buffer.
+struct Tasks<'a> {
+    content: &'a Content<'a>,
+    known: &'a Bits,
+    at: u64,
+    /// The part of the file around `at` that is no hole; `None` where only holes follow.
+    data: Option<Range<u64>>,
+    per_task: u64,
+}
+
+impl Tasks<'_> {
+    /// Up to `count` more tasks; units that lie in holes go to `zeros`.
+    fn batch(&mut self, count: usize, zeros: &mut Bits) -> Result<Vec<Vec<Range<u64>>>> {
+        let mut tasks = Vec::with_capacity(count);
+        let mut task: Vec<Range<u64>> = Vec::new();
+        let mut length = 0;
+        while tasks.len() < count && self.at < self.content.units.limit() {
+            let unit = self.at;
+            self.at += 1;
+            if self.content.units.users(unit) == 0 || self.known.contains(unit) {
+                continue;
+            }
+            if self.is_hole(unit)? {
+                zeros.insert(unit);
+                continue;
+            }
+            match task.last_mut() {
+                Some(run) if run.end == unit => run.end += 1,
+                _ => task.push(unit..unit + 1),
+            }
+            length += 1;
+            if length == self.per_task {
+                tasks.push(std::mem::take(&mut task));
+                length = 0;
+            }
+        }
+        if !task.is_empty() {
+            tasks.push(task);
+        }
+        Ok(tasks)
+    }
+
+    /// Whether a plain unit lies in a hole of the file, which reads as zeros.
+    fn is_hole(&mut self, unit: u64) -> Result<bool> {
+        let units = self.content.units;
+        if !units.plain().contains(&unit) {
+            return Ok(false);
+        }
+        let bytes = units.bytes(unit);
+        if self.data.as_ref().is_some_and(|data| data.end <= bytes.start) {
+            self.data = self.content.storage.next_data(bytes.start).at("Could not look for holes")?;
+        }
+        Ok(self.data.as_ref().is_none_or(|data| data.start >= bytes.end))
+    }
+}
+
+/// The records of the units of `task` that are not zero.
+fn scan_task(content: &Content<'_>, key: Key, task: &[Range<u64>], buffers: &BufferPool) -> Result<Vec<u128>> {
+    let bits = content.cluster_bits();
+    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+    let mut reader = content.in_order();
+    let mut records = Vec::new();
+    for run in task {
+        let len = usize::try_from((run.end - run.start) << bits.bits()).unwrap_or(usize::MAX);
+        let Some(piece) = buffer.get_mut(..len) else { break };
+        reader.read(run.start, piece)?;
+        for (unit, cluster) in run.clone().zip(piece.chunks_exact(bits.len())) {
+            if !is_zero(cluster) {
+                records.push(match key {
+                    Key::Fingerprint => record(fingerprint(cluster), unit),
+                    Key::Sha256 => named(&sha256(cluster), unit),
+                });
+            }
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,85 @@
+//! All L2 tables of the disk and its snapshots, each one once.
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use crate::check::finding::Layer;
+use crate::check::tables::{L2Reference, Tables};
+use crate::error::{Error, Result};
+use crate::format::header::Header;
+use crate::storage::{Storage, read_padded};
+use crate::units::{GuestCluster, HostOffset};
+
+/// L2 tables that are read at once, as bytes: bounds the memory of a batch.
+const BATCH: u64 = 16 << 20;
+
+/// An L2 table and the L1 entries that lead to it, those of the pool left out.
+pub(super) struct L2Table<'a> {
+    references: &'a [L2Reference],
+    entries: u64,
+}
+
+impl L2Table<'_> {
+    /// Where it is.
+    pub(super) fn host(&self) -> HostOffset {
+        self.references.first().map_or(HostOffset(0), |first| first.table)
+    }
+
+    /// How many L1 entries lead to it: QEMU counts each of its entries so often.
+    pub(super) fn times(&self) -> u64 {
+        self.references.len() as u64
+    }
+
+    /// The guest clusters that entry `index` maps: one for each L1 entry.
+    pub(super) fn guests(&self, index: u64) -> impl Iterator<Item = GuestCluster> {
+        self.references.iter().map(move |reference| GuestCluster(u64::from(reference.index) * self.entries + index))
+    }
+}
+
+/// The L2 tables of an image.
+pub(super) struct L2Tables<'a> {
+    storage: &'a dyn Storage,
+    header: &'a Header,
+    references: Vec<L2Reference>,
+}
+
+impl<'a> L2Tables<'a> {
+    /// Those of `tables`, without the pool's.
+    pub(super) fn new(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
+        let is_pool = |r: &&L2Reference| tables.layers.get(r.layer as usize).is_none_or(|layer| *layer == Layer::Pool);
+        let references = tables.references.iter().filter(|r| !is_pool(r)).copied().collect();
+        Self { storage, header, references }
+    }
+
+    /// Hands every table with its content to `visit`, on all threads, and what that returns to `collect`, in the order of the file.
+    pub(super) fn visit<T: Send>(
+        &self,
+        visit: impl Fn(&L2Table<'_>, &mut [u8]) -> Result<T> + Sync,
+        mut collect: impl FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        let entries = self.header.l2_entries();
+        let tables: Vec<L2Table<'_>> = self
+            .references
+            .chunk_by(|a, b| a.table == b.table)
+            .map(|references| L2Table { references, entries })
+            .collect();
+        let per_batch = usize::try_from(BATCH / self.header.cluster_bits.bytes()).unwrap_or(1).max(8);
+        for batch in tables.chunks(per_batch) {
+            let visited: Vec<Result<T>> = batch
+                .par_iter()
+                .map_init(
+                    || vec![0; self.header.cluster_bits.len()],
+                    |content, table| {
+                        let host = table.host();
+                        read_padded(self.storage, content, host.0)
+                            .map_err(|e| Error::io(format_args!("Could not read the L2 table at {host:#x}"), e))?;
+                        visit(table, content)
+                    },
+                )
+                .collect();
+            for result in visited {
+                collect(result?)?;
+            }
+        }
+        Ok(())
+    }
+}
