@@ -22,7 +22,11 @@ use crate::storage::{Storage, write};
 use crate::units::{ClusterBits, GuestOffset, HostCluster, HostOffset};
 
 /// Members that are named and written at once.
-const BATCH: usize = 4096;
+const BATCH: usize = 16384;
+/// Members that one worker names.
+const SHARE: usize = 256;
+/// Bytes that one worker reads at once.
+const READ: usize = 256 << 10;
 /// Bytes that are collected before they are written.
 const RUN: usize = 4 << 20;
 
@@ -160,18 +164,29 @@ impl Iterator for Members<'_> {
     }
 }
 
-/// The names of `members`; those that are not known yet are read.
+/// The names of `members`; those that are not known yet are read, neighbours together.
 fn names(content: &Content<'_>, members: &[Member]) -> Result<Vec<Sha>> {
+    let bits = content.cluster_bits();
+    let most = (READ >> bits.bits()).max(1);
     let read = |share: &[Member]| {
         let mut reader = content.in_order();
-        let mut cluster = vec![0; content.cluster_bits().len()];
-        let name = |member: &Member| match member.name {
-            Some(name) => Ok(name),
-            None => reader.read(member.unit, &mut cluster).map(|()| sha256(&cluster)),
-        };
-        share.iter().map(name).collect::<Result<Vec<Sha>>>()
+        let mut buffer = vec![0; bits.len() * most.min(share.len())];
+        let mut names = Vec::with_capacity(share.len());
+        let runs = share.chunk_by(|a, b| a.name.is_none() && b.name.is_none() && a.unit + 1 == b.unit);
+        for run in runs.flat_map(|run| run.chunks(most)) {
+            match run {
+                [Member { name: Some(name), .. }] => names.push(*name),
+                [first, ..] => {
+                    let Some(clusters) = buffer.get_mut(..run.len() << bits.bits()) else { break };
+                    reader.read(first.unit, clusters)?;
+                    names.extend(clusters.chunks_exact(bits.len()).map(sha256));
+                }
+                [] => {}
+            }
+        }
+        Ok(names)
     };
-    let shares: Vec<Result<Vec<Sha>>> = members.par_chunks(64).map(read).collect();
+    let shares: Vec<Result<Vec<Sha>>> = members.par_chunks(SHARE).map(read).collect();
     let mut names = Vec::with_capacity(members.len());
     for share in shares {
         names.append(&mut share?);
