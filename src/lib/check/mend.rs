@@ -106,8 +106,8 @@ impl<'a> Mender<'a> {
             let mut changed = false;
             for cluster in index * per_block..(index + 1) * per_block {
                 let stored = refcounts.count(&block, cluster % per_block);
-                // What lies behind the file is nobody's to count.
-                let right = if cluster < self.clusters() { self.counts.get(cluster) } else { stored };
+                // Nothing lies behind the file: a count there would become a leak when the file grows.
+                let right = self.counts.get(cluster);
                 let change = if pass == Pass::Raise { right > stored } else { right < stored };
                 counts.push(if change { right } else { stored });
                 changed |= change;

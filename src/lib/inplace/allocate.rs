@@ -126,6 +126,8 @@ impl Growth {
         let bits = header.cluster_bits;
         if storage.len().map_err(|e| Error::io("Could not get its length", e))? < self.file_len {
             storage.set_len(self.file_len).map_err(|e| Error::io("Could not make the file longer", e))?;
+            // No check sees counts of clusters behind the end of a file whose growth was lost.
+            flush(storage)?;
         }
         if self.blocks.is_empty() && self.table.is_none() {
             return Ok(());

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::PHASES;
 use super::allocate::{Allocator, Growth};
-use super::plan::Plan;
+use super::change::Change;
 use super::pool_writer::Places;
 use super::tables::L2Tables;
 use crate::check::mend::{Mender, Pass};
@@ -17,7 +17,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::table::L2Entry;
 use crate::image::refcounts::Refcounts;
 use crate::storage::{Storage, flush, write};
-use crate::units::{ClusterBits, HostCluster};
+use crate::units::{ClusterBits, HostCluster, HostOffset};
 use crate::work::Work;
 
 /// Said where the image is not clean after a failure.
@@ -31,12 +31,12 @@ struct Prepared {
     snapshots: Option<(HostCluster, Vec<u8>, u32)>,
 }
 
-/// Does what `plan` says; returns the number of batches.
-pub(super) fn apply(plan: &mut Plan, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
-    let before = plan.inspection.file_len;
-    let prepared = prepare(plan, storage)?;
+/// Does what `change` says; returns the number of batches.
+pub(super) fn apply(change: &mut Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let before = change.ground.inspection.file_len;
+    let prepared = prepare(change, storage)?;
     work.cancel.check()?;
-    let changed = change(plan, &prepared, storage, work);
+    let changed = write_change(change, &prepared, storage, work);
     // What was done so far is right. Settled, it is clean as well.
     match (changed, settle(storage, before, work)) {
         (Ok(batches), Ok(())) => Ok(batches),
@@ -51,21 +51,22 @@ pub(super) fn apply(plan: &mut Plan, storage: &dyn Storage, work: &Work<'_>) -> 
 }
 
 /// Chooses places for what is new. Nothing is written.
-fn prepare(plan: &Plan, storage: &dyn Storage) -> Result<Prepared> {
-    let inspection = &plan.inspection;
+fn prepare(change: &Change, storage: &dyn Storage) -> Result<Prepared> {
+    let inspection = &change.ground.inspection;
     let header = &inspection.header;
     let bits = header.cluster_bits;
     let refcounts = Refcounts::load(storage, header)?;
     let mut free = Allocator::new(&refcounts, header, inspection.file_len, &inspection.counts)?;
-    let has_pool = plan.pool_index.is_some() || plan.members_after.len() > 0;
-    let pool = match has_pool && plan.changes_pool() {
-        true => Some(Places::new(plan.members_after.len(), bits, &mut free, &refcounts)?),
+    let has_pool = change.ground.pool_index.is_some() || change.members_after.len() > 0;
+    let pool = match has_pool && change.changes_pool() && !change.drops_pool {
+        true => Some(Places::new(change.members_after.len(), bits, &mut free, &refcounts)?),
         false => None,
     };
-    let incomplete = plan.upgrades() && inspection.snapshots.iter().any(|snapshot| snapshot.disk_size.is_none());
+    let incomplete = change.upgrades() && inspection.snapshots.iter().any(|snapshot| snapshot.disk_size.is_none());
     let mut snapshots = None;
-    if pool.is_some() || incomplete {
-        let table = snapshot_table(plan, pool.as_ref());
+    let drops = change.drops_pool && change.ground.pool_index.is_some();
+    if pool.is_some() || incomplete || drops {
+        let table = snapshot_table(change, pool.as_ref());
         let bytes: Vec<u8> = table.iter().flat_map(Snapshot::encode).collect();
         let place = free.table(bits.clusters(bytes.len() as u64), &refcounts);
         snapshots = Some((place, bytes, u32::try_from(table.len()).unwrap_or(u32::MAX)));
@@ -73,19 +74,22 @@ fn prepare(plan: &Plan, storage: &dyn Storage) -> Result<Prepared> {
     Ok(Prepared { growth: free.finish(&refcounts)?, pool, snapshots })
 }
 
-/// The snapshots, with a new pool in the place of the old one or behind the others.
-fn snapshot_table(plan: &Plan, pool: Option<&Places>) -> Vec<Snapshot> {
-    let header = &plan.inspection.header;
-    let mut table = plan.inspection.snapshots.clone();
+/// The snapshots, with a new pool in the place of the old one or behind the others, or without the old one.
+fn snapshot_table(change: &Change, pool: Option<&Places>) -> Vec<Snapshot> {
+    let header = &change.ground.inspection.header;
+    let mut table = change.ground.inspection.snapshots.clone();
     for snapshot in &mut table {
         // Version 2 may leave it out, version 3 may not: QEMU takes the disk's.
         snapshot.disk_size.get_or_insert(header.size);
+    }
+    if let Some(index) = change.ground.pool_index.filter(|_| change.drops_pool) {
+        table.remove(index);
     }
     let Some(pool) = pool else { return table };
     let number = |snapshot: &Snapshot| str::from_utf8(&snapshot.id).ok()?.parse::<u64>().ok();
     let highest = table.iter().filter_map(number).max().unwrap_or(0);
     let mut entry = pool.snapshot(highest.saturating_add(1), header.cluster_bits);
-    match plan.pool_index.and_then(|index| table.get_mut(index)) {
+    match change.ground.pool_index.and_then(|index| table.get_mut(index)) {
         Some(old) => {
             entry.id.clone_from(&old.id);
             *old = entry;
@@ -96,8 +100,8 @@ fn snapshot_table(plan: &Plan, pool: Option<&Places>) -> Vec<Snapshot> {
 }
 
 /// The steps up to the last change of an L2 entry; returns the number of batches.
-fn change(plan: &mut Plan, prepared: &Prepared, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
-    let mut header = plan.inspection.header.clone();
+fn write_change(change: &mut Change, prepared: &Prepared, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let mut header = change.ground.inspection.header.clone();
     let bits = header.cluster_bits;
     if header.version >= 3 {
         clear_unknown_autoclear(storage, &header)?;
@@ -106,25 +110,26 @@ fn change(plan: &mut Plan, prepared: &Prepared, storage: &dyn Storage, work: &Wo
         flush(storage)?;
     }
 
-    raise_counts(plan, prepared)?;
-    let counts = &plan.inspection.counts;
+    raise_counts(change, prepared)?;
+    let counts = &change.ground.inspection.counts;
     prepared.growth.write(storage, &mut header, counts)?;
     let mender = Mender::new(storage, &header, counts);
     mender.refcounts(&Refcounts::load(storage, &header)?, Pass::Raise)?;
     if let Some(pool) = &prepared.pool {
-        pool.write(plan, counts, storage)?;
+        pool.write(change, counts, storage)?;
     }
     if let Some((place, bytes, _)) = &prepared.snapshots {
         write(storage, bytes, place.offset(bits).0)?;
     }
     flush(storage)?;
 
-    mender.copied(&plan.inspection.tables.active, false)?;
+    mender.copied(&change.ground.inspection.tables.active, false)?;
 
     if let Some((place, _, snapshots)) = &prepared.snapshots {
-        (header.snapshots, header.snapshots_offset) = (*snapshots, place.offset(bits));
+        let offset = if *snapshots == 0 { HostOffset(0) } else { place.offset(bits) };
+        (header.snapshots, header.snapshots_offset) = (*snapshots, offset);
     }
-    if header.version < 3 {
+    if change.upgrades() {
         write(storage, &upgraded(&header)?, 0)?;
         flush(storage)?;
     } else if prepared.snapshots.is_some() {
@@ -132,7 +137,7 @@ fn change(plan: &mut Plan, prepared: &Prepared, storage: &dyn Storage, work: &Wo
         flush(storage)?;
     }
 
-    redirect(plan, storage, work)
+    redirect(change, storage, work)
 }
 
 /// The first sector of a version 2 image that becomes version 3: it is written at once, so it holds the whole header.
@@ -150,49 +155,49 @@ pub(super) fn upgraded(header: &Header) -> Result<Vec<u8>> {
 }
 
 /// Counts the references that clusters gain: from the new pool, and from the L2 entries of duplicates.
-fn raise_counts(plan: &mut Plan, prepared: &Prepared) -> Result<()> {
-    let bits = plan.inspection.header.cluster_bits;
-    prepared.growth.count(bits, &mut plan.inspection.counts);
-    let counts = &plan.inspection.counts;
+fn raise_counts(change: &mut Change, prepared: &Prepared) -> Result<()> {
+    let bits = change.ground.inspection.header.cluster_bits;
+    prepared.growth.count(bits, &mut change.ground.inspection.counts);
+    let counts = &change.ground.inspection.counts;
     let gain = |unit: u64, times: u64| {
-        let bytes = plan.units.bytes(unit);
+        let bytes = change.ground.units.bytes(unit);
         counts.add(bytes.start, bytes.end - bytes.start, times, true).map_err(|_| {
             Error::new(ErrorKind::Limit, format!("the refcount of the cluster at {:#x} has no more room", bytes.start))
         })
     };
-    for new in plan.joining() {
+    for new in change.joining() {
         let unit = new?.unit;
-        if !plan.members.bits().contains(unit) {
+        if !change.ground.members.bits().contains(unit) {
             gain(unit, 1)?;
         }
     }
-    for word in plan.links.iter() {
+    for word in change.links.iter() {
         let link = Link::from_duplicate(word?);
-        gain(link.keeper, plan.units.users(link.duplicate))?;
+        gain(link.keeper, change.ground.units.users(link.duplicate))?;
     }
     Ok(())
 }
 
 /// Points the L2 entries of duplicates at what they share, and those of zeros at nothing.
-fn redirect(plan: &Plan, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
-    let header = &plan.inspection.header;
+fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let header = &change.ground.inspection.header;
     let bits = header.cluster_bits;
     let gap = match header.backing_name {
         None => L2Entry::Unallocated,
         Some(_) => L2Entry::Zero { host: None, copied: false },
     };
-    let tables = L2Tables::new(storage, header, &plan.inspection.tables);
-    let mut links = plan.links.iter();
+    let tables = L2Tables::new(storage, header, &change.ground.inspection.tables);
+    let mut links = change.links.iter();
     let (mut first, mut batches) = (0u64, 0);
-    while plan.changes_content() {
+    while change.changes_content() {
         work.cancel.check()?;
-        let keeper = |word: Result<u128>| Ok(plan.units.entry(Link::from_duplicate(word?).keeper));
-        let keepers = links.by_ref().take(plan.batch).map(keeper).collect::<Result<Vec<L2Entry>>>()?;
-        let replaced = |entry: L2Entry| match (entry, plan.units.of(entry)) {
+        let keeper = |word: Result<u128>| Ok(change.ground.units.entry(Link::from_duplicate(word?).keeper));
+        let keepers = links.by_ref().take(change.batch).map(keeper).collect::<Result<Vec<L2Entry>>>()?;
+        let replaced = |entry: L2Entry| match (entry, change.ground.units.of(entry)) {
             (L2Entry::Zero { host: Some(_), .. }, _) => Some(gap),
-            (_, Some(unit)) if plan.zeros.contains(unit) => Some(gap),
+            (_, Some(unit)) if change.zeros.contains(unit) => Some(gap),
             (_, Some(unit)) => {
-                let rank = plan.duplicates.rank(unit)?.checked_sub(first)?;
+                let rank = change.duplicates.rank(unit)?.checked_sub(first)?;
                 keepers.get(usize::try_from(rank).ok()?).copied()
             }
             (_, None) => None,
@@ -213,7 +218,7 @@ fn redirect(plan: &Plan, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> 
         flush(storage)?;
         batches += 1;
         first += keepers.len() as u64;
-        if first >= plan.links.len() {
+        if first >= change.links.len() {
             break;
         }
     }

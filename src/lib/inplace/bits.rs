@@ -59,6 +59,13 @@ impl Bits {
         self.iter_from(0)
     }
 
+    /// The numbers that `keep` accepts, with the same limit.
+    pub(super) fn filtered(&self, keep: impl Fn(&u64) -> bool) -> Self {
+        let mut kept = Self { words: vec![0; self.words.len()], len: 0 };
+        self.iter().filter(keep).for_each(|number| kept.insert(number));
+        kept
+    }
+
     /// The set, ready to be asked for ranks.
     pub(super) fn ranked(self) -> Ranked {
         let mut ranks = Vec::with_capacity(self.words.len() / STEP + 1);

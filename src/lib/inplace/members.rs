@@ -1,9 +1,10 @@
 //! Which clusters enter the pool.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::bits::Bits;
-use super::plan::Plan;
+use super::change::{Change, Ground};
 use super::tables::L2Tables;
 use crate::dedup::sequence::{Sequence, Spill};
 use crate::error::Result;
@@ -23,7 +24,7 @@ pub(super) struct NewMember {
 }
 
 impl NewMember {
-    fn encode(self) -> u128 {
+    pub(super) fn encode(self) -> u128 {
         u128::from(self.unit) << 64 | u128::from(self.guest.0)
     }
 
@@ -40,40 +41,61 @@ impl NewMember {
 /// A cluster that the disk and its snapshots have at the same place only is left out: that is a snapshot's sharing, after which
 /// QEMU sets COPIED right by itself when the snapshot goes.
 pub(super) fn new_members(
-    plan: &Plan,
+    change: &Change,
     storage: &dyn Storage,
     keepers: &Bits,
+    pin: Pin,
     spill: &Spill,
     work: &Work<'_>,
 ) -> Result<Sequence> {
-    let Plan { units, inspection, options, .. } = plan;
-    let all = options.pin == Pin::All;
-    let is_candidate = |&unit: &u64| {
-        let was_member = plan.members.bits().contains(unit);
+    let Ground { units, inspection, members, .. } = &change.ground;
+    let (all, members) = (pin == Pin::All, members.bits());
+    let mut candidates = Bits::new(units.limit());
+    for unit in (0..units.limit()).filter(|&unit| !change.is_gone(unit)) {
         // A count that is as high as it can be has no room for the pool's reference.
         let room = || units.hosts(unit).all(|host| inspection.counts.get(host) < inspection.header.refcount_bits.max());
         let users = units.users(unit);
-        let wanted = keepers.contains(unit) || users > 1 || all && users > 0;
-        !plan.is_gone(unit) && if was_member { plan.records.is_none() && users > 0 } else { wanted && room() }
-    };
-    let mut candidates = Bits::new(units.limit());
-    (0..units.limit()).filter(is_candidate).for_each(|unit| candidates.insert(unit));
-    let candidates = candidates.ranked();
-
-    let tables = L2Tables::new(storage, &inspection.header, &inspection.tables);
+        let joins = match members.contains(unit) {
+            true => !change.ground.has_records() && users > 0,
+            false => (keepers.contains(unit) || users > 1 || all && users > 0) && room(),
+        };
+        if joins {
+            candidates.insert(unit);
+        }
+    }
     let mut joining = Sequence::new(spill);
-    let per_batch = spill.words().max(1);
-    let mut numbers = candidates.bits().iter();
-    for first in (0..candidates.bits().len()).step_by(per_batch) {
+    guests(&change.ground, storage, candidates, spill, work, |unit, guests| {
+        if all || keepers.contains(unit) || members.contains(unit) || guests.start() < guests.end() {
+            joining.push(NewMember { unit, guest: *guests.start() }.encode())?;
+        }
+        Ok(())
+    })?;
+    Ok(joining)
+}
+
+/// Tells the lowest and the highest guest cluster, of the disk and of all snapshots, that map to each of `wanted`, in unit order.
+pub(super) fn guests(
+    ground: &Ground,
+    storage: &dyn Storage,
+    wanted: Bits,
+    spill: &Spill,
+    work: &Work<'_>,
+    mut tell: impl FnMut(u64, RangeInclusive<GuestCluster>) -> Result<()>,
+) -> Result<()> {
+    let header = &ground.inspection.header;
+    let wanted = wanted.ranked();
+    let tables = L2Tables::new(storage, header, &ground.inspection.tables);
+    let mut numbers = wanted.bits().iter();
+    for first in (0..wanted.bits().len()).step_by(spill.words()) {
         work.cancel.check()?;
-        let batch = per_batch.min(usize::try_from(candidates.bits().len() - first).unwrap_or(per_batch));
+        let batch = spill.words().min(usize::try_from(wanted.bits().len() - first).unwrap_or(usize::MAX));
         let lowest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(u64::MAX)).collect();
         let highest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(0)).collect();
         tables.visit(
             |table, content| {
                 for (word, index) in content.as_chunks().0.iter().zip(0u64..) {
-                    let entry = L2Entry::decode(u64::from_be_bytes(*word), inspection.header.cluster_bits, true);
-                    let rank = units.of(entry).and_then(|unit| candidates.rank(unit)?.checked_sub(first));
+                    let entry = L2Entry::decode(u64::from_be_bytes(*word), header.cluster_bits, true);
+                    let rank = ground.units.of(entry).and_then(|unit| wanted.rank(unit)?.checked_sub(first));
                     let Some(at) = rank.and_then(|rank| usize::try_from(rank).ok()) else { continue };
                     let (Some(lowest), Some(highest)) = (lowest.get(at), highest.get(at)) else { continue };
                     for guest in table.guests(index) {
@@ -86,11 +108,9 @@ pub(super) fn new_members(
             |()| Ok(()),
         )?;
         for ((lowest, highest), unit) in lowest.iter().zip(&highest).zip(numbers.by_ref()) {
-            let (lowest, highest) = (lowest.load(Ordering::Relaxed), highest.load(Ordering::Relaxed));
-            if all || keepers.contains(unit) || plan.members.bits().contains(unit) || lowest < highest {
-                joining.push(NewMember { unit, guest: GuestCluster(lowest) }.encode())?;
-            }
+            let [lowest, highest] = [lowest, highest].map(|guest| GuestCluster(guest.load(Ordering::Relaxed)));
+            tell(unit, lowest..=highest)?;
         }
     }
-    Ok(joining)
+    Ok(())
 }

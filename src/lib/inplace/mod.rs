@@ -31,6 +31,7 @@
 mod allocate;
 mod apply;
 mod bits;
+mod change;
 mod choose;
 mod members;
 mod plan;
@@ -120,7 +121,7 @@ impl Plan {
         let mut report = self.report(storage, started)?;
         if !self.is_empty() {
             work.progress.phase(3, PHASES, "writing", 0);
-            report.batches = work.run(|| apply::apply(&mut self, storage, work))?;
+            report.batches = work.run(|| apply::apply(&mut self.change, storage, work))?;
             (report.file_length_after_bytes, report.allocated_after_bytes) = sizes(storage)?;
         }
         report.seconds = started.elapsed().as_secs_f64();

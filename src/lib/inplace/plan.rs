@@ -3,50 +3,28 @@
 use std::path::Path;
 
 use super::apply::upgraded;
-use super::bits::{Bits, Ranked};
+use super::bits::Bits;
+use super::change::{Change, Ground, sound};
 use super::choose::Choice;
-use super::members::{NewMember, new_members};
+use super::members::new_members;
 use super::scan::{Key, named, scan, to_read};
-use super::tables::L2Tables;
-use super::units::{Content, Units};
 use super::{DedupOptions, PHASES};
-use crate::check::finding::{Finding, Severity};
-use crate::check::{CheckOptions, Inspection, inspect};
+use crate::check::Inspection;
 use crate::dedup::group::Link;
-use crate::dedup::sequence::{Sequence, Sorted, Spill};
+use crate::dedup::sequence::Spill;
 use crate::dedup::verify::verify;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::{Header, MAX_SNAPSHOTS, incompatible};
-use crate::format::table::L2Entry;
+use crate::format::header::{Header, MAX_SNAPSHOTS};
 use crate::image::read_header;
 use crate::pool;
-use crate::pool::directory::Record;
 use crate::storage::Storage;
 use crate::units::HostOffset;
 use crate::work::Work;
 
 /// What deduplication of an image will do: a value that can be looked at, and then applied or dropped.
 pub struct Plan {
-    pub(super) options: DedupOptions,
-    pub(super) inspection: Inspection,
-    pub(super) units: Units,
-    /// The pool's place in the snapshot table, before.
-    pub(super) pool_index: Option<usize>,
-    /// The units in the pool, before.
-    pub(super) members: Ranked,
-    /// Records of the members, in unit order; none where the directory cannot be used.
-    pub(super) records: Option<Vec<Record>>,
-    /// Duplicate and keeper, both units; sorted by duplicate.
-    pub(super) links: Sorted,
-    pub(super) duplicates: Ranked,
-    pub(super) zeros: Bits,
-    /// What enters the pool: [`NewMember`] words in unit order.
-    pub(super) joining: Sequence,
-    /// All members that the pool will have.
-    pub(super) members_after: Bits,
-    /// How many duplicates are redirected together.
-    pub(super) batch: usize,
-    pub(super) figures: Figures,
+    pub(super) change: Change,
+    figures: Figures,
 }
 
 /// The figures of a plan.
@@ -92,56 +70,42 @@ impl Plan {
         if header.version < 3 {
             upgraded(&header)?;
         }
-        let inspection = sound(storage, work)?;
+        let inspection = sound(storage, PHASES, work, |_| {})?;
         refuse_snapshots(&inspection)?;
-        work.run(|| Self::find(storage, options, inspection, limit, &work.spill(scratch), work))
+        work.run(|| {
+            let ground = Ground::new(storage, inspection)?;
+            Self::find(storage, options, ground, limit, &work.spill(scratch), work)
+        })
     }
 
     fn find(
         storage: &dyn Storage,
         options: DedupOptions,
-        mut inspection: Inspection,
+        ground: Ground,
         limit: u64,
         spill: &Spill,
         work: &Work<'_>,
     ) -> Result<Self> {
-        let pool = inspection.pool.take();
-        let pool_index = pool.as_ref().map(|known| known.index);
-        let header = &inspection.header;
-        let bits = header.cluster_bits;
-        let tables = L2Tables::new(storage, header, &inspection.tables);
-        let (entries, records) = pool.map_or_else(Default::default, |known| (known.members, known.records));
-        let units = Units::survey(header, inspection.file_len, &tables, &entries)?;
-        let content = Content { storage, header, units: &units };
-
-        let mut members = Bits::new(units.limit());
-        let numbers: Vec<Option<u64>> =
-            entries.iter().map(|&word| units.of(L2Entry::decode(word, bits, true))).collect();
-        numbers.iter().flatten().for_each(|&unit| members.insert(unit));
-        let records = records.map(|records| {
-            let mut by_unit: Vec<(u64, Record)> = numbers
-                .iter()
-                .zip(records)
-                .filter_map(|(unit, record)| Some((unit.as_ref().copied()?, record)))
-                .collect();
-            by_unit.sort_unstable_by_key(|(unit, _)| *unit);
-            by_unit
-        });
-
+        let bits = ground.inspection.header.cluster_bits;
+        let content = ground.content(storage);
+        let (units, members) = (&ground.units, ground.members.bits());
         let nothing = Bits::new(0);
-        let key = if records.as_ref().is_some_and(|r| !r.is_empty()) { Key::Sha256 } else { Key::Fingerprint };
-        let known = if key == Key::Sha256 { &members } else { &nothing };
-        work.progress.phase(1, PHASES, "scanning", to_read(&units, known) << bits.bits());
+        // What has its SHA-256 on record need not be read, if the others are named by it as well.
+        let (key, known) = match ground.has_records() && members.len() > 0 {
+            true => (Key::Sha256, members),
+            false => (Key::Fingerprint, &nothing),
+        };
+        work.progress.phase(1, PHASES, "scanning", to_read(units, known) << bits.bits());
         let mut found = scan(&content, known, key, spill, work)?;
-        if key == Key::Sha256 {
-            for (unit, record) in records.iter().flatten() {
-                found.records.push(named(&record.sha256, *unit))?;
+        for unit in known.iter() {
+            if let Some(record) = ground.record(unit) {
+                found.records.push(named(&record.sha256, unit))?;
             }
         }
-        let found_records = found.records.into_sorted()?;
-        let choice = Choice { units: &units, counts: &inspection.counts, members: &members, limit };
-        let links = choice.links(&found_records, spill)?;
-        drop(found_records);
+        let records = found.records.into_sorted()?;
+        let choice = Choice { units, counts: &ground.inspection.counts, members, limit };
+        let links = choice.links(&records, spill)?;
+        drop(records);
         work.progress.phase(2, PHASES, "comparing", links.len() << bits.bits());
         let links = verify(&content, links, |records| choice.links(records, spill), spill, work)?;
 
@@ -151,83 +115,39 @@ impl Plan {
             duplicates.insert(link.duplicate);
             keepers.insert(link.keeper);
         }
-        let mut plan = Self {
-            options,
-            pool_index,
-            members: members.ranked(),
-            records: records.map(|records| records.into_iter().map(|(_, record)| record).collect()),
+        let mut change = Change {
             links,
             duplicates: duplicates.ranked(),
-            batch: spill.words() * 2,
             zeros: found.zeros,
-            joining: Sequence::new(spill),
-            members_after: Bits::new(0),
-            figures: Figures { read: found.read, ..Figures::default() },
-            units,
-            inspection,
+            frees_kept: true,
+            may_upgrade: true,
+            ..Change::none(ground, spill)?
         };
-        plan.joining = new_members(&plan, storage, &keepers, spill, work)?;
-        plan.members_after = plan.all_members()?;
-        plan.count(&keepers);
-        Ok(plan)
-    }
-
-    /// Members that stay, and those that join.
-    fn all_members(&self) -> Result<Bits> {
-        let mut after = Bits::new(self.units.limit());
-        if self.records.is_some() {
-            self.members.bits().iter().filter(|&unit| !self.is_gone(unit)).for_each(|unit| after.insert(unit));
+        change.joining = new_members(&change, storage, &keepers, options.pin, spill, work)?;
+        if change.ground.has_records() {
+            let stays = |&unit: &u64| !change.is_gone(unit);
+            change.members_after = change.ground.members.bits().filtered(stays);
         }
-        for new in self.joining() {
-            after.insert(new?.unit);
+        for new in change.joining.iter().map(|word| word.map(super::members::NewMember::decode)) {
+            change.members_after.insert(new?.unit);
         }
-        Ok(after)
+        let figures = Self::count(&change, &keepers, found.read);
+        Ok(Self { change, figures })
     }
 
-    /// Whether nothing will lead to `unit` any more.
-    pub(super) fn is_gone(&self, unit: u64) -> bool {
-        self.duplicates.bits().contains(unit) || self.zeros.contains(unit)
-    }
-
-    /// What the pool's directory says of `unit`.
-    pub(super) fn record(&self, unit: u64) -> Option<&Record> {
-        let rank = usize::try_from(self.members.rank(unit)?).ok()?;
-        self.records.as_ref()?.get(rank)
-    }
-
-    fn count(&mut self, keepers: &Bits) {
-        let used = |&unit: &u64| self.units.users(unit) > 0;
-        let before = self.members.bits();
-        self.figures = Figures {
-            scanned: (0..self.units.limit()).filter(used).count() as u64,
-            read: self.figures.read,
-            zero: self.zeros.len(),
-            duplicate: self.duplicates.bits().iter().filter(used).count() as u64,
-            newly_shared: keepers.iter().filter(|&unit| !before.contains(unit)).count() as u64,
-            already_shared: before.iter().filter(used).count() as u64,
-            freed: self.freed(),
-            pool_members: self.members_after.len(),
-        };
-    }
-
-    /// Clusters that nothing will use any more.
-    fn freed(&self) -> u64 {
-        let dropped = |&unit: &u64| self.members.bits().contains(unit) && !self.members_after.contains(unit);
-        let unused = |&unit: &u64| self.units.users(unit) == 0 && !self.members.bits().contains(unit);
-        let goes = |&unit: &u64| self.is_gone(unit) || self.units.users(unit) == 0 && dropped(&unit);
-        let mut freed = self.units.plain().filter(goes).count() as u64;
-        freed += self.units.kept_by_zeros.iter().filter(unused).count() as u64;
-        // Compressed neighbours share host clusters: one is free when the last of them goes.
-        let mut left = std::collections::HashMap::new();
-        for unit in self.units.compressed().filter(goes) {
-            let references = self.units.users(unit) + u64::from(self.members.bits().contains(unit));
-            for host in self.units.hosts(unit) {
-                let left = left.entry(host).or_insert_with(|| self.inspection.counts.get(host));
-                *left = left.saturating_sub(references);
-                freed += u64::from(*left == 0 && references > 0);
-            }
+    fn count(change: &Change, keepers: &Bits, read: u64) -> Figures {
+        let Ground { units, members, .. } = &change.ground;
+        let used = |&unit: &u64| units.users(unit) > 0;
+        Figures {
+            scanned: (0..units.limit()).filter(used).count() as u64,
+            read,
+            zero: change.zeros.len(),
+            duplicate: change.duplicates.bits().iter().filter(used).count() as u64,
+            newly_shared: keepers.iter().filter(|&unit| !members.bits().contains(unit)).count() as u64,
+            already_shared: change.ground.used_members(),
+            freed: change.freed(),
+            pool_members: change.members_after.len(),
         }
-        freed
     }
 
     /// The figures.
@@ -239,55 +159,35 @@ impl Plan {
     /// Cluster size of the image in bytes.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
-        self.inspection.header.cluster_bits.bytes()
+        self.change.ground.inspection.header.cluster_bits.bytes()
     }
 
     /// Whether there is nothing to do: no duplicates, no zeros, no leaks, nothing to pool, and a pool in order.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.changes_content() && !self.changes_pool() && self.inspection.report.leaks == 0 && !self.is_dirty()
-    }
-
-    /// Whether L2 entries change.
-    pub(super) fn changes_content(&self) -> bool {
-        !self.links.is_empty() || self.zeros.len() > 0 || self.units.kept_by_zeros.len() > 0
-    }
-
-    /// Whether the pool is written anew.
-    pub(super) fn changes_pool(&self) -> bool {
-        !self.joining.is_empty()
-            || self.pool_index.is_some() && self.records.is_none()
-            || self.members.bits().len() != self.members_after.len()
-    }
-
-    fn is_dirty(&self) -> bool {
-        self.inspection.header.incompatible & incompatible::DIRTY != 0
+        self.change.is_empty()
     }
 
     /// Whether the image will get version 3: a snapshot, and the pool is one, blocks the resizing of version 2 images.
     #[must_use]
     pub fn upgrades(&self) -> bool {
-        self.inspection.header.version < 3 && !self.is_empty()
+        self.change.upgrades()
     }
 
     /// The duplicates, in the order of the file.
     pub fn shares(&self) -> impl Iterator<Item = Result<Share>> + '_ {
-        let host = |unit: u64| HostOffset(self.units.bytes(unit).start);
-        self.links.iter().map(move |word| {
+        let units = &self.change.ground.units;
+        let host = |unit: u64| HostOffset(units.bytes(unit).start);
+        self.change.links.iter().map(move |word| {
             let link = Link::from_duplicate(word?);
-            let references = self.units.users(link.duplicate);
+            let references = units.users(link.duplicate);
             Ok(Share { duplicate: host(link.duplicate), keeper: host(link.keeper), references })
         })
     }
 
     /// The clusters that hold nothing but zeros, in the order of the file.
     pub fn zeros(&self) -> impl Iterator<Item = HostOffset> + '_ {
-        self.zeros.iter().map(|unit| HostOffset(self.units.bytes(unit).start))
-    }
-
-    /// What enters the pool, in unit order.
-    pub(super) fn joining(&self) -> impl Iterator<Item = Result<NewMember>> + '_ {
-        self.joining.iter().map(|word| word.map(NewMember::decode))
+        self.change.zeros.iter().map(|unit| HostOffset(self.change.ground.units.bytes(unit).start))
     }
 }
 
@@ -306,24 +206,6 @@ fn refuse(header: &Header) -> Result<u64> {
             header.refcount_bits.bits()
         ))
     })
-}
-
-/// The inspection of an image that is sound but perhaps for leaks.
-fn sound(storage: &dyn Storage, work: &Work<'_>) -> Result<Inspection> {
-    let mut first = None;
-    let mut sink = |finding: &Finding| {
-        if first.is_none() && !matches!(finding.severity, Severity::Leak | Severity::Benign) {
-            first = Some(finding.kind.to_string());
-        }
-    };
-    let inspection = inspect(storage, CheckOptions::default(), work, (0, PHASES), &mut sink)?;
-    match first {
-        None => Ok(inspection),
-        Some(first) => {
-            let message = format!("the image is damaged ({first}); see dedup-img check, and check -r all");
-            Err(Error::new(ErrorKind::Corrupt, message))
-        }
-    }
 }
 
 fn refuse_snapshots(inspection: &Inspection) -> Result<()> {

@@ -5,8 +5,8 @@ use rayon::slice::ParallelSlice;
 use sha2::{Digest, Sha256};
 
 use super::allocate::Allocator;
+use super::change::Change;
 use super::members::NewMember;
-use super::plan::Plan;
 use super::units::Content;
 use crate::check::counts::Counts;
 use crate::dedup::verify::Clusters;
@@ -71,10 +71,10 @@ impl Places {
         pool::snapshot(id, self.l1.offset(bits), entries, DirectoryHeader::directory_bytes(self.members))
     }
 
-    /// Writes the pool that `plan` leads to, whose clusters will have the references `counts`. Nothing refers to it yet.
-    pub(super) fn write(&self, plan: &Plan, counts: &Counts, storage: &dyn Storage) -> Result<()> {
-        let limit = plan.inspection.header.refcount_bits.sharer_limit().unwrap_or(0);
-        let bits = plan.inspection.header.cluster_bits;
+    /// Writes the pool that `change` leads to, whose clusters will have the references `counts`. Nothing refers to it yet.
+    pub(super) fn write(&self, change: &Change, counts: &Counts, storage: &dyn Storage) -> Result<()> {
+        let limit = change.ground.inspection.header.refcount_bits.sharer_limit().unwrap_or(0);
+        let bits = change.ground.inspection.header.cluster_bits;
         let words: Vec<u8> =
             self.tables.iter().flat_map(|table| l1_entry(table.offset(bits), false).to_be_bytes()).collect();
         write(storage, &words, self.l1.offset(bits).0)?;
@@ -85,17 +85,17 @@ impl Places {
         let mut directory = Scattered::new(storage, bits, &self.directory);
         directory.append(&[0; HEADER_LENGTH])?;
         let mut digest = Sha256::new();
-        let content = Content { storage, header: &plan.inspection.header, units: &plan.units };
-        let mut members = Members::new(plan);
+        let content = change.ground.content(storage);
+        let mut members = Members::new(change);
         loop {
             let batch = members.by_ref().take(BATCH).collect::<Result<Vec<Member>>>()?;
             if batch.is_empty() {
                 break;
             }
             for (member, name) in batch.iter().zip(names(&content, &batch)?) {
-                let sharers = plan.units.hosts(member.unit).map(|host| counts.get(host)).max().unwrap_or(0);
+                let sharers = change.ground.units.hosts(member.unit).map(|host| counts.get(host)).max().unwrap_or(0);
                 let record = Record { sha256: name, guest: member.guest, retired: sharers > limit }.encode();
-                entries.append(&plan.units.entry(member.unit).encode(bits).to_be_bytes())?;
+                entries.append(&change.ground.units.entry(member.unit).encode(bits).to_be_bytes())?;
                 digest.update(record);
                 directory.append(&record)?;
             }
@@ -131,20 +131,20 @@ struct Member {
 
 /// The members that the pool will have, in the order of the file.
 struct Members<'a> {
-    plan: &'a Plan,
+    change: &'a Change,
     units: Box<dyn Iterator<Item = u64> + 'a>,
     /// What joins, from the front and from the first compressed one: in the order of the file they are mixed.
     joining: [Box<dyn Iterator<Item = Result<NewMember>> + 'a>; 2],
 }
 
 impl<'a> Members<'a> {
-    fn new(plan: &'a Plan) -> Self {
-        let compressed = plan.units.compressed().start;
-        let packed = plan.joining().filter(move |new| new.as_ref().is_ok_and(|new| new.unit >= compressed));
+    fn new(change: &'a Change) -> Self {
+        let compressed = change.ground.units.compressed().start;
+        let packed = change.joining().filter(move |new| new.as_ref().is_ok_and(|new| new.unit >= compressed));
         Self {
-            plan,
-            units: Box::new(plan.units.in_file_order(&plan.members_after)),
-            joining: [Box::new(plan.joining()), Box::new(packed)],
+            change,
+            units: Box::new(change.ground.units.in_file_order(&change.members_after)),
+            joining: [Box::new(change.joining()), Box::new(packed)],
         }
     }
 }
@@ -154,12 +154,12 @@ impl Iterator for Members<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let unit = self.units.next()?;
-        if let Some(record) = self.plan.record(unit) {
+        if let Some(record) = self.change.ground.record(unit) {
             return Some(Ok(Member { unit, guest: record.guest, name: Some(record.sha256) }));
         }
         let [plain, packed] = &mut self.joining;
-        let new = if self.plan.units.plain().contains(&unit) { plain.next() } else { packed.next() };
-        let bits = self.plan.inspection.header.cluster_bits;
+        let new = if self.change.ground.units.plain().contains(&unit) { plain.next() } else { packed.next() };
+        let bits = self.change.ground.inspection.header.cluster_bits;
         new.map(|new| Ok(Member { unit, guest: new?.guest.offset(bits), name: None }))
     }
 }
