@@ -22,6 +22,7 @@ pub(crate) enum Command {
     Create(CreateArgs),
     Convert(ConvertArgs),
     Dedup(DedupArgs),
+    Gc(GcArgs),
     Check(CheckArgs),
 }
 
@@ -139,6 +140,49 @@ pub(crate) struct DedupArgs {
     /// What to pool: shared clusters, or all data clusters (golden images and archives) [default: shared]
     #[arg(long, value_name = "WHAT")]
     pub(crate) pin: Option<PinArg>,
+    /// Memory for tables; beyond that, temporary files beside the image
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    pub(crate) memory: u64,
+    /// Worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Show progress
+    #[arg(short, long)]
+    pub(crate) progress: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// How to print the summary
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub(crate) output: OutputArg,
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// Give space back: what only the pool holds, leaks, free clusters; and with --compact every hole in the file.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "\
+Examples:
+  dedup-img gc disk.qcow2
+  dedup-img gc --dry-run --compact disk.qcow2
+  dedup-img gc -p --compact disk.qcow2"
+)]
+pub(crate) struct GcArgs {
+    /// Format of the image: qcow2; found by its content where not given
+    #[arg(short = 'f', long = "format", value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// Move clusters from the end of the file into holes, and cut the file
+    #[arg(long)]
+    pub(crate) compact: bool,
+    /// Remove the deduplication pool; what is shared stays shared
+    #[arg(long)]
+    pub(crate) drop_pool: bool,
+    /// Say what would be done, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Memory for tables; beyond that, temporary files beside the image
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     pub(crate) memory: u64,

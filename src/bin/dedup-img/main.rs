@@ -23,6 +23,7 @@ fn main() -> std::process::ExitCode {
         Command::Create(args) => command::create::run(args).map(|()| Exit::Done),
         Command::Convert(args) => command::convert::run(&args).map(|()| Exit::Done),
         Command::Dedup(args) => command::dedup::run(&args).map(|()| Exit::Done),
+        Command::Gc(args) => command::gc::run(&args).map(|()| Exit::Done),
         Command::Check(args) => command::check::run(&args),
     };
     result.unwrap_or_else(|error| view::failure(&error)).into()

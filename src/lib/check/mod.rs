@@ -12,7 +12,7 @@ mod compare;
 pub mod counts;
 pub mod finding;
 pub(crate) mod mend;
-mod overlap;
+pub(crate) mod overlap;
 pub(crate) mod pool;
 mod remarks;
 pub(crate) mod repair;
@@ -123,6 +123,8 @@ pub(crate) struct Inspection {
     pub file_len: u64,
     pub counts: Counts,
     pub snapshots: Vec<Snapshot>,
+    /// Metadata other than L2 tables.
+    pub claims: Vec<Claim>,
     pub tables: Tables,
     /// The pool, if there is one.
     pub pool: Option<pool::KnownPool>,
@@ -206,6 +208,7 @@ impl Checker<'_> {
             file_len: self.file_len,
             counts: self.counts,
             snapshots,
+            claims: self.claims,
             tables,
             pool: self.known,
             repair: self.repair,

@@ -7,7 +7,7 @@ use super::tables::Tables;
 
 /// Clusters that a part of the metadata takes.
 #[derive(Debug, Clone)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     /// The first cluster.
     pub first: u64,
     /// The last one.
@@ -20,7 +20,7 @@ impl Checker<'_> {
     /// Says where metadata lies on metadata, or data on metadata.
     pub(super) fn overlaps(&mut self, tables: &Tables) {
         let bits = self.header.cluster_bits.bits();
-        let mut claims = std::mem::take(&mut self.claims);
+        let mut claims = self.claims.clone();
         let clusters = self.counts.clusters();
         // An L2 table may have several users, but it is one table.
         for same in tables.references.chunk_by(|a, b| a.table == b.table) {

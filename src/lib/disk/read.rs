@@ -255,6 +255,8 @@ pub(crate) struct Inflater {
     key: Option<(usize, CompressedExtent)>,
     cluster: Vec<u8>,
     compressed: Vec<u8>,
+    /// How many of the compressed bytes the cluster needs.
+    consumed: usize,
     zlib: Option<Decompress>,
     zstd: Option<Decoder<'static>>,
 }
@@ -285,11 +287,19 @@ impl Inflater {
         Ok(&self.cluster)
     }
 
+    /// The compressed bytes of the cluster last asked for, perhaps with a few that follow them.
+    pub(crate) fn compressed(&self) -> &[u8] {
+        // A decoder may have stopped before it saw the end mark.
+        const MARK: usize = 8;
+        self.compressed.get(..self.consumed.saturating_add(MARK)).unwrap_or(&self.compressed)
+    }
+
     /// Raw deflate that must fill the cluster; what follows in the last sector is of no interest.
     fn inflate(&mut self) -> Option<()> {
         let zlib = self.zlib.get_or_insert_with(|| Decompress::new(false));
         zlib.reset(false);
         let status = zlib.decompress(&self.compressed, &mut self.cluster, FlushDecompress::Finish).ok()?;
+        self.consumed = usize::try_from(zlib.total_in()).unwrap_or(usize::MAX);
         let full = zlib.total_out() == self.cluster.len() as u64;
         (full && matches!(status, Status::StreamEnd | Status::BufError | Status::Ok)).then_some(())
     }
@@ -308,6 +318,7 @@ impl Inflater {
             let hint = zstd.run(&mut input, &mut output).ok()?;
             let full = output.pos() == output.capacity();
             if full && hint == 0 {
+                self.consumed = input.pos();
                 return Some(());
             }
             if (input.pos(), output.pos()) == before {

@@ -43,6 +43,18 @@ pub(super) fn decode(mut window: &[u8]) -> Result<Vec<Extension>> {
     Ok(extensions)
 }
 
+/// Where the data of the first extension of type `magic` begins in `cluster`, whose extensions begin at `start`.
+pub(crate) fn position(cluster: &[u8], start: usize, magic: u32) -> Option<usize> {
+    let mut at = start;
+    loop {
+        match u32_at(cluster, at)? {
+            END => return None,
+            found if found == magic => return Some(at + 8),
+            _ => at += 8 + (u32_at(cluster, at + 4)? as usize).next_multiple_of(8),
+        }
+    }
+}
+
 /// The names of the unknown incompatible feature bits, from the image's own table where it has one.
 pub(super) fn feature_names(unknown: u64, extensions: &[Extension]) -> String {
     let table = extensions.iter().find(|e| e.magic == FEATURE_NAMES);

@@ -27,6 +27,8 @@ pub const MAX_SNAPSHOTS: u32 = 65536;
 /// QEMU: the longest name of a backing file.
 pub const MAX_BACKING_NAME: u32 = 1023;
 
+/// Where the header says where the active L1 table is.
+pub const L1_OFFSET_AT: u64 = 40;
 /// Where the header says where the refcount table is.
 pub const REFCOUNT_TABLE_AT: u64 = 48;
 /// Where the header says how many snapshots there are, and where.
@@ -90,6 +92,7 @@ const V3_LENGTH_WORD: U32 = U32::new(112);
 const _: () = assert!(size_of::<RawHeader>() == V3_LENGTH);
 const _: () = assert!(std::mem::offset_of!(RawHeader, incompatible_features) == V2_LENGTH);
 const _: () = assert!(std::mem::offset_of!(RawHeader, compression_type) == V3_MIN_LENGTH);
+const _: () = assert!(std::mem::offset_of!(RawHeader, l1_table_offset) as u64 == L1_OFFSET_AT);
 const _: () = assert!(std::mem::offset_of!(RawHeader, refcount_table_offset) as u64 == REFCOUNT_TABLE_AT);
 const _: () = assert!(std::mem::offset_of!(RawHeader, nb_snapshots) as u64 == SNAPSHOTS_AT);
 const _: () = assert!(std::mem::offset_of!(RawHeader, incompatible_features) as u64 == INCOMPATIBLE_AT);
@@ -367,6 +370,14 @@ impl Header {
             }
             None => {}
         }
+        self.refuse_damaged()
+    }
+
+    /// Refuses by name what is not all in one sound file: an external data file, damage.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`].
+    pub fn refuse_damaged(&self) -> Result<()> {
         if self.refcount_table_clusters == 0 {
             return Err(Error::corrupt("Image does not contain a reference count table"));
         }

@@ -37,6 +37,12 @@ pub fn with_copied(entry: u64, copied: bool) -> u64 {
     if copied { entry | COPIED } else { entry & !COPIED }
 }
 
+/// The entry of an L1 table, or of an L2 table if it is not compressed, with another offset and the same flags.
+#[must_use]
+pub fn with_offset(entry: u64, offset: HostOffset) -> u64 {
+    entry & !OFFSET_MASK | offset.0 & OFFSET_MASK
+}
+
 /// The reserved bits of an L2 entry that is not compressed.
 #[must_use]
 pub fn l2_reserved(entry: u64) -> u64 {

@@ -7,9 +7,10 @@ use super::allocate::{Allocator, Growth};
 use super::change::Change;
 use super::pool_writer::Places;
 use super::tables::L2Tables;
+use crate::check::counts::Counts;
 use crate::check::mend::{Mender, Pass};
 use crate::check::repair::clear_unknown_autoclear;
-use crate::check::{CheckOptions, inspect};
+use crate::check::{CheckOptions, Inspection, inspect};
 use crate::dedup::group::Link;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incompatible};
@@ -20,8 +21,20 @@ use crate::storage::{Storage, flush, write};
 use crate::units::{ClusterBits, HostCluster, HostOffset};
 use crate::work::Work;
 
+/// Free space is given back in whole blocks of the file system; this is what most have.
+const BLOCK: u64 = 4096;
+
+/// What is given back to the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Punch {
+    /// Clusters that were freed.
+    Freed,
+    /// All free clusters.
+    All,
+}
+
 /// Said where the image is not clean after a failure.
-const UNSETTLED: &str = "; no data is lost, but the image needs 'dedup-img check -r all'";
+pub(super) const UNSETTLED: &str = "; no data is lost, but the image needs 'dedup-img check -r all'";
 
 /// What is written before anything refers to it.
 struct Prepared {
@@ -32,19 +45,19 @@ struct Prepared {
 }
 
 /// Does what `change` says; returns the number of batches.
-pub(super) fn apply(change: &mut Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+pub(super) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, work: &Work<'_>) -> Result<u64> {
     let before = change.ground.inspection.file_len;
     let prepared = prepare(change, storage)?;
     work.cancel.check()?;
     let changed = write_change(change, &prepared, storage, work);
     // What was done so far is right. Settled, it is clean as well.
-    match (changed, settle(storage, before, work)) {
-        (Ok(batches), Ok(())) => Ok(batches),
-        (Err(error), Ok(())) => Err(error),
+    match (changed, settle(storage, before, punch, work)) {
+        (Ok(batches), Ok(_)) => Ok(batches),
+        (Err(error), Ok(_)) => Err(error),
         (Err(error), Err(_)) => Err(error.ending(UNSETTLED)),
         // Perhaps only giving back space failed: once more.
-        (Ok(_), Err(error)) => match settle(storage, before, work) {
-            Ok(()) => Err(error),
+        (Ok(_), Err(error)) => match settle(storage, before, punch, work) {
+            Ok(_) => Err(error),
             Err(_) => Err(error.ending(UNSETTLED)),
         },
     }
@@ -99,16 +112,22 @@ fn snapshot_table(change: &Change, pool: Option<&Places>) -> Vec<Snapshot> {
     table
 }
 
-/// The steps up to the last change of an L2 entry; returns the number of batches.
-fn write_change(change: &mut Change, prepared: &Prepared, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
-    let mut header = change.ground.inspection.header.clone();
-    let bits = header.cluster_bits;
+/// Sets the dirty bit, which version 2 does not have, and clears autoclear bits that are not known; returns the header.
+pub(super) fn set_dirty(storage: &dyn Storage, header: &Header) -> Result<Header> {
+    let mut header = header.clone();
     if header.version >= 3 {
         clear_unknown_autoclear(storage, &header)?;
         header.incompatible |= incompatible::DIRTY;
         write(storage, &header.incompatible.to_be_bytes(), INCOMPATIBLE_AT)?;
         flush(storage)?;
     }
+    Ok(header)
+}
+
+/// The steps up to the last change of an L2 entry; returns the number of batches.
+fn write_change(change: &mut Change, prepared: &Prepared, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let mut header = set_dirty(storage, &change.ground.inspection.header)?;
+    let bits = header.cluster_bits;
 
     raise_counts(change, prepared)?;
     let counts = &change.ground.inspection.counts;
@@ -229,7 +248,7 @@ fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u
 /// back to the file system. A file that has grown from `old_len` bytes for nothing gets that length again.
 ///
 /// What is lowered follows from the image as it is, never from what the plan meant to do.
-fn settle(storage: &dyn Storage, old_len: u64, work: &Work<'_>) -> Result<()> {
+pub(super) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &Work<'_>) -> Result<Inspection> {
     let now = inspect(storage, CheckOptions::default(), work, (PHASES - 1, PHASES), &mut |_| {})?;
     if let Some(hopeless) = &now.hopeless {
         return Err(Error::corrupt(format!("the image is not as it should be: {hopeless}")));
@@ -242,25 +261,46 @@ fn settle(storage: &dyn Storage, old_len: u64, work: &Work<'_>) -> Result<()> {
     let freed = mender.refcounts(&refcounts, Pass::Lower)?;
     mender.copied(&now.tables.active, true)?;
     let tail = bits.clusters(old_len)..now.counts.clusters();
-    let file_len = if !tail.is_empty() && tail.clone().all(|cluster| now.counts.get(cluster) == 0) {
+    let grown = now.file_len > old_len;
+    let file_len = if grown && tail.clone().all(|cluster| now.counts.get(cluster) == 0) {
         storage.set_len(old_len).at("Could not make the file shorter")?;
         old_len
     } else {
         now.file_len
     };
-    punch(storage, &freed, bits, file_len)?;
-    mender.clear(incompatible::DIRTY)
-}
-
-/// Gives clusters back, where the file system can take them.
-fn punch(storage: &dyn Storage, freed: &[Range<u64>], bits: ClusterBits, file_len: u64) -> Result<()> {
-    for run in freed {
-        let bytes = run.start << bits.bits()..(run.end << bits.bits()).min(file_len);
-        if !bytes.is_empty()
-            && !storage.punch(bytes.clone()).at(format_args!("Could not give back the space at {:#x}", bytes.start))?
-        {
+    let ranges = match punch {
+        Punch::All => idle(&now.counts, bits, storage)?,
+        Punch::Freed => {
+            let bytes = |run: &Range<u64>| run.start << bits.bits()..(run.end << bits.bits()).min(file_len);
+            freed.iter().map(bytes).filter(|bytes| !bytes.is_empty()).collect()
+        }
+    };
+    for bytes in ranges {
+        if !storage.punch(bytes.clone()).at(format_args!("Could not give back the space at {:#x}", bytes.start))? {
             break;
         }
     }
-    Ok(())
+    mender.clear(incompatible::DIRTY)?;
+    Ok(now)
+}
+
+/// Free clusters that are no holes of the file yet, as bytes, in whole blocks of the file system.
+pub(super) fn idle(counts: &Counts, bits: ClusterBits, storage: &dyn Storage) -> Result<Vec<Range<u64>>> {
+    let len = storage.len().at("Could not get its length")?;
+    let mut idle: Vec<Range<u64>> = Vec::new();
+    let mut free = (0..bits.clusters(len)).filter(|&cluster| counts.get(cluster) == 0).peekable();
+    while let Some(first) = free.next() {
+        let mut end = first + 1;
+        while free.next_if_eq(&end).is_some() {
+            end += 1;
+        }
+        let bytes = (first << bits.bits()).next_multiple_of(BLOCK)..(end << bits.bits()).min(len) & !(BLOCK - 1);
+        if !bytes.is_empty() {
+            let data = storage.next_data(bytes.start).at("Could not look for holes")?;
+            if data.is_some_and(|data| data.start < bytes.end) {
+                idle.push(bytes);
+            }
+        }
+    }
+    Ok(idle)
 }

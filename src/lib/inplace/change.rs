@@ -148,15 +148,16 @@ impl Change {
         self.may_upgrade && self.ground.inspection.header.version < 3 && !self.is_empty()
     }
 
-    /// Data clusters of the file that nothing will use any more.
-    pub(super) fn freed(&self) -> u64 {
+    /// Clusters of the file with data that nothing will use any more.
+    pub(super) fn gone_clusters(&self) -> Bits {
         let Ground { units, members, inspection, .. } = &self.ground;
         let dropped = |unit: u64| members.bits().contains(unit) && !self.members_after.contains(unit);
         let goes = |&unit: &u64| self.is_gone(unit) || units.users(unit) == 0 && dropped(unit);
-        let mut freed = units.plain().filter(goes).count() as u64;
+        let mut gone = Bits::new(units.plain().end);
+        units.plain().filter(goes).for_each(|unit| gone.insert(unit));
         if self.frees_kept {
             let unused = |&unit: &u64| units.users(unit) == 0 && !members.bits().contains(unit);
-            freed += units.kept_by_zeros.iter().filter(unused).count() as u64;
+            units.kept_by_zeros.iter().filter(unused).for_each(|unit| gone.insert(unit));
         }
         // Compressed neighbours share host clusters: one is free when the last of them goes.
         let mut left = HashMap::new();
@@ -165,10 +166,12 @@ impl Change {
             for host in units.hosts(unit) {
                 let left = left.entry(host).or_insert_with(|| inspection.counts.get(host));
                 *left = left.saturating_sub(references);
-                freed += u64::from(*left == 0 && references > 0);
+                if *left == 0 && references > 0 {
+                    gone.insert(host);
+                }
             }
         }
-        freed
+        gone
     }
 }
 

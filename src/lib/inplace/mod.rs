@@ -33,8 +33,12 @@ mod apply;
 mod bits;
 mod change;
 mod choose;
+mod compact;
+mod gc;
 mod members;
+mod moves;
 mod plan;
+mod pointers;
 mod pool_writer;
 mod scan;
 mod tables;
@@ -43,6 +47,8 @@ mod units;
 use std::path::Path;
 use std::time::Instant;
 
+use apply::Punch;
+pub use gc::{GcOptions, GcPlan, GcReport, gc};
 pub use plan::{Figures, Plan, Share};
 use serde::Serialize;
 
@@ -121,7 +127,7 @@ impl Plan {
         let mut report = self.report(storage, started)?;
         if !self.is_empty() {
             work.progress.phase(3, PHASES, "writing", 0);
-            report.batches = work.run(|| apply::apply(&mut self.change, storage, work))?;
+            report.batches = work.run(|| apply::apply(&mut self.change, storage, Punch::Freed, work))?;
             (report.file_length_after_bytes, report.allocated_after_bytes) = sizes(storage)?;
         }
         report.seconds = started.elapsed().as_secs_f64();

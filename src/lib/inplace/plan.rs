@@ -145,7 +145,7 @@ impl Plan {
             duplicate: change.duplicates.bits().iter().filter(used).count() as u64,
             newly_shared: keepers.iter().filter(|&unit| !members.bits().contains(unit)).count() as u64,
             already_shared: change.ground.used_members(),
-            freed: change.freed(),
+            freed: change.gone_clusters().len(),
             pool_members: change.members_after.len(),
         }
     }

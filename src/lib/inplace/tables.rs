@@ -43,6 +43,11 @@ pub(super) struct L2Tables<'a> {
 }
 
 impl<'a> L2Tables<'a> {
+    /// All of `tables`.
+    pub(super) fn all(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
+        Self { storage, header, references: tables.references.clone() }
+    }
+
     /// Those of `tables`, without the pool's.
     pub(super) fn new(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
         let is_pool = |r: &&L2Reference| tables.layers.get(r.layer as usize).is_none_or(|layer| *layer == Layer::Pool);

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
 use crate::format::table::L2Entry;
+use crate::format::u64_at;
 use crate::storage::{Storage, read_padded};
 use crate::units::{ClusterBits, HostOffset};
 
@@ -42,8 +43,9 @@ impl Units {
         tables.visit(
             |table, content| {
                 let mut found = (Vec::new(), Vec::new());
-                for word in content.as_chunks().0 {
-                    match L2Entry::decode(u64::from_be_bytes(*word), bits, true) {
+                for entry in content.chunks_exact(header.l2_entry_len()) {
+                    let word = u64_at(entry, 0).unwrap_or(0);
+                    match L2Entry::decode(word, bits, !header.extended_l2()) {
                         L2Entry::Data { host, .. } => {
                             // The check has found it to lie in the file.
                             let _ = users.add(host.0, bits.bytes(), table.times(), true);
@@ -106,6 +108,11 @@ impl Units {
         }
     }
 
+    /// The compressed clusters in the order of the file, and how many L2 entries lead to each.
+    pub(super) fn packed_clusters(&self) -> &[(CompressedExtent, u64)] {
+        &self.compressed
+    }
+
     fn packed(&self, unit: u64) -> Option<(CompressedExtent, u64)> {
         let index = usize::try_from(unit.checked_sub(self.plain)?).ok()?;
         self.compressed.get(index).copied()
@@ -152,7 +159,7 @@ impl Units {
 }
 
 /// Compressed units are in this order.
-fn order(extent: CompressedExtent) -> (u64, u64) {
+pub(super) fn order(extent: CompressedExtent) -> (u64, u64) {
     (extent.host.0, extent.more_sectors)
 }
 

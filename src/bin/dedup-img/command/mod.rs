@@ -4,3 +4,5 @@ pub(crate) mod check;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod dedup;
+pub(crate) mod gc;
+mod in_place;

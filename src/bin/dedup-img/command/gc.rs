@@ -1,0 +1,34 @@
+//! `dedup-img gc`.
+
+use std::time::Instant;
+
+use dedup_img::inplace::{GcOptions, GcPlan};
+
+use super::in_place::{InPlace, run_in_place};
+use crate::cli::GcArgs;
+use crate::failure::Failure;
+use crate::view;
+
+/// Runs the command.
+pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
+    let Some(file) = args.file.as_deref() else {
+        return Err(Failure::Usage { command: "gc", message: "Expecting one image file name".to_owned() });
+    };
+    let common = InPlace {
+        file,
+        format: args.format.as_deref(),
+        dry_run: args.dry_run,
+        memory: args.memory,
+        threads: args.threads,
+        progress: args.progress,
+        quiet: args.quiet,
+        output: args.output,
+    };
+    run_in_place(&common, |storage, scratch, work| {
+        let started = Instant::now();
+        let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
+        let plan = GcPlan::new(storage, options, scratch, work)?;
+        let report = if args.dry_run { plan.report(started) } else { plan.apply(storage, started, work)? };
+        Ok(view::gc::summary(file, &report, options, args.dry_run, args.output))
+    })
+}

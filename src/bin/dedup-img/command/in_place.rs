@@ -1,0 +1,72 @@
+//! What commands have in common that change an image where it lies.
+
+use std::path::Path;
+
+use dedup_img::disk::{Format, open_image};
+use dedup_img::progress::{Progress, Silent};
+use dedup_img::storage::Storage;
+use dedup_img::storage::lock::LockMode;
+use dedup_img::work::Work;
+use dedup_img::{Error, ErrorKind, Result};
+
+use crate::cli::OutputArg;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::view::{self, progress::Shown};
+
+/// Their options.
+pub(super) struct InPlace<'a> {
+    pub(super) file: &'a Path,
+    pub(super) format: Option<&'a str>,
+    pub(super) dry_run: bool,
+    pub(super) memory: u64,
+    pub(super) threads: Option<u16>,
+    pub(super) progress: bool,
+    pub(super) quiet: bool,
+    pub(super) output: OutputArg,
+}
+
+/// Opens the image, lets `operation` work on it with a directory for temporary files, and prints the summary that it returns.
+pub(super) fn run_in_place(
+    args: &InPlace<'_>,
+    operation: impl FnOnce(&dyn Storage, &Path, &Work<'_>) -> Result<String>,
+) -> std::result::Result<(), Failure> {
+    let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", args.file.display()));
+    let format = args.format.map(str::parse::<Format>).transpose().map_err(opening)?;
+    let interrupt = Interrupt::watch();
+    let shown = (args.progress && !args.quiet).then(|| Shown::new(args.output == OutputArg::Json));
+    let progress: &dyn Progress = shown.as_ref().map_or(&Silent, |shown| shown);
+    let work = Work::new(args.threads.map(usize::from), args.memory, progress, &interrupt.cancel)?;
+    let result = open_and(args, format, |storage, scratch| operation(storage, scratch, &work));
+    if let Some(shown) = &shown {
+        shown.finish(result.is_ok());
+    }
+    match result {
+        Err(error) if error.kind() == ErrorKind::Cancelled => {
+            interrupt.die();
+            Err(error.into())
+        }
+        Err(error) => Err(error.into()),
+        Ok(summary) if args.quiet => {
+            drop(summary);
+            Ok(())
+        }
+        Ok(summary) => view::print(&summary),
+    }
+}
+
+fn open_and(
+    args: &InPlace<'_>,
+    format: Option<Format>,
+    operation: impl FnOnce(&dyn Storage, &Path) -> Result<String>,
+) -> Result<String> {
+    let mode = if args.dry_run { LockMode::Read } else { LockMode::Write };
+    let (storage, format) = open_image(args.file, format, mode)?;
+    let said = |e: Error| e.prefixed(&format!("'{}'", args.file.display()));
+    if format != Format::Qcow2 {
+        let message = format!("a {format} image cannot be worked on in place; use dedup-img convert");
+        return Err(said(Error::new(ErrorKind::Unsupported, message)));
+    }
+    let parent = args.file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    operation(&storage, parent.unwrap_or(Path::new("."))).map_err(said)
+}

@@ -1,0 +1,204 @@
+//! Moving clusters from the end of the file into holes, and cutting the file.
+//!
+//! ```text
+//!    step                                                   after a crash here
+//!  1 set the dirty bit; raise the refcounts of the places    counts that are too high
+//!    that things move to; flush
+//!  2 copy what moves; what points at things that move does   nothing refers to the copies
+//!    so in its copy already; flush
+//!  3 point everything that stays at the copies; flush        some points at the copies, some still at the originals:
+//!                                                            they are the same
+//!  4 switch the header to tables that moved; flush           one or the other, in one sector
+//!  5 count everything anew and lower what is too high; flush leaks
+//!  6 drop refcount blocks that count nothing; cut the file   nothing uses what is cut off
+//! ```
+//!
+//! Nothing is written over anything that is in use, so no second copy of the file is needed: a pass fills the holes that there
+//! are, and what it frees is the end of the file.
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use super::apply::{Punch, UNSETTLED, set_dirty, settle};
+use super::change::sound;
+use super::gc::PHASES;
+use super::moves::{Moves, plan};
+use super::pointers::{Container, containers, header_fields};
+use super::tables::L2Tables;
+use crate::check::Inspection;
+use crate::check::mend::{Mender, Pass};
+use crate::error::{Error, IoContext, Result};
+use crate::format::header::Header;
+use crate::image::refcounts::{Block, Refcounts};
+use crate::storage::{Storage, flush, read_padded, write};
+use crate::work::Work;
+
+/// Bytes that are copied at once.
+const PIECE: u64 = 1 << 20;
+/// More passes than any image has needed; each pass fills holes for good, so there is an end in any case.
+const MOST_PASSES: u32 = 64;
+
+/// Moves what lies behind the end that the file could have, and cuts the file; returns how many clusters moved.
+pub(super) fn compact(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let mut inspection = sound(storage, PHASES, work, |_| {})?;
+    let mut moved = 0;
+    for _ in 0..MOST_PASSES {
+        work.cancel.check()?;
+        let Some(moves) = plan(storage, &inspection)? else { break };
+        work.progress.phase(2, PHASES, "moving", moves.len() << inspection.header.cluster_bits.bits());
+        let file_len = inspection.file_len;
+        let done = apply(storage, &mut inspection, &moves, work);
+        inspection = match (done, settle(storage, file_len, Punch::Freed, work)) {
+            (Ok(()), settled) => settled.map_err(|e| e.ending(UNSETTLED))?,
+            (Err(error), Ok(_)) => return Err(error),
+            (Err(error), Err(_)) => return Err(error.ending(UNSETTLED)),
+        };
+        moved += moves.len();
+        if drop_surplus_blocks(storage, &inspection)? {
+            inspection = settle(storage, file_len, Punch::Freed, work)?;
+        }
+    }
+    if drop_surplus_blocks(storage, &inspection)? {
+        inspection = settle(storage, inspection.file_len, Punch::Freed, work)?;
+    }
+    cut(storage, &inspection)?;
+    Ok(moved)
+}
+
+/// The number of clusters of a file in which `used` clusters are in use, once it is compact: refcount blocks that count nothing
+/// then are not needed.
+pub(super) fn target(storage: &dyn Storage, header: &Header, used: u64) -> Result<u64> {
+    let refcounts = Refcounts::load(storage, header)?;
+    let indices = 0..refcounts.entries().len() as u64;
+    let blocks = indices.filter(|&index| matches!(refcounts.block(index), Block::At(_))).count() as u64;
+    let others = used.saturating_sub(blocks);
+    let mut end = others;
+    loop {
+        let next = others + end.div_ceil(refcounts.per_block());
+        if next == end {
+            return Ok(end);
+        }
+        end = next;
+    }
+}
+
+/// Steps 1 to 4.
+fn apply(storage: &dyn Storage, inspection: &mut Inspection, moves: &Moves, work: &Work<'_>) -> Result<()> {
+    let header = set_dirty(storage, &inspection.header)?;
+    let bits = header.cluster_bits;
+    moves.count(bits, &mut inspection.counts)?;
+    let mender = Mender::new(storage, &header, &inspection.counts);
+    mender.refcounts(&Refcounts::load(storage, &header)?, Pass::Raise)?;
+
+    copy(storage, &header, moves, work)?;
+    let tables = L2Tables::all(storage, &header, &inspection.tables);
+    let others = containers(storage, inspection)?;
+    point(storage, &header, &tables, &others, moves, true)?;
+    flush(storage)?;
+    point(storage, &header, &tables, &others, moves, false)?;
+    flush(storage)?;
+    let fields = header_fields(storage, &header, moves)?;
+    for (bytes, at) in &fields {
+        write(storage, bytes, *at)?;
+    }
+    if fields.is_empty() { Ok(()) } else { flush(storage) }
+}
+
+/// Copies the clusters that move, and the compressed data.
+fn copy(storage: &dyn Storage, header: &Header, moves: &Moves, work: &Work<'_>) -> Result<()> {
+    let bits = header.cluster_bits;
+    let runs = moves.runs((PIECE >> bits.bits()).max(1));
+    for batch in runs.chunks(work.batch()) {
+        let copied: Vec<Result<()>> = batch
+            .par_iter()
+            .map(|(from, to, count)| {
+                let mut buffer = vec![0; usize::try_from(count << bits.bits()).unwrap_or(usize::MAX)];
+                let at = from << bits.bits();
+                read_padded(storage, &mut buffer, at).at(format_args!("Could not read at {at:#x}"))?;
+                write(storage, &buffer, to << bits.bits())
+            })
+            .collect();
+        copied.into_iter().collect::<Result<()>>()?;
+        work.progress.advance(batch.iter().map(|(_, _, count)| count << bits.bits()).sum());
+    }
+    moves.copy_packed(storage, header)
+}
+
+/// Points what refers to things that move at their new places: in the copies of what moves itself, or in what stays.
+fn point(
+    storage: &dyn Storage,
+    header: &Header,
+    tables: &L2Tables<'_>,
+    others: &[Container],
+    moves: &Moves,
+    moving: bool,
+) -> Result<()> {
+    let place = |at: u64| {
+        let new = moves.offset(at);
+        (new.is_some() == moving).then(|| new.unwrap_or(at))
+    };
+    tables.visit(
+        |table, content| {
+            let Some(at) = place(table.host().0) else { return Ok(()) };
+            if moves.redirect_l2(header, content) { write(storage, content, at) } else { Ok(()) }
+        },
+        |()| Ok(()),
+    )?;
+    for container in others {
+        if let Some(at) = place(container.at)
+            && let Some(bytes) = container.redirected(moves)
+        {
+            write(storage, &bytes, at)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes refcount blocks that count nothing but themselves and each other out of the refcount table, from its end; says whether
+/// there were any. Their clusters are leaks then.
+fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result<bool> {
+    let header = &inspection.header;
+    let bits = header.cluster_bits.bits();
+    let refcounts = Refcounts::load(storage, header)?;
+    let per_block = refcounts.per_block();
+    let blocks: Vec<(u64, u64)> = (0..refcounts.entries().len() as u64)
+        .filter_map(|index| match refcounts.block(index) {
+            Block::At(offset) => Some((index, offset.0 >> bits)),
+            _ => None,
+        })
+        .collect();
+    let mut places: Vec<u64> = blocks.iter().map(|(_, cluster)| *cluster).collect();
+    places.sort_unstable();
+    let counts = &inspection.counts;
+    let is_other = |&cluster: &u64| counts.get(cluster) > 0 && places.binary_search(&cluster).is_err();
+    let mut end = (0..counts.clusters()).rev().find(is_other).map_or(0, |cluster| cluster + 1);
+    loop {
+        // The blocks that are needed must be counted as well, wherever they are.
+        let needed = blocks.iter().filter(|(index, _)| index * per_block < end).map(|(_, cluster)| cluster + 1).max();
+        match needed.filter(|&needed| needed > end) {
+            Some(needed) => end = needed,
+            None => break,
+        }
+    }
+    let surplus: Vec<u64> = blocks.iter().map(|(index, _)| *index).filter(|index| index * per_block >= end).collect();
+    if surplus.is_empty() {
+        return Ok(false);
+    }
+    set_dirty(storage, header)?;
+    for index in surplus {
+        write(storage, &[0; 8], header.refcount_table_offset.0 + index * 8)?;
+    }
+    flush(storage)?;
+    Ok(true)
+}
+
+/// Cuts the file behind its last cluster in use.
+fn cut(storage: &dyn Storage, inspection: &Inspection) -> Result<()> {
+    let counts = &inspection.counts;
+    let end = (0..counts.clusters()).rev().find(|&cluster| counts.get(cluster) > 0).map_or(0, |cluster| cluster + 1);
+    let len = end << inspection.header.cluster_bits.bits();
+    if storage.len().at("Could not get its length")? > len {
+        storage.set_len(len).map_err(|e| Error::io("Could not make the file shorter", e))?;
+        flush(storage)?;
+    }
+    Ok(())
+}

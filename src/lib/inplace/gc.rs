@@ -1,0 +1,245 @@
+//! Giving space back: what only the pool holds, what leaked, and with compaction every hole in the file.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::apply::{self, Punch, idle, settle};
+use super::change::{Change, Ground, sound};
+use super::members::{NewMember, guests};
+use super::{compact, sizes};
+use crate::check::finding::Kind;
+use crate::dedup::sequence::Spill;
+use crate::error::{Error, Result};
+use crate::format::header::Header;
+use crate::image::read_header;
+use crate::pool::directory::DirectoryHeader;
+use crate::storage::Storage;
+use crate::units::ClusterBits;
+use crate::work::Work;
+
+/// Checking, writing, and for compaction moving.
+pub(super) const PHASES: u32 = 3;
+
+/// What to collect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GcOptions {
+    /// Move clusters from the end of the file into holes, and cut the file.
+    pub compact: bool,
+    /// Remove the pool. Sharing stays.
+    pub drop_pool: bool,
+}
+
+/// What a collection will do.
+pub struct GcPlan {
+    options: GcOptions,
+    change: Change,
+    report: GcReport,
+    /// Whether the file occupies space for free clusters.
+    is_idle: bool,
+}
+
+/// What a collection did, or would do. Sizes are in bytes.
+#[derive(Debug, Clone, Serialize)]
+pub struct GcReport {
+    /// Cluster size of the image.
+    pub cluster_size_bytes: u64,
+    /// Clusters whose refcount was too high.
+    pub leaked_clusters: u64,
+    /// Members of the pool that nothing else used.
+    pub garbage_members: u64,
+    /// Members that left the pool because one guest cluster is left that uses them.
+    pub unpooled_members: u64,
+    /// Members of the pool.
+    pub pool_members: u64,
+    /// Whether the directory of the pool was lost, and is made anew.
+    pub directory_rebuilt: bool,
+    /// Whether the pool was removed.
+    pub pool_dropped: bool,
+    /// Clusters that nothing uses any more; the pool's own are not counted.
+    pub freed_clusters: u64,
+    /// The same in bytes.
+    pub freed_bytes: u64,
+    /// Clusters that moved; for a plan, those that are to.
+    pub moved_clusters: u64,
+    /// Whether anything was to be done.
+    pub changed: bool,
+    /// Length of the file before.
+    pub file_length_before_bytes: u64,
+    /// Length of the file after.
+    pub file_length_after_bytes: u64,
+    /// What the file occupied before.
+    pub allocated_before_bytes: u64,
+    /// What it occupies after.
+    pub allocated_after_bytes: u64,
+    /// Time taken.
+    pub seconds: f64,
+}
+
+/// Collects what can be given back of the image in `storage`, which nobody else may use. Large tables go to temporary files in
+/// `scratch`.
+///
+/// # Errors
+/// As [`super::dedup`].
+pub fn gc(storage: &dyn Storage, options: GcOptions, scratch: &Path, work: &Work<'_>) -> Result<GcReport> {
+    let started = Instant::now();
+    GcPlan::new(storage, options, scratch, work)?.apply(storage, started, work)
+}
+
+impl GcPlan {
+    /// Checks the image in `storage`. Nothing is written.
+    ///
+    /// # Errors
+    /// Those of reading; refusals by name.
+    pub fn new(storage: &dyn Storage, options: GcOptions, scratch: &Path, work: &Work<'_>) -> Result<Self> {
+        let header = read_header(storage)?;
+        refuse(&header, options)?;
+        let mut lost = 0;
+        let inspection = sound(storage, PHASES, work, |leak| {
+            lost += u64::from(matches!(&leak.kind, Kind::Leaked(count) if count.references == 0));
+        })?;
+        if inspection.pool.is_some() && (header.extended_l2() || header.encryption.is_some()) {
+            return Err(Error::unsupported("a deduplication pool in an encrypted image, or in one with subclusters"));
+        }
+        let bits = header.cluster_bits;
+        let (file_length, allocated) = sizes(storage)?;
+        work.run(|| {
+            let spill = work.spill(scratch);
+            let (change, unpooled) = collect(Ground::new(storage, inspection)?, options, storage, &spill, work)?;
+            let ground = &change.ground;
+            let used = ground.used_members();
+            let freed = change.gone_clusters().len() + lost;
+            let report = GcReport {
+                cluster_size_bytes: bits.bytes(),
+                leaked_clusters: ground.inspection.report.leaks,
+                garbage_members: if options.drop_pool { 0 } else { ground.members.bits().len() - used },
+                unpooled_members: unpooled,
+                pool_members: change.members_after.len(),
+                directory_rebuilt: ground.pool_index.is_some() && !options.drop_pool && !ground.has_records(),
+                pool_dropped: options.drop_pool && ground.pool_index.is_some(),
+                freed_clusters: freed,
+                freed_bytes: freed * bits.bytes(),
+                moved_clusters: 0,
+                changed: false,
+                file_length_before_bytes: file_length,
+                file_length_after_bytes: file_length,
+                allocated_before_bytes: allocated,
+                allocated_after_bytes: allocated,
+                seconds: 0.0,
+            };
+            let is_idle = !idle(&ground.inspection.counts, bits, storage)?.is_empty();
+            let mut plan = Self { options, change, report, is_idle };
+            if options.compact {
+                plan.forecast(storage)?;
+            }
+            let compacts = plan.report.file_length_after_bytes != file_length || plan.report.moved_clusters > 0;
+            plan.report.changed = !plan.change.is_empty() || plan.is_idle || compacts;
+            Ok(plan)
+        })
+    }
+
+    /// What the plan says, for an image that is as it was.
+    #[must_use]
+    pub fn report(&self, started: Instant) -> GcReport {
+        GcReport { seconds: started.elapsed().as_secs_f64(), ..self.report.clone() }
+    }
+
+    /// How long the file will be, and how much moves.
+    fn forecast(&mut self, storage: &dyn Storage) -> Result<()> {
+        let inspection = &self.change.ground.inspection;
+        let bits = inspection.header.cluster_bits;
+        let gone = self.change.gone_clusters();
+        let mut used = (0..inspection.counts.clusters()).filter(|&c| inspection.counts.get(c) > 0).count() as u64;
+        used = used.saturating_sub(gone.len());
+        if self.change.changes_pool() {
+            let old = inspection.snapshots.get(self.change.ground.pool_index.unwrap_or(usize::MAX));
+            let old =
+                old.map_or(0, |pool| pool_clusters(self.change.ground.members.bits().len(), bits, pool.l1_entries));
+            let new = match self.options.drop_pool {
+                true => 0,
+                false => pool_clusters(self.change.members_after.len(), bits, 0),
+            };
+            used = (used + new).saturating_sub(old);
+        }
+        let end = compact::target(storage, &inspection.header, used)?;
+        let stays = |&cluster: &u64| inspection.counts.get(cluster) > 0 && !gone.contains(cluster);
+        self.report.moved_clusters = end.saturating_sub((0..end).filter(stays).count() as u64);
+        self.report.file_length_after_bytes = end << bits.bits();
+        Ok(())
+    }
+
+    /// Does what the plan says to the image that it was made from.
+    ///
+    /// # Errors
+    /// As [`gc`].
+    pub fn apply(mut self, storage: &dyn Storage, started: Instant, work: &Work<'_>) -> Result<GcReport> {
+        if self.report.changed {
+            work.run(|| {
+                work.progress.phase(1, PHASES, "writing", 0);
+                if !self.change.is_empty() {
+                    apply::apply(&mut self.change, storage, Punch::All, work)?;
+                } else if self.is_idle {
+                    settle(storage, self.report.file_length_before_bytes, Punch::All, work)?;
+                }
+                self.report.moved_clusters = 0;
+                if self.options.compact {
+                    self.report.moved_clusters = compact::compact(storage, work)?;
+                }
+                Ok::<_, Error>(())
+            })?;
+            (self.report.file_length_after_bytes, self.report.allocated_after_bytes) = sizes(storage)?;
+        }
+        self.report.seconds = started.elapsed().as_secs_f64();
+        Ok(self.report)
+    }
+}
+
+/// The clusters of a pool of `members` members, with at least `l1_entries` L1 entries.
+fn pool_clusters(members: u64, bits: ClusterBits, l1_entries: u32) -> u64 {
+    let directory = bits.clusters(DirectoryHeader::directory_bytes(members));
+    let tables = members.div_ceil(bits.entries()) + directory.div_ceil(bits.entries());
+    bits.clusters(tables.max(u64::from(l1_entries)) * 8) + tables + directory
+}
+
+/// Refuses by name what cannot be collected.
+fn refuse(header: &Header, options: GcOptions) -> Result<()> {
+    header.refuse_damaged()?;
+    match header.encryption {
+        Some(_) if options.compact => Err(Error::unsupported(
+            "encrypted images are not compacted: their content depends on its place in the file; use qemu-img convert",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The change that a collection is, and how many members leave the pool although something uses them.
+fn collect(
+    ground: Ground,
+    options: GcOptions,
+    storage: &dyn Storage,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<(Change, u64)> {
+    let mut change = Change { drops_pool: options.drop_pool, ..Change::none(ground, spill)? };
+    if options.drop_pool {
+        return Ok((change, 0));
+    }
+    let Ground { units, members, .. } = &change.ground;
+    let shared = members.bits().filtered(|&unit| units.users(unit) > 1);
+    let has_records = change.ground.has_records();
+    let (mut stay, mut joining) = (Vec::new(), change.joining);
+    guests(&change.ground, storage, shared, spill, work, |unit, guests| {
+        if guests.start() < guests.end() {
+            stay.push(unit);
+            if !has_records {
+                joining.push(NewMember { unit, guest: *guests.start() }.encode())?;
+            }
+        }
+        Ok(())
+    })?;
+    change.joining = joining;
+    stay.iter().for_each(|&unit| change.members_after.insert(unit));
+    let unpooled = change.ground.used_members() - stay.len() as u64;
+    Ok((change, unpooled))
+}

@@ -1,0 +1,325 @@
+//! Which clusters move where.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::bits::{Bits, Ranked};
+use super::compact::target;
+use super::tables::L2Tables;
+use super::units::{Units, order};
+use crate::check::Inspection;
+use crate::check::counts::Counts;
+use crate::disk::Inflater;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::compressed::CompressedExtent;
+use crate::format::header::Header;
+use crate::format::table::{L2Entry, with_offset};
+use crate::format::u64_at;
+use crate::image::refcounts::{Block, Refcounts};
+use crate::storage::{Storage, write};
+use crate::units::{ClusterBits, HostOffset};
+
+/// The moves of a pass.
+pub(super) struct Moves {
+    bits: ClusterBits,
+    /// Clusters that move, and by their rank where to and how often each is referred to.
+    from: Ranked,
+    to: Vec<(u64, u64)>,
+    /// Compressed data that moves, in the order of the file.
+    packed: Vec<Packed>,
+}
+
+/// Compressed data that moves.
+struct Packed {
+    old: CompressedExtent,
+    new: CompressedExtent,
+    references: u64,
+}
+
+impl Moves {
+    /// How many clusters move, taking each piece of compressed data for one.
+    pub(super) fn len(&self) -> u64 {
+        (self.to.len() + self.packed.len()) as u64
+    }
+
+    fn cluster(&self, cluster: u64) -> Option<u64> {
+        let rank = usize::try_from(self.from.rank(cluster)?).ok()?;
+        self.to.get(rank).map(|(to, _)| *to)
+    }
+
+    /// Where the cluster that begins at `offset` moves to.
+    pub(super) fn offset(&self, offset: u64) -> Option<u64> {
+        self.cluster(offset >> self.bits.bits()).map(|cluster| cluster << self.bits.bits())
+    }
+
+    /// Counts the references to the new places.
+    pub(super) fn count(&self, bits: ClusterBits, counts: &mut Counts) -> Result<()> {
+        let clusters = self.to.iter().map(|(to, references)| (to << bits.bits(), bits.bytes(), *references));
+        let packed = self.packed.iter().map(|packed| (packed.new.host.0, packed.new.len(), packed.references));
+        for (start, len, references) in clusters.chain(packed) {
+            counts.add(start, len, references, false).map_err(|_| {
+                Error::new(ErrorKind::Limit, format!("the refcount of the cluster at {start:#x} has no more room"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The clusters that move, as runs of at most `most`: from, to, how many.
+    pub(super) fn runs(&self, most: u64) -> Vec<(u64, u64, u64)> {
+        let mut runs: Vec<(u64, u64, u64)> = Vec::new();
+        for (from, (to, _)) in self.from.bits().iter().zip(&self.to) {
+            match runs.last_mut() {
+                Some((a, b, n)) if *a + *n == from && *b + *n == *to && *n < most => *n += 1,
+                _ => runs.push((from, *to, 1)),
+            }
+        }
+        runs
+    }
+
+    /// Copies the compressed data.
+    pub(super) fn copy_packed(&self, storage: &dyn Storage, header: &Header) -> Result<()> {
+        let mut inflater = Inflater::default();
+        for packed in &self.packed {
+            inflater.cluster(storage, header, 0, packed.old)?;
+            write(storage, inflater.compressed(), packed.new.host.0)?;
+        }
+        Ok(())
+    }
+
+    /// Points the entries of an L2 table at the new places; says whether any changed.
+    pub(super) fn redirect_l2(&self, header: &Header, table: &mut [u8]) -> bool {
+        let bits = header.cluster_bits;
+        let mut changed = false;
+        for entry in table.chunks_exact_mut(header.l2_entry_len()) {
+            let word = u64_at(entry, 0).unwrap_or(0);
+            let new = match L2Entry::decode(word, bits, !header.extended_l2()) {
+                L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
+                    self.offset(host.0).map(|new| with_offset(word, HostOffset(new)))
+                }
+                L2Entry::Compressed(extent) => {
+                    let found = self.packed.binary_search_by_key(&order(extent), |packed| order(packed.old)).ok();
+                    let packed = found.and_then(|index| self.packed.get(index));
+                    packed.map(|packed| L2Entry::Compressed(packed.new).encode(bits))
+                }
+                L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => None,
+            };
+            if let Some(new) = new
+                && let Some(slot) = entry.get_mut(..8)
+            {
+                slot.copy_from_slice(&new.to_be_bytes());
+                changed = true;
+            }
+        }
+        changed
+    }
+}
+
+/// The moves that bring the end of the file nearer to where it could be; none where that is reached, or out of reach.
+pub(super) fn plan(storage: &dyn Storage, inspection: &Inspection) -> Result<Option<Moves>> {
+    let header = &inspection.header;
+    let counts = &inspection.counts;
+    let clusters = counts.clusters();
+    let used = (0..clusters).filter(|&cluster| counts.get(cluster) > 0).count() as u64;
+    let end = target(storage, header, used)?;
+    if end >= clusters {
+        return Ok(None);
+    }
+    let tables = L2Tables::all(storage, header, &inspection.tables);
+    let units = Units::survey(header, inspection.file_len, &tables, &[])?;
+    let mut room = Room::new(storage, inspection, &units, end)?;
+    let mut pairs = Vec::new();
+
+    // What needs several clusters in a row goes first. Where there are none, clusters that could go elsewhere make way for the
+    // next pass.
+    let mut leaving = Vec::new();
+    let mut runs: Vec<(u64, u64)> = room.runs.iter().copied().filter(|(_, last)| *last >= end).collect();
+    runs.sort_unstable_by_key(|(first, last)| first.abs_diff(*last));
+    for (first, last) in runs.into_iter().rev() {
+        let count = last - first + 1;
+        match room.take_run(count) {
+            Some(start) => pairs.extend((0..count).map(|n| (first + n, start + n))),
+            None => leaving.extend(room.vacate(count, counts)),
+        }
+    }
+    leaving.extend((end..clusters).filter(|&cluster| counts.get(cluster) > 0 && !room.stays(cluster)));
+    let leaving = in_guest_order(storage, inspection, leaving)?;
+    pairs.extend(leaving.into_iter().map_while(|cluster| Some((cluster, room.take()?))));
+
+    let packed = pack(storage, header, &units, end, &mut room)?;
+    if pairs.is_empty() && packed.is_empty() {
+        return Ok(None);
+    }
+    pairs.sort_unstable();
+    let mut from = Bits::new(clusters);
+    pairs.iter().for_each(|(cluster, _)| from.insert(*cluster));
+    let to = pairs.iter().map(|(cluster, to)| (*to, counts.get(*cluster))).collect();
+    Ok(Some(Moves { bits: header.cluster_bits, from: from.ranked(), to, packed }))
+}
+
+/// The holes before the end that the file could have, and what stands between them.
+struct Room {
+    holes: BTreeSet<u64>,
+    end: u64,
+    /// First and last cluster of what needs several clusters in a row.
+    runs: Vec<(u64, u64)>,
+    /// Clusters that do not move by themselves: the header, those of runs, those with compressed data.
+    fixed: Bits,
+    /// Refcount blocks that will not be needed.
+    surplus: Bits,
+}
+
+impl Room {
+    fn new(storage: &dyn Storage, inspection: &Inspection, units: &Units, end: u64) -> Result<Self> {
+        let counts = &inspection.counts;
+        let clusters = counts.clusters();
+        let refcounts = Refcounts::load(storage, &inspection.header)?;
+        let per_block = refcounts.per_block();
+        let mut surplus = Bits::new(clusters);
+        for index in end.div_ceil(per_block)..refcounts.entries().len() as u64 {
+            if let Block::At(offset) = refcounts.block(index) {
+                surplus.insert(offset.0 >> inspection.header.cluster_bits.bits());
+            }
+        }
+        let mut fixed = Bits::new(clusters);
+        fixed.insert(0);
+        let runs: Vec<(u64, u64)> = inspection
+            .claims
+            .iter()
+            .map(|claim| (claim.first, claim.last))
+            .filter(|(first, last)| last > first)
+            .collect();
+        runs.iter().flat_map(|(first, last)| *first..=*last).for_each(|cluster| fixed.insert(cluster));
+        units.compressed().flat_map(|unit| units.hosts(unit)).for_each(|cluster| fixed.insert(cluster));
+        // A hole that no block counts would need one first.
+        let is_counted = |cluster: u64| matches!(refcounts.block(cluster / per_block), Block::At(_));
+        let holes = (0..end).filter(|&cluster| counts.get(cluster) == 0 && is_counted(cluster)).collect();
+        Ok(Self { holes, end, runs, fixed, surplus })
+    }
+
+    /// Whether `cluster` does not move by itself.
+    fn stays(&self, cluster: u64) -> bool {
+        self.fixed.contains(cluster) || self.surplus.contains(cluster)
+    }
+
+    /// The first hole.
+    fn take(&mut self) -> Option<u64> {
+        self.holes.pop_first()
+    }
+
+    /// The first `count` holes in a row.
+    fn take_run(&mut self, count: u64) -> Option<u64> {
+        let mut run = 0..0;
+        for &hole in &self.holes {
+            run = if run.end == hole { run.start..hole + 1 } else { hole..hole + 1 };
+            if run.end - run.start == count {
+                break;
+            }
+        }
+        if run.end - run.start < count {
+            return None;
+        }
+        run.clone().for_each(|hole| {
+            self.holes.remove(&hole);
+        });
+        Some(run.start)
+    }
+
+    /// Keeps `count` clusters in a row free of other things; returns those of them that must go. The window that has the most
+    /// holes is taken.
+    fn vacate(&mut self, count: u64, counts: &Counts) -> Vec<u64> {
+        let may_go = |cluster: u64| match counts.get(cluster) {
+            0 => self.holes.contains(&cluster),
+            _ => !self.stays(cluster),
+        };
+        let mut best: Option<(u64, u64)> = None;
+        let (mut start, mut holes) = (0, 0);
+        for cluster in 0..self.end {
+            if !may_go(cluster) {
+                (start, holes) = (cluster + 1, 0);
+                continue;
+            }
+            holes += u64::from(counts.get(cluster) == 0);
+            if cluster + 1 - start > count {
+                holes -= u64::from(counts.get(start) == 0);
+                start += 1;
+            }
+            if cluster + 1 - start == count && best.is_none_or(|(most, _)| holes > most) {
+                best = Some((holes, start));
+            }
+        }
+        let Some((_, start)) = best else { return Vec::new() };
+        let window = start..start + count;
+        window.clone().for_each(|cluster| {
+            self.holes.remove(&cluster);
+            self.fixed.insert(cluster);
+        });
+        window.filter(|&cluster| counts.get(cluster) > 0).collect()
+    }
+}
+
+/// Metadata first, then data in the order in which the guest sees it.
+fn in_guest_order(storage: &dyn Storage, inspection: &Inspection, clusters: Vec<u64>) -> Result<Vec<u64>> {
+    let header = &inspection.header;
+    let tables = L2Tables::new(storage, header, &inspection.tables);
+    let mut set = Bits::new(inspection.counts.clusters());
+    clusters.into_iter().for_each(|cluster| set.insert(cluster));
+    let set = set.ranked();
+    let lowest: Vec<AtomicU64> = (0..set.bits().len()).map(|_| AtomicU64::new(u64::MAX)).collect();
+    tables.visit(
+        |table, content| {
+            for (entry, index) in content.chunks_exact(header.l2_entry_len()).zip(0u64..) {
+                let word = u64_at(entry, 0).unwrap_or(0);
+                let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) =
+                    L2Entry::decode(word, header.cluster_bits, !header.extended_l2())
+                else {
+                    continue;
+                };
+                let rank = set.rank(host.0 >> header.cluster_bits.bits()).and_then(|rank| usize::try_from(rank).ok());
+                if let Some(lowest) = rank.and_then(|rank| lowest.get(rank)) {
+                    let first = table.guests(index).map(|guest| guest.0 + 1).min().unwrap_or(u64::MAX);
+                    lowest.fetch_min(first, Ordering::Relaxed);
+                }
+            }
+            Ok(())
+        },
+        |()| Ok(()),
+    )?;
+    let is_data = |cluster: u64| inspection.counts.is_data(cluster);
+    let mut order: Vec<(u64, u64)> = (set.bits().iter().zip(&lowest))
+        .map(|(cluster, lowest)| (if is_data(cluster) { lowest.load(Ordering::Relaxed) } else { 0 }, cluster))
+        .collect();
+    order.sort_unstable();
+    Ok(order.into_iter().map(|(_, cluster)| cluster).collect())
+}
+
+/// Finds places for compressed data behind `end`: one piece after the other in the holes that are left.
+fn pack(storage: &dyn Storage, header: &Header, units: &Units, end: u64, room: &mut Room) -> Result<Vec<Packed>> {
+    let bits = header.cluster_bits;
+    let mut packed = Vec::new();
+    let mut inflater = Inflater::default();
+    let mut free = 0..0;
+    for (unit, (old, references)) in units.compressed().zip(units.packed_clusters()) {
+        if units.hosts(unit).end <= end || room.holes.is_empty() && free.is_empty() {
+            continue;
+        }
+        inflater.cluster(storage, header, 0, *old)?;
+        let len = inflater.compressed().len() as u64;
+        while free.end - free.start < len {
+            let Some(hole) = room.take() else { break };
+            let start = hole << bits.bits();
+            free = if free.end == start && !free.is_empty() {
+                free.start..start + bits.bytes()
+            } else {
+                start..start + bits.bytes()
+            };
+        }
+        if free.end - free.start < len {
+            break;
+        }
+        let more_sectors = ((free.start + len - 1) >> 9) - (free.start >> 9);
+        let new = CompressedExtent { host: HostOffset(free.start), more_sectors };
+        packed.push(Packed { old: *old, new, references: *references });
+        free.start += len;
+    }
+    Ok(packed)
+}
