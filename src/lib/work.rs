@@ -1,6 +1,7 @@
 //! What every operation is given: threads, memory, progress, a way to stop.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -16,7 +17,7 @@ pub const MIN_MEMORY: u64 = 1 << 20;
 
 /// The means of an operation.
 pub struct Work<'a> {
-    threads: ThreadPool,
+    threads: Arc<ThreadPool>,
     memory: u64,
     /// Who is told how far the operation is.
     pub progress: &'a dyn Progress,
@@ -37,7 +38,15 @@ impl<'a> Work<'a> {
             .num_threads(threads.unwrap_or(0))
             .build()
             .map_err(|e| Error::invalid(format!("Could not start the worker threads: {e}")))?;
-        Ok(Self { threads, memory, progress, cancel })
+        Ok(Self { threads: Arc::new(threads), memory, progress, cancel })
+    }
+
+    /// The same means with another way to stop.
+    pub(crate) fn with_cancel<'b>(&self, cancel: &'b Cancel) -> Work<'b>
+    where
+        'a: 'b,
+    {
+        Work { threads: Arc::clone(&self.threads), memory: self.memory, progress: self.progress, cancel }
     }
 
     /// Runs `job` on the worker threads.

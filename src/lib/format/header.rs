@@ -387,7 +387,7 @@ impl Header {
             ));
         }
         if self.incompatible & incompatible::CORRUPT != 0 {
-            return Err(Error::corrupt("Image is marked corrupt; run qemu-img check -r all on a copy of it first"));
+            return Err(Error::corrupt("Image is marked corrupt; run dedup-img check -r all on it first"));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::allocate::{Allocator, Growth};
 use super::change::Change;
 use super::pool_writer::Places;
 use super::tables::L2Tables;
+use crate::cancel::Cancel;
 use crate::check::counts::Counts;
 use crate::check::mend::{Mender, Pass};
 use crate::check::repair::clear_unknown_autoclear;
@@ -17,6 +18,7 @@ use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incom
 use crate::format::snapshot::Snapshot;
 use crate::format::table::L2Entry;
 use crate::image::refcounts::Refcounts;
+use crate::storage::latch::Latch;
 use crate::storage::{Storage, flush, write};
 use crate::units::{ClusterBits, HostCluster, HostOffset};
 use crate::work::Work;
@@ -46,14 +48,22 @@ struct Prepared {
 
 /// Does what `change` says; returns the number of batches.
 pub(super) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, work: &Work<'_>) -> Result<u64> {
-    let before = change.ground.inspection.file_len;
+    let storage = &Latch::new(storage);
+    let inspection = &change.ground.inspection;
+    let before = inspection.file_len;
+    // A run that was killed may have freed clusters and not given them back.
+    let unsettled = inspection.header.incompatible & incompatible::DIRTY != 0 || inspection.report.leaks > 0;
+    let punch = if unsettled { Punch::All } else { punch };
     let prepared = prepare(change, storage)?;
+    raise_counts(change, &prepared)?;
     work.cancel.check()?;
     let changed = write_change(change, &prepared, storage, work);
     // What was done so far is right. Settled, it is clean as well.
     match (changed, settle(storage, before, punch, work)) {
         (Ok(batches), Ok(_)) => Ok(batches),
         (Err(error), Ok(_)) => Err(error),
+        // Who asked to stop asked for no more than that.
+        (Err(stopped), Err(error)) if stopped.kind() == ErrorKind::Cancelled => Err(error.ending(UNSETTLED)),
         (Err(error), Err(_)) => Err(error.ending(UNSETTLED)),
         // Perhaps only giving back space failed: once more.
         (Ok(_), Err(error)) => match settle(storage, before, punch, work) {
@@ -125,11 +135,10 @@ pub(super) fn set_dirty(storage: &dyn Storage, header: &Header) -> Result<Header
 }
 
 /// The steps up to the last change of an L2 entry; returns the number of batches.
-fn write_change(change: &mut Change, prepared: &Prepared, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+fn write_change(change: &Change, prepared: &Prepared, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
     let mut header = set_dirty(storage, &change.ground.inspection.header)?;
     let bits = header.cluster_bits;
 
-    raise_counts(change, prepared)?;
     let counts = &change.ground.inspection.counts;
     prepared.growth.write(storage, &mut header, counts)?;
     let mender = Mender::new(storage, &header, counts);
@@ -249,7 +258,12 @@ fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u
 ///
 /// What is lowered follows from the image as it is, never from what the plan meant to do.
 pub(super) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &Work<'_>) -> Result<Inspection> {
-    let now = inspect(storage, CheckOptions::default(), work, (PHASES - 1, PHASES), &mut |_| {})?;
+    // What was written before is what is counted, on the disk as well.
+    flush(storage)?;
+    // A request to stop does not reach this far: it is what makes stopping safe.
+    let never = Cancel::default();
+    let work = work.with_cancel(&never);
+    let now = inspect(storage, CheckOptions::default(), &work, (PHASES - 1, PHASES), &mut |_| {})?;
     if let Some(hopeless) = &now.hopeless {
         return Err(Error::corrupt(format!("the image is not as it should be: {hopeless}")));
     }

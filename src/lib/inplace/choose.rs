@@ -23,6 +23,8 @@ pub(super) struct Choice<'a> {
     pub(super) members: &'a Bits,
     /// The sharer limit.
     pub(super) limit: u64,
+    /// The largest refcount, less one for the pool.
+    pub(super) max: u64,
 }
 
 impl Choice<'_> {
@@ -51,14 +53,6 @@ impl Choice<'_> {
         group.link(&mut units, &mut links)?;
         links.finish()
     }
-
-    /// References to `unit` that are not the pool's.
-    fn references(&self, unit: u64) -> u64 {
-        match self.units.plain().contains(&unit) {
-            true => self.counts.get(unit).saturating_sub(u64::from(self.members.contains(unit))),
-            false => self.units.users(unit),
-        }
-    }
 }
 
 /// Units of the same content.
@@ -66,7 +60,7 @@ struct Group<'a> {
     choice: &'a Choice<'a>,
     /// Those that are kept: room for sharers, in which order they were chosen, the unit.
     keepers: BTreeSet<(u64, u64, u64)>,
-    /// What host clusters with compressed data gain.
+    /// What host clusters gain that have other references than those of one unit.
     gained: HashMap<u64, u64>,
     order: u64,
 }
@@ -80,10 +74,10 @@ impl Group<'_> {
         }
         let Choice { members, .. } = *self.choice;
         units.sort_by_cached_key(|&unit| {
-            (!members.contains(unit), Reverse(self.choice.references(unit)), self.choice.units.bytes(unit).start)
+            (!members.contains(unit), Reverse(self.choice.units.users(unit)), self.choice.units.bytes(unit).start)
         });
         for unit in units.drain(..) {
-            let references = self.choice.references(unit);
+            let references = self.choice.units.users(unit);
             let fits = self.keepers.range((references, 0, 0)..).next().copied();
             match fits.filter(|&(_, _, keeper)| self.gain(keeper, references)) {
                 Some(kept @ (room, order, keeper)) => {
@@ -102,14 +96,16 @@ impl Group<'_> {
 
     /// Whether the host clusters of `keeper` have room for more references, which are then counted.
     fn gain(&mut self, keeper: u64, references: u64) -> bool {
-        let Choice { units, counts, limit, .. } = *self.choice;
-        if units.plain().contains(&keeper) {
+        let Choice { units, counts, limit, max, .. } = *self.choice;
+        // On one plain cluster nothing else counts, unless entries with the zero flag keep it.
+        let most = if units.plain().contains(&keeper) { max } else { limit };
+        if most == max && counts.get(keeper) < limit {
             return true;
         }
         let hosts = units.hosts(keeper);
         let fits = hosts.clone().all(|host| {
             let gained = self.gained.get(&host).copied().unwrap_or(0);
-            counts.get(host).saturating_add(gained).saturating_add(references) <= limit
+            counts.get(host).saturating_add(gained).saturating_add(references) <= most
         });
         if fits {
             hosts.for_each(|host| *self.gained.entry(host).or_default() += references);

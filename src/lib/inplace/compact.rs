@@ -29,6 +29,7 @@ use crate::check::mend::{Mender, Pass};
 use crate::error::{Error, IoContext, Result};
 use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
+use crate::storage::latch::Latch;
 use crate::storage::{Storage, flush, read_padded, write};
 use crate::work::Work;
 
@@ -39,6 +40,7 @@ const MOST_PASSES: u32 = 64;
 
 /// Moves what lies behind the end that the file could have, and cuts the file; returns how many clusters moved.
 pub(super) fn compact(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+    let storage = &Latch::new(storage);
     let mut inspection = sound(storage, PHASES, work, |_| {})?;
     let mut moved = 0;
     for _ in 0..MOST_PASSES {

@@ -1,5 +1,6 @@
 //! Which clusters enter the pool.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -50,14 +51,28 @@ pub(super) fn new_members(
 ) -> Result<Sequence> {
     let Ground { units, inspection, members, .. } = &change.ground;
     let (all, members) = (pin == Pin::All, members.bits());
+    let (max, limit) =
+        (inspection.header.refcount_bits.max(), inspection.header.refcount_bits.sharer_limit().unwrap_or(0));
+    // Compressed clusters that lie in one host cluster add to the same refcount.
+    let mut pooled: HashMap<u64, u64> = HashMap::new();
     let mut candidates = Bits::new(units.limit());
     for unit in (0..units.limit()).filter(|&unit| !change.is_gone(unit)) {
         // A count that is as high as it can be has no room for the pool's reference.
-        let room = || units.hosts(unit).all(|host| inspection.counts.get(host) < inspection.header.refcount_bits.max());
+        let room = |pooled: &mut HashMap<u64, u64>| {
+            if units.plain().contains(&unit) {
+                return inspection.counts.get(unit) < max;
+            }
+            let count = |host: u64| inspection.counts.get(host) + pooled.get(&host).copied().unwrap_or(0);
+            let fits = units.hosts(unit).all(|host| count(host) < max - limit);
+            if fits {
+                units.hosts(unit).for_each(|host| *pooled.entry(host).or_default() += 1);
+            }
+            fits
+        };
         let users = units.users(unit);
         let joins = match members.contains(unit) {
             true => !change.ground.has_records() && users > 0,
-            false => (keepers.contains(unit) || users > 1 || all && users > 0) && room(),
+            false => (keepers.contains(unit) || users > 1 || all && users > 0) && room(&mut pooled),
         };
         if joins {
             candidates.insert(unit);

@@ -84,7 +84,9 @@ pub struct DedupReport {
     pub newly_shared_clusters: u64,
     /// Members of the pool that were in use before.
     pub already_shared_clusters: u64,
-    /// Clusters that nothing uses any more; the pool's own are not counted.
+    /// Clusters whose refcount was too high.
+    pub leaked_clusters: u64,
+    /// Clusters with data that nothing uses any more; leaked ones and the pool's own are not counted.
     pub freed_clusters: u64,
     /// The same in bytes.
     pub freed_bytes: u64,
@@ -149,6 +151,7 @@ impl Plan {
             duplicate_clusters: figures.duplicate,
             newly_shared_clusters: figures.newly_shared,
             already_shared_clusters: figures.already_shared,
+            leaked_clusters: figures.leaked,
             freed_clusters: figures.freed,
             freed_bytes: figures.freed * self.cluster_size(),
             pool_members: figures.pool_members,

@@ -42,6 +42,8 @@ pub struct Figures {
     pub newly_shared: u64,
     /// Members of the pool that the disk or a snapshot used before.
     pub already_shared: u64,
+    /// Clusters whose refcount is too high.
+    pub leaked: u64,
     /// Clusters of the file that nothing will use any more, the old pool's own left out.
     pub freed: u64,
     /// Members that the pool will have.
@@ -103,7 +105,8 @@ impl Plan {
             }
         }
         let records = found.records.into_sorted()?;
-        let choice = Choice { units, counts: &ground.inspection.counts, members, limit };
+        let max = ground.inspection.header.refcount_bits.max();
+        let choice = Choice { units, counts: &ground.inspection.counts, members, limit, max: max - 1 };
         let links = choice.links(&records, spill)?;
         drop(records);
         work.progress.phase(2, PHASES, "comparing", links.len() << bits.bits());
@@ -145,6 +148,7 @@ impl Plan {
             duplicate: change.duplicates.bits().iter().filter(used).count() as u64,
             newly_shared: keepers.iter().filter(|&unit| !members.bits().contains(unit)).count() as u64,
             already_shared: change.ground.used_members(),
+            leaked: change.ground.inspection.report.leaks,
             freed: change.gone_clusters().len(),
             pool_members: change.members_after.len(),
         }
@@ -212,7 +216,7 @@ fn refuse_snapshots(inspection: &Inspection) -> Result<()> {
     let snapshots = &inspection.snapshots;
     if snapshots.iter().any(|s| s.name == pool::NAME.as_bytes() && !pool::is_pool(s)) {
         return Err(Error::unsupported(format!(
-            "the image has a snapshot called '{}' that is not a deduplication pool; it is left alone, give it another name",
+            "the image has a snapshot called '{}' that is not a deduplication pool; it is left alone; delete it, or take it again under another name",
             pool::NAME
         )));
     }

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 
 pub mod atomic_file;
 pub mod buffer;
+pub(crate) mod latch;
 pub mod lock;
 pub mod open;
 pub mod region;

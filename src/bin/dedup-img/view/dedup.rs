@@ -7,7 +7,7 @@ use dedup_img::inplace::{DedupReport, Plan};
 use serde::Serialize;
 
 use super::summary::{Rows, SCHEMA_VERSION, peak_memory, pretty};
-use super::units::{bytes, count};
+use super::units::{bytes, count, grouped};
 use crate::cli::OutputArg;
 
 #[derive(Serialize)]
@@ -82,16 +82,21 @@ fn human(file: &Path, report: &DedupReport, dry_run: bool) -> String {
     };
     add("data", report.scanned_clusters, "that the disk or a snapshot uses");
     add("read", report.read_clusters, "");
-    add("zeros", report.zero_clusters, "not stored any more");
+    add("zeros", report.zero_clusters, "which need not be stored");
     add("duplicates", report.duplicate_clusters, "each has another one's content");
-    add("newly shared", report.newly_shared_clusters, "each in the place of duplicates");
-    add("in the pool", report.pool_members, &format!("{} of them before", report.already_shared_clusters));
-    add("freed", report.freed_clusters, "");
+    add("newly shared", report.newly_shared_clusters, "each can stand for duplicates");
+    add("in the pool", report.pool_members, &format!("{} in use before", grouped(report.already_shared_clusters)));
+    if report.leaked_clusters > 0 {
+        add("leaked", report.leaked_clusters, "refcount too high");
+    }
+    add("freed", report.freed_clusters, if dry_run { "would be given back" } else { "given back" });
     if dry_run {
         rows.add("on disk", bytes(report.allocated_before_bytes), &format!("{}; nothing was written", file.display()));
-    } else {
+    } else if report.allocated_before_bytes > 0 {
         let before = format!("{} before; {}", bytes(report.allocated_before_bytes), file.display());
         rows.add("on disk", bytes(report.allocated_after_bytes), &before);
+    }
+    if !dry_run {
         let before = format!("{} before", bytes(report.file_length_before_bytes));
         rows.add("file length", bytes(report.file_length_after_bytes), &before);
     }
