@@ -118,7 +118,11 @@ impl Checker<'_> {
             }
             return Ok(());
         };
-        let entries = self.pool_entries(pool)?;
+        let Some(entries) = self.pool_entries(pool)? else {
+            self.say(Severity::Benign, Kind::StaleDirectory("the pool has more entries than it can have members"));
+            self.known = Some(KnownPool { index, members: Vec::new(), records: None });
+            return Ok(());
+        };
         let directory_tables = self.directory_clusters(pool).div_ceil(self.header.cluster_bits.entries());
         let tables_entries = self.header.cluster_bits.entries();
         let member_slots = u64::from(pool.l1_entries).saturating_sub(directory_tables).saturating_mul(tables_entries);
@@ -151,14 +155,17 @@ impl Checker<'_> {
         self.header.cluster_bits.clusters(pool.vm_state_size.min(self.file_len))
     }
 
-    /// All entries of the pool's L2 tables that are not empty, by slot.
-    fn pool_entries(&self, pool: &Snapshot) -> Result<Vec<(u64, u64)>> {
+    /// All entries of the pool's L2 tables that are not empty, by slot; `None` where there are more than a pool can have: its
+    /// members are distinct, and so are the clusters of its directory.
+    fn pool_entries(&self, pool: &Snapshot) -> Result<Option<Vec<(u64, u64)>>> {
         let bits = self.header.cluster_bits;
         let mut l1 = vec![0; usize::try_from((u64::from(pool.l1_entries) * 8).min(self.file_len)).unwrap_or(0)];
         let read = |buffer: &mut Vec<u8>, offset: u64| {
             read_padded(self.storage, buffer, offset).map_err(|e| Error::io("Could not read the pool's tables", e))
         };
         read(&mut l1, pool.l1_offset.0)?;
+        // Even a compressed member takes some bytes of the file for itself.
+        let most = self.file_len >> 4;
         let mut entries = Vec::new();
         let mut table = vec![0; bits.len()];
         for (word, index) in l1.as_chunks().0.iter().zip(0u64..) {
@@ -167,8 +174,11 @@ impl Checker<'_> {
             let words = table.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word));
             let slots = (index * bits.entries()..).zip(words);
             entries.extend(slots.filter(|(_, word)| *word != 0));
+            if entries.len() as u64 > most {
+                return Ok(None);
+            }
         }
-        Ok(entries)
+        Ok(Some(entries))
     }
 
     /// Whether members are ascending, without flags and without gaps.
@@ -200,6 +210,10 @@ impl Checker<'_> {
         member_slots: u64,
     ) -> Result<std::result::Result<(DirectoryHeader, Vec<Record>), Stale>> {
         let bits = self.header.cluster_bits;
+        let length = DirectoryHeader::directory_bytes(members.len() as u64);
+        if pool.vm_state_size != length || directory.len() as u64 != bits.clusters(length) {
+            return Ok(Err("it does not fit the members"));
+        }
         let mut bytes = Vec::new();
         for ((slot, word), expected) in directory.iter().zip(0u64..) {
             let L2Entry::Data { host, .. } = L2Entry::decode(*word, bits, true) else {
@@ -215,11 +229,9 @@ impl Checker<'_> {
                 .map_err(|e| Error::io("Could not read the pool's directory", e))?;
         }
         let Some(header) = DirectoryHeader::decode(&bytes) else { return Ok(Err("its header is damaged")) };
-        let length = DirectoryHeader::directory_bytes(members.len() as u64);
         let fits = header.cluster_bits == bits
             && header.members == members.len() as u64
-            && u64::from(header.member_l1_entries) * bits.entries() == member_slots
-            && pool.vm_state_size == length;
+            && u64::from(header.member_l1_entries) * bits.entries() == member_slots;
         let records = usize::try_from(length).ok().and_then(|end| bytes.get(HEADER_LENGTH..end));
         let Some(records) = records.filter(|_| fits) else { return Ok(Err("it does not fit the members")) };
         if header.records_sha256 != Sha::from(Sha256::digest(records)) {
