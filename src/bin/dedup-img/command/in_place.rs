@@ -62,7 +62,10 @@ fn open_and(
 ) -> Result<String> {
     let mode = if args.dry_run { LockMode::Read } else { LockMode::Write };
     let (storage, format) = open_image(args.file, format, mode)?;
-    let said = |e: Error| e.prefixed(&format!("'{}'", args.file.display()));
+    let said = |e: Error| match e.kind() {
+        ErrorKind::Format => e.prefixed(&format!("Could not open '{}'", args.file.display())),
+        _ => e.prefixed(&format!("'{}'", args.file.display())),
+    };
     if format != Format::Qcow2 {
         let message = format!("a {format} image cannot be worked on in place; use dedup-img convert");
         return Err(said(Error::new(ErrorKind::Unsupported, message)));
