@@ -28,6 +28,15 @@ impl Bits {
         }
     }
 
+    /// Takes `number` out.
+    pub(super) fn remove(&mut self, number: u64) {
+        let (at, bit) = Self::place(number);
+        if let Some(word) = self.words.get_mut(at).filter(|word| **word & bit != 0) {
+            *word &= !bit;
+            self.len -= 1;
+        }
+    }
+
     /// Whether `number` is in the set.
     pub(super) fn contains(&self, number: u64) -> bool {
         let (at, bit) = Self::place(number);

@@ -35,17 +35,18 @@ use crate::work::Work;
 
 /// Bytes that are copied at once.
 const PIECE: u64 = 1 << 20;
-/// More passes than any image has needed; each pass fills holes for good, so there is an end in any case.
-const MOST_PASSES: u32 = 64;
+/// More passes than any image has needed beside those that only move the rest of many clusters.
+const MOST_PASSES: u64 = 64;
 
 /// Moves what lies behind the end that the file could have, and cuts the file; returns how many clusters moved.
 pub(super) fn compact(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
     let storage = &Latch::new(storage);
     let mut inspection = sound(storage, PHASES, work, |_| {})?;
     let mut moved = 0;
-    for _ in 0..MOST_PASSES {
+    let most = work.words() / 4;
+    for _ in 0..MOST_PASSES + inspection.counts.clusters() / most as u64 {
         work.cancel.check()?;
-        let Some(moves) = plan(storage, &inspection)? else { break };
+        let Some(moves) = plan(storage, &inspection, most)? else { break };
         work.progress.phase(2, PHASES, "moving", moves.len() << inspection.header.cluster_bits.bits());
         let file_len = inspection.file_len;
         let done = apply(storage, &mut inspection, &moves, work);

@@ -1,6 +1,5 @@
 //! Which clusters move where.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::bits::{Bits, Ranked};
@@ -115,7 +114,9 @@ impl Moves {
 }
 
 /// The moves that bring the end of the file nearer to where it could be; none where that is reached, or out of reach.
-pub(super) fn plan(storage: &dyn Storage, inspection: &Inspection) -> Result<Option<Moves>> {
+///
+/// No more than `most` clusters move at once.
+pub(super) fn plan(storage: &dyn Storage, inspection: &Inspection, most: usize) -> Result<Option<Moves>> {
     let header = &inspection.header;
     let counts = &inspection.counts;
     let clusters = counts.clusters();
@@ -141,11 +142,13 @@ pub(super) fn plan(storage: &dyn Storage, inspection: &Inspection) -> Result<Opt
             None => leaving.extend(room.vacate(count, counts)),
         }
     }
-    leaving.extend((end..clusters).filter(|&cluster| counts.get(cluster) > 0 && !room.stays(cluster)));
-    let leaving = in_guest_order(storage, inspection, leaving)?;
-    pairs.extend(leaving.into_iter().map_while(|cluster| Some((cluster, room.take()?))));
+    let tail = (end..clusters).filter(|&cluster| counts.get(cluster) > 0 && !room.stays(cluster));
+    for clusters in [leaving, tail.take(most).collect()] {
+        let clusters = in_guest_order(storage, inspection, clusters)?;
+        pairs.extend(clusters.into_iter().map_while(|cluster| Some((cluster, room.take()?))));
+    }
 
-    let packed = pack(storage, header, &units, end, &mut room)?;
+    let packed = pack(storage, header, &units, end, most, &mut room)?;
     if pairs.is_empty() && packed.is_empty() {
         return Ok(None);
     }
@@ -158,7 +161,9 @@ pub(super) fn plan(storage: &dyn Storage, inspection: &Inspection) -> Result<Opt
 
 /// The holes before the end that the file could have, and what stands between them.
 struct Room {
-    holes: BTreeSet<u64>,
+    holes: Bits,
+    /// No hole comes before this.
+    next: u64,
     end: u64,
     /// First and last cluster of what needs several clusters in a row.
     runs: Vec<(u64, u64)>,
@@ -192,8 +197,11 @@ impl Room {
         units.compressed().flat_map(|unit| units.hosts(unit)).for_each(|cluster| fixed.insert(cluster));
         // A hole that no block counts would need one first.
         let is_counted = |cluster: u64| matches!(refcounts.block(cluster / per_block), Block::At(_));
-        let holes = (0..end).filter(|&cluster| counts.get(cluster) == 0 && is_counted(cluster)).collect();
-        Ok(Self { holes, end, runs, fixed, surplus })
+        let mut holes = Bits::new(clusters);
+        (0..end)
+            .filter(|&cluster| counts.get(cluster) == 0 && is_counted(cluster))
+            .for_each(|cluster| holes.insert(cluster));
+        Ok(Self { holes, next: 0, end, runs, fixed, surplus })
     }
 
     /// Whether `cluster` does not move by itself.
@@ -203,13 +211,16 @@ impl Room {
 
     /// The first hole.
     fn take(&mut self) -> Option<u64> {
-        self.holes.pop_first()
+        let hole = self.holes.iter_from(self.next).next()?;
+        self.holes.remove(hole);
+        self.next = hole + 1;
+        Some(hole)
     }
 
     /// The first `count` holes in a row.
     fn take_run(&mut self, count: u64) -> Option<u64> {
         let mut run = 0..0;
-        for &hole in &self.holes {
+        for hole in self.holes.iter() {
             run = if run.end == hole { run.start..hole + 1 } else { hole..hole + 1 };
             if run.end - run.start == count {
                 break;
@@ -219,7 +230,7 @@ impl Room {
             return None;
         }
         run.clone().for_each(|hole| {
-            self.holes.remove(&hole);
+            self.holes.remove(hole);
         });
         Some(run.start)
     }
@@ -228,7 +239,7 @@ impl Room {
     /// holes is taken.
     fn vacate(&mut self, count: u64, counts: &Counts) -> Vec<u64> {
         let may_go = |cluster: u64| match counts.get(cluster) {
-            0 => self.holes.contains(&cluster),
+            0 => self.holes.contains(cluster),
             _ => !self.stays(cluster),
         };
         let mut best: Option<(u64, u64)> = None;
@@ -250,7 +261,7 @@ impl Room {
         let Some((_, start)) = best else { return Vec::new() };
         let window = start..start + count;
         window.clone().for_each(|cluster| {
-            self.holes.remove(&cluster);
+            self.holes.remove(cluster);
             self.fixed.insert(cluster);
         });
         window.filter(|&cluster| counts.get(cluster) > 0).collect()
@@ -293,13 +304,20 @@ fn in_guest_order(storage: &dyn Storage, inspection: &Inspection, clusters: Vec<
 }
 
 /// Finds places for compressed data behind `end`: one piece after the other in the holes that are left.
-fn pack(storage: &dyn Storage, header: &Header, units: &Units, end: u64, room: &mut Room) -> Result<Vec<Packed>> {
+fn pack(
+    storage: &dyn Storage,
+    header: &Header,
+    units: &Units,
+    end: u64,
+    most: usize,
+    room: &mut Room,
+) -> Result<Vec<Packed>> {
     let bits = header.cluster_bits;
     let mut packed = Vec::new();
     let mut inflater = Inflater::default();
     let mut free = 0..0;
     for (unit, (old, references)) in units.compressed().zip(units.packed_clusters()) {
-        if units.hosts(unit).end <= end || room.holes.is_empty() && free.is_empty() {
+        if units.hosts(unit).end <= end || room.holes.len() == 0 && free.is_empty() {
             continue;
         }
         inflater.cluster(storage, header, 0, *old)?;
@@ -313,7 +331,7 @@ fn pack(storage: &dyn Storage, header: &Header, units: &Units, end: u64, room: &
                 start..start + bits.bytes()
             };
         }
-        if free.end - free.start < len {
+        if free.end - free.start < len || packed.len() == most {
             break;
         }
         let more_sectors = ((free.start + len - 1) >> 9) - (free.start >> 9);
