@@ -55,7 +55,7 @@ impl<'a> Mender<'a> {
         Self { storage, header, counts: Expected { counts, given_up: Vec::new(), new: 0..0 } }
     }
 
-    /// Mends everything, in the order that [`super::repair`] describes.
+    /// Mends everything, in the order that [`mod@super::repair`] describes.
     pub(super) fn mend(mut self, before: &Inspection, flags: u64) -> Result<()> {
         let refcounts = Refcounts::load(self.storage, self.header)?;
         if before.repair == Repairable::Rebuild || self.lacks_blocks(&refcounts) {

@@ -24,7 +24,7 @@ mod walk;
 pub use repair::{Repair, Repaired, repair};
 use serde::Serialize;
 
-use crate::error::{IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, extension};
 use crate::format::snapshot::Snapshot;
 use crate::format::u64_at;
@@ -111,6 +111,9 @@ pub fn check(
     Ok(inspect(storage, options, work, ALONE, sink)?.report)
 }
 
+/// QEMU: a file of more clusters is not checked ("File too large").
+const MAX_CLUSTERS: u64 = (1 << 31) - 1;
+
 /// Which phase of how many an inspection is.
 pub(crate) type Phase = (u32, u32);
 /// An inspection that is all there is.
@@ -150,6 +153,9 @@ pub(crate) fn inspect(
     let mut raw_size = [0; 8];
     read_exact(storage, &mut raw_size, 24, "header")?;
     let file_len = storage.len().at("Could not get its length")?;
+    if header.cluster_bits.clusters(file_len) > MAX_CLUSTERS {
+        return Err(Error::new(ErrorKind::Limit, "the file is too large to be checked (more than 2^31 - 1 clusters)"));
+    }
     let counts = Counts::new(header.cluster_bits, file_len, header.refcount_bits.max());
     let checker = Checker {
         storage,

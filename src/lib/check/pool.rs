@@ -253,15 +253,17 @@ impl Checker<'_> {
         let length = DirectoryHeader::directory_bytes(members.len() as u64);
         let in_order = members.iter().zip(0u64..).all(|((slot, _), expected)| *slot == expected)
             && directory.iter().zip(member_slots..).all(|((slot, _), expected)| *slot == expected);
-        // A compressed member is not written yet by anything, and would need its users found by descriptor.
+        // The users of compressed members are found by descriptor, which dedup and gc do.
         let plain = members.iter().all(|(_, word)| matches!(L2Entry::decode(*word, bits, true), L2Entry::Data { .. }));
-        (in_order && plain && pool.vm_state_size == length && hosts.len() as u64 == bits.clusters(length)).then(|| {
-            NewDirectory {
+        // Nothing else may refer to what is written over.
+        let own = hosts.iter().all(|host| self.counts.get(host.0 >> bits.bits()) == 1);
+        (in_order && plain && own && pool.vm_state_size == length && hosts.len() as u64 == bits.clusters(length)).then(
+            || NewDirectory {
                 members: members.iter().filter_map(|(_, word)| l1_target(*word)).collect(),
                 hosts,
                 member_l1_entries: u32::try_from(member_slots / bits.entries()).unwrap_or(u32::MAX),
-            }
-        })
+            },
+        )
     }
 
     /// No member has more sharers than the limit, unless a user's snapshots hold the rest.

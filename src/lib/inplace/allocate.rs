@@ -16,6 +16,8 @@ pub(super) struct Allocator<'a> {
     per_block: u64,
     /// Clusters of the file as it is.
     file: u64,
+    /// The first cluster behind the file and behind all that is in use: something may reach into the cluster that follows.
+    behind: u64,
     /// Where the search for free clusters goes on.
     at: u64,
     /// The cluster after the last one given out at the end.
@@ -40,14 +42,16 @@ impl<'a> Allocator<'a> {
     pub(super) fn new(refcounts: &Refcounts<'_>, header: &Header, file_len: u64, counts: &'a Counts) -> Result<Self> {
         let bits = header.cluster_bits;
         let file = bits.clusters(file_len);
+        let behind = file.max(counts.clusters());
         Ok(Self {
             bits,
             counts,
             states: States::load(refcounts, file)?,
             per_block: refcounts.per_block(),
             file,
+            behind,
             at: 0,
-            end: file,
+            end: behind,
             taken: Vec::new(),
         })
     }
@@ -86,7 +90,7 @@ impl<'a> Allocator<'a> {
         let mut blocks: Vec<(u64, HostCluster)> = Vec::new();
         let mut table: Option<(HostCluster, u64)> = None;
         let mut index = self.file / self.per_block;
-        while self.end > self.file {
+        while self.end > self.behind {
             while index * self.per_block < self.end {
                 if refcounts.block(index) == Block::Missing {
                     blocks.push((index, self.run(1)));

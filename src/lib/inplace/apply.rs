@@ -15,7 +15,7 @@ use crate::check::{CheckOptions, Inspection, inspect};
 use crate::dedup::group::Link;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incompatible};
-use crate::format::snapshot::Snapshot;
+use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::L2Entry;
 use crate::image::refcounts::Refcounts;
 use crate::storage::latch::Latch;
@@ -91,6 +91,10 @@ fn prepare(change: &Change, storage: &dyn Storage) -> Result<Prepared> {
     if pool.is_some() || incomplete || drops {
         let table = snapshot_table(change, pool.as_ref());
         let bytes: Vec<u8> = table.iter().flat_map(Snapshot::encode).collect();
+        if bytes.len() as u64 > MAX_TABLE_BYTES {
+            let message = "the snapshot table would be larger than the 64 MiB that QEMU accepts";
+            return Err(Error::new(ErrorKind::Limit, message));
+        }
         let place = free.table(bits.clusters(bytes.len() as u64), &refcounts);
         snapshots = Some((place, bytes, u32::try_from(table.len()).unwrap_or(u32::MAX)));
     }

@@ -78,10 +78,8 @@ impl Group<'_> {
         });
         for unit in units.drain(..) {
             let references = self.choice.units.users(unit);
-            let fits = self.keepers.range((references, 0, 0)..).next().copied();
-            match fits.filter(|&(_, _, keeper)| self.gain(keeper, references)) {
-                Some(kept @ (room, order, keeper)) => {
-                    self.keepers.remove(&kept);
+            match self.keeper(references) {
+                Some((room, order, keeper)) => {
                     self.keepers.insert((room - references, order, keeper));
                     links.push(Link { duplicate: unit, keeper }.by_duplicate())?;
                 }
@@ -92,6 +90,17 @@ impl Group<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Takes out the keeper with the least room for `references` more. Those whose host clusters are full go for good.
+    fn keeper(&mut self, references: u64) -> Option<(u64, u64, u64)> {
+        loop {
+            let kept = self.keepers.range((references, 0, 0)..).next().copied()?;
+            self.keepers.remove(&kept);
+            if self.gain(kept.2, references) {
+                return Some(kept);
+            }
+        }
     }
 
     /// Whether the host clusters of `keeper` have room for more references, which are then counted.
