@@ -1,5 +1,8 @@
 //! Places for new clusters in an image, and the growth of its refcount structure that they need.
 
+use std::collections::BTreeMap;
+
+use super::bits::Bits;
 use crate::check::counts::Counts;
 use crate::check::states::{State, States};
 use crate::error::{Error, ErrorKind, Result};
@@ -9,17 +12,13 @@ use crate::storage::{Storage, flush, write};
 use crate::units::{ClusterBits, HostCluster, HostOffset};
 
 /// Gives out clusters: free ones inside the file first, then new ones at its end. Decides only; nothing is written.
-pub(super) struct Allocator<'a> {
+pub(super) struct Allocator {
     bits: ClusterBits,
-    counts: &'a Counts,
-    states: States,
     per_block: u64,
-    /// Clusters of the file as it is.
-    file: u64,
-    /// The first cluster behind the file and behind all that is in use: something may reach into the cluster that follows.
-    behind: u64,
-    /// Where the search for free clusters goes on.
-    at: u64,
+    /// Free clusters of the file.
+    free: Bits,
+    /// No free cluster comes before this.
+    next: u64,
     /// The cluster after the last one given out at the end.
     end: u64,
     taken: Vec<HostCluster>,
@@ -29,7 +28,7 @@ pub(super) struct Allocator<'a> {
 pub(super) struct Growth {
     /// Clusters that were given out, those of the refcount structure included; each gets one reference.
     pub(super) taken: Vec<HostCluster>,
-    /// The new length of the file in bytes.
+    /// The least length of the file in bytes.
     pub(super) file_len: u64,
     /// New refcount blocks: which and where.
     blocks: Vec<(u64, HostCluster)>,
@@ -37,78 +36,77 @@ pub(super) struct Growth {
     table: Option<(HostCluster, u64)>,
 }
 
-impl<'a> Allocator<'a> {
+impl Allocator {
     /// For an image whose clusters have the references `counts`.
-    pub(super) fn new(refcounts: &Refcounts<'_>, header: &Header, file_len: u64, counts: &'a Counts) -> Result<Self> {
+    pub(super) fn new(refcounts: &Refcounts<'_>, header: &Header, file_len: u64, counts: &Counts) -> Result<Self> {
         let bits = header.cluster_bits;
         let file = bits.clusters(file_len);
-        let behind = file.max(counts.clusters());
-        Ok(Self {
-            bits,
-            counts,
-            states: States::load(refcounts, file)?,
-            per_block: refcounts.per_block(),
-            file,
-            behind,
-            at: 0,
-            end: behind,
-            taken: Vec::new(),
-        })
+        let states = States::load(refcounts, file)?;
+        let mut free = Bits::new(file);
+        (0..file)
+            .filter(|&cluster| states.get(cluster) == State::Free && counts.get(cluster) == 0)
+            .for_each(|cluster| free.insert(cluster));
+        // Something may reach into the cluster that follows the file.
+        let end = file.max(counts.clusters());
+        Ok(Self { bits, per_block: refcounts.per_block(), free, next: 0, end, taken: Vec::new() })
     }
 
     /// A free cluster.
-    pub(super) fn one(&mut self, refcounts: &Refcounts<'_>) -> HostCluster {
-        while self.at < self.file {
-            let cluster = self.at;
-            self.at += 1;
-            // A cluster that no block counts would need one first.
-            let counted = matches!(refcounts.block(cluster / self.per_block), Block::At(_));
-            if counted && self.states.get(cluster) == State::Free && self.counts.get(cluster) == 0 {
-                self.taken.push(HostCluster(cluster));
-                return HostCluster(cluster);
-            }
-        }
-        self.run(1)
+    pub(super) fn one(&mut self) -> HostCluster {
+        let cluster = self.free.iter_from(self.next).next().unwrap_or(self.end);
+        self.next = cluster + 1;
+        self.take(cluster, 1)
     }
 
-    /// `count` clusters in a row, at the end of the file.
+    /// `count` clusters in a row.
     pub(super) fn run(&mut self, count: u64) -> HostCluster {
-        let start = self.end;
-        self.end += count;
-        self.taken.extend((start..self.end).map(HostCluster));
-        HostCluster(start)
+        let start = if count == 0 { None } else { self.free.run_from(self.next, count) };
+        self.take(start.unwrap_or(self.end), count)
     }
 
-    /// `count` clusters in a row, or anywhere if it is one.
-    pub(super) fn table(&mut self, count: u64, refcounts: &Refcounts<'_>) -> HostCluster {
-        if count == 1 { self.one(refcounts) } else { self.run(count) }
+    fn take(&mut self, start: u64, count: u64) -> HostCluster {
+        for cluster in start..start + count {
+            self.free.remove(cluster);
+            self.taken.push(HostCluster(cluster));
+        }
+        self.end = self.end.max(start + count);
+        HostCluster(start)
     }
 
     /// Ends the allocation: adds the refcount blocks and the table that the new clusters, and they themselves, need.
     pub(super) fn finish(mut self, refcounts: &Refcounts<'_>) -> Result<Growth> {
         let capacity = refcounts.entries().len() as u64;
-        let mut blocks: Vec<(u64, HostCluster)> = Vec::new();
+        let mut blocks: BTreeMap<u64, HostCluster> = BTreeMap::new();
         let mut table: Option<(HostCluster, u64)> = None;
-        let mut index = self.file / self.per_block;
-        while self.end > self.behind {
-            while index * self.per_block < self.end {
-                if refcounts.block(index) == Block::Missing {
-                    blocks.push((index, self.run(1)));
+        let (mut seen, mut entries) = (0, 0);
+        loop {
+            while let Some(cluster) = self.taken.get(seen).copied() {
+                seen += 1;
+                let index = cluster.0 / self.per_block;
+                entries = entries.max(index + 1);
+                if refcounts.block(index) == Block::Missing && !blocks.contains_key(&index) {
+                    let place = self.one();
+                    blocks.insert(index, place);
                 }
-                index += 1;
             }
-            if index <= table.map_or(capacity, |(_, clusters)| clusters * self.bits.entries()) {
+            if entries <= table.map_or(capacity, |(_, clusters)| clusters * self.bits.entries()) {
                 break;
             }
             // With room to grow, so that it need not move again soon.
-            let clusters = (index + index / 2).div_ceil(self.bits.entries());
+            let clusters = (entries + entries / 2).div_ceil(self.bits.entries());
             table = Some((self.run(clusters), clusters));
         }
         let bytes = table.map_or(0, |(_, clusters)| clusters * self.bits.bytes());
         if bytes > MAX_REFCOUNT_TABLE_BYTES {
             return Err(Error::new(ErrorKind::Limit, "the file needs a larger refcount table than QEMU accepts"));
         }
-        Ok(Growth { taken: self.taken, file_len: self.end << self.bits.bits(), blocks, table })
+        let last = self.taken.iter().map(|cluster| cluster.0 + 1).max().unwrap_or(0);
+        Ok(Growth {
+            taken: self.taken,
+            file_len: last << self.bits.bits(),
+            blocks: blocks.into_iter().collect(),
+            table,
+        })
     }
 }
 

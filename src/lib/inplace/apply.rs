@@ -82,7 +82,7 @@ fn prepare(change: &Change, storage: &dyn Storage) -> Result<Prepared> {
     let mut free = Allocator::new(&refcounts, header, inspection.file_len, &inspection.counts)?;
     let has_pool = change.ground.pool_index.is_some() || change.members_after.len() > 0;
     let pool = match has_pool && change.changes_pool() && !change.drops_pool {
-        true => Some(Places::new(change.members_after.len(), bits, &mut free, &refcounts)?),
+        true => Some(Places::new(change.members_after.len(), bits, &mut free)?),
         false => None,
     };
     let incomplete = change.upgrades() && inspection.snapshots.iter().any(|snapshot| snapshot.disk_size.is_none());
@@ -95,7 +95,7 @@ fn prepare(change: &Change, storage: &dyn Storage) -> Result<Prepared> {
             let message = "the snapshot table would be larger than the 64 MiB that QEMU accepts";
             return Err(Error::new(ErrorKind::Limit, message));
         }
-        let place = free.table(bits.clusters(bytes.len() as u64), &refcounts);
+        let place = free.run(bits.clusters(bytes.len() as u64));
         snapshots = Some((place, bytes, u32::try_from(table.len()).unwrap_or(u32::MAX)));
     }
     Ok(Prepared { growth: free.finish(&refcounts)?, pool, snapshots })
@@ -214,17 +214,17 @@ fn raise_counts(change: &mut Change, prepared: &Prepared) -> Result<()> {
 fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
     let header = &change.ground.inspection.header;
     let bits = header.cluster_bits;
-    let gap = match header.backing_name {
-        None => L2Entry::Unallocated,
-        Some(_) => L2Entry::Zero { host: None, copied: false },
-    };
+    // The zero flag even without a backing file: an incremental backup gets its backing file only later, by rebase -u, and must
+    // not let it show through then.
+    let gap = L2Entry::Zero { host: None, copied: false }.encode(bits);
     let tables = L2Tables::new(storage, header, &change.ground.inspection.tables);
     let mut links = change.links.iter();
     let (mut first, mut batches) = (0u64, 0);
     while change.changes_content() {
         work.cancel.check()?;
-        let keeper = |word: Result<u128>| Ok(change.ground.units.entry(Link::from_duplicate(word?).keeper));
-        let keepers = links.by_ref().take(change.batch).map(keeper).collect::<Result<Vec<L2Entry>>>()?;
+        let keeper =
+            |word: Result<u128>| Ok(change.ground.units.entry(Link::from_duplicate(word?).keeper).encode(bits));
+        let keepers = links.by_ref().take(change.batch).map(keeper).collect::<Result<Vec<u64>>>()?;
         let replaced = |entry: L2Entry| match (entry, change.ground.units.of(entry)) {
             (L2Entry::Zero { host: Some(_), .. }, _) => Some(gap),
             (_, Some(unit)) if change.zeros.contains(unit) => Some(gap),
@@ -239,7 +239,7 @@ fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u
                 let mut changed = false;
                 for word in content.as_chunks_mut::<8>().0 {
                     if let Some(new) = replaced(L2Entry::decode(u64::from_be_bytes(*word), bits, true)) {
-                        *word = new.encode(bits).to_be_bytes();
+                        *word = new.to_be_bytes();
                         changed = true;
                     }
                 }

@@ -68,6 +68,18 @@ impl Bits {
         self.iter_from(0)
     }
 
+    /// The first of `count` numbers in a row, from `start` on.
+    pub(super) fn run_from(&self, start: u64, count: u64) -> Option<u64> {
+        let mut run = 0..0;
+        for number in self.iter_from(start) {
+            run = if run.end == number { run.start..number + 1 } else { number..number + 1 };
+            if run.end - run.start == count {
+                return Some(run.start);
+            }
+        }
+        None
+    }
+
     /// The numbers that `keep` accepts, with the same limit.
     pub(super) fn filtered(&self, keep: impl Fn(&u64) -> bool) -> Self {
         let mut kept = Self { words: vec![0; self.words.len()], len: 0 };

@@ -219,20 +219,9 @@ impl Room {
 
     /// The first `count` holes in a row.
     fn take_run(&mut self, count: u64) -> Option<u64> {
-        let mut run = 0..0;
-        for hole in self.holes.iter() {
-            run = if run.end == hole { run.start..hole + 1 } else { hole..hole + 1 };
-            if run.end - run.start == count {
-                break;
-            }
-        }
-        if run.end - run.start < count {
-            return None;
-        }
-        run.clone().for_each(|hole| {
-            self.holes.remove(hole);
-        });
-        Some(run.start)
+        let start = self.holes.run_from(self.next, count)?;
+        (start..start + count).for_each(|hole| self.holes.remove(hole));
+        Some(start)
     }
 
     /// Keeps `count` clusters in a row free of other things; returns those of them that must go. The window that has the most

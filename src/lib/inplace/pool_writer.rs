@@ -15,7 +15,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::MAX_L1_BYTES;
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_entry};
-use crate::image::refcounts::Refcounts;
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
 use crate::storage::{Storage, write};
@@ -44,12 +43,7 @@ pub(super) struct Places {
 
 impl Places {
     /// Places for a pool of `members` members.
-    pub(super) fn new(
-        members: u64,
-        bits: ClusterBits,
-        free: &mut Allocator<'_>,
-        refcounts: &Refcounts<'_>,
-    ) -> Result<Self> {
+    pub(super) fn new(members: u64, bits: ClusterBits, free: &mut Allocator) -> Result<Self> {
         let member_tables = members.div_ceil(bits.entries());
         let directory = bits.clusters(DirectoryHeader::directory_bytes(members));
         let tables = member_tables + directory.div_ceil(bits.entries());
@@ -57,10 +51,10 @@ impl Places {
             return Err(Error::new(ErrorKind::Limit, "the pool needs a larger L1 table than QEMU accepts"));
         }
         Ok(Self {
-            l1: free.table(bits.clusters(tables * 8), refcounts),
-            tables: (0..tables).map(|_| free.one(refcounts)).collect(),
+            l1: free.run(bits.clusters(tables * 8)),
+            tables: (0..tables).map(|_| free.one()).collect(),
             member_tables,
-            directory: (0..directory).map(|_| free.one(refcounts)).collect(),
+            directory: (0..directory).map(|_| free.one()).collect(),
             members,
         })
     }

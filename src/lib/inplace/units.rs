@@ -40,6 +40,7 @@ impl Units {
         let users = Counts::new(bits, file_len, u64::MAX);
         let mut compressed: Vec<(CompressedExtent, u64)> = Vec::new();
         let mut kept_by_zeros = Bits::new(plain);
+        let mut most = 1 << 20;
         tables.visit(
             |table, content| {
                 let mut found = (Vec::new(), Vec::new());
@@ -59,6 +60,11 @@ impl Units {
             },
             |(mut extents, places)| {
                 compressed.append(&mut extents);
+                // Snapshots with tables of their own name the same clusters again and again.
+                if compressed.len() > most {
+                    merge(&mut compressed);
+                    most = most.max(2 * compressed.len());
+                }
                 places.into_iter().for_each(|place| kept_by_zeros.insert(place));
                 Ok(())
             },
@@ -67,12 +73,7 @@ impl Units {
             L2Entry::Compressed(extent) => Some((extent, 0)),
             _ => None,
         }));
-        compressed.sort_unstable_by_key(|(extent, _)| order(*extent));
-        compressed.dedup_by(|(later, users), (first, sum)| {
-            let same = later == first;
-            *sum += if same { *users } else { 0 };
-            same
-        });
+        merge(&mut compressed);
         let units = Self { bits, plain, users, compressed, kept_by_zeros };
         if units.limit() > 1 << INDEX_BITS {
             let message = format!("the image has more than 2^{INDEX_BITS} clusters");
@@ -156,6 +157,16 @@ impl Units {
             _ => plain.next(),
         })
     }
+}
+
+/// Puts compressed clusters in order, and adds up what is said of the same one.
+fn merge(compressed: &mut Vec<(CompressedExtent, u64)>) {
+    compressed.sort_unstable_by_key(|(extent, _)| order(*extent));
+    compressed.dedup_by(|(later, users), (first, sum)| {
+        let same = later == first;
+        *sum += if same { *users } else { 0 };
+        same
+    });
 }
 
 /// Compressed units are in this order.
