@@ -19,6 +19,8 @@ pub struct Counts {
     large: Mutex<HashMap<u64, u64>>,
     /// Which clusters hold guest data.
     data: Vec<AtomicU64>,
+    /// Which clusters hold compressed data.
+    packed: Vec<AtomicU64>,
 }
 
 /// Why a reference was not counted.
@@ -48,6 +50,7 @@ impl Counts {
             small: (0..clusters).map(|_| AtomicU8::new(0)).collect(),
             large: Mutex::default(),
             data: (0..clusters.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            packed: (0..clusters.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -57,6 +60,7 @@ impl Counts {
         let clusters = usize::try_from(self.bits.clusters(self.file_len) + 1).unwrap_or(usize::MAX);
         self.small.resize_with(clusters, AtomicU8::default);
         self.data.resize_with(clusters.div_ceil(64), AtomicU64::default);
+        self.packed.resize_with(clusters.div_ceil(64), AtomicU64::default);
     }
 
     /// Counts `times` references to the bytes `offset..offset + size`; `data` says that they hold guest data.
@@ -78,7 +82,7 @@ impl Counts {
                 (more, Err(Refused::Overflow { lost, .. })) => *lost += more,
                 (lost, none) => *none = Err(Refused::Overflow { cluster, lost }),
             }
-            if data && let Some(word) = self.word(cluster) {
+            if data && let Some(word) = word(&self.data, cluster) {
                 word.fetch_or(1 << (cluster & 63), Ordering::Relaxed);
             }
         }
@@ -106,8 +110,18 @@ impl Counts {
         times - (sum - before)
     }
 
-    fn word(&self, cluster: u64) -> Option<&AtomicU64> {
-        usize::try_from(cluster / 64).ok().and_then(|i| self.data.get(i))
+    /// Remembers that the bytes `offset..offset + size`, of at least one byte, are compressed.
+    pub fn set_packed(&self, offset: u64, size: u64) {
+        for cluster in offset >> self.bits.bits()..=offset.saturating_add(size - 1) >> self.bits.bits() {
+            let Some(word) = word(&self.packed, cluster) else { break };
+            word.fetch_or(1 << (cluster & 63), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `cluster` holds compressed data.
+    #[must_use]
+    pub fn is_packed(&self, cluster: u64) -> bool {
+        word(&self.packed, cluster).is_some_and(|word| word.load(Ordering::Relaxed) >> (cluster & 63) & 1 == 1)
     }
 
     /// The references to `cluster`.
@@ -126,7 +140,7 @@ impl Counts {
     /// Whether `cluster` holds guest data.
     #[must_use]
     pub fn is_data(&self, cluster: u64) -> bool {
-        self.word(cluster).is_some_and(|word| word.load(Ordering::Relaxed) >> (cluster & 63) & 1 == 1)
+        word(&self.data, cluster).is_some_and(|word| word.load(Ordering::Relaxed) >> (cluster & 63) & 1 == 1)
     }
 
     /// Clusters for which there may be a count: those of the file, and one more where something reaches into it.
@@ -135,6 +149,10 @@ impl Counts {
         let file = self.bits.clusters(self.file_len);
         file + u64::from(self.get(file) > 0)
     }
+}
+
+fn word(set: &[AtomicU64], cluster: u64) -> Option<&AtomicU64> {
+    usize::try_from(cluster / 64).ok().and_then(|i| set.get(i))
 }
 
 #[cfg(test)]

@@ -34,6 +34,19 @@ pub(crate) struct KnownPool {
     pub members: Vec<u64>,
     /// Their records, if the directory can be used.
     pub records: Option<Vec<Record>>,
+    /// Whether the members ascend, as they should.
+    pub ascending: bool,
+}
+
+/// How the entries of members lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// As they should.
+    Ascending,
+    /// Each is right, but they are mixed up.
+    Mixed,
+    /// Some have flags, or there are gaps.
+    Broken,
 }
 
 /// What a new directory is made of, in the place of the old one.
@@ -120,7 +133,7 @@ impl Checker<'_> {
         };
         let Some(entries) = self.pool_entries(pool)? else {
             self.say(Severity::Benign, Kind::StaleDirectory("the pool has more entries than it can have members"));
-            self.known = Some(KnownPool { index, members: Vec::new(), records: None });
+            self.known = Some(KnownPool { index, members: Vec::new(), records: None, ascending: false });
             return Ok(());
         };
         let directory_tables = self.directory_clusters(pool).div_ceil(self.header.cluster_bits.entries());
@@ -128,9 +141,9 @@ impl Checker<'_> {
         let member_slots = u64::from(pool.l1_entries).saturating_sub(directory_tables).saturating_mul(tables_entries);
         let split = entries.partition_point(|(slot, _)| *slot < member_slots);
         let (members, directory) = entries.split_at(split);
-        let in_order = self.members(members);
+        let order = self.members(members);
         let words = members.iter().map(|(_, word)| *word).collect();
-        let mut known = KnownPool { index, members: words, records: None };
+        let mut known = KnownPool { index, members: words, records: None, ascending: order == Order::Ascending };
         match self.directory_records(pool, members, directory, member_slots)? {
             Err(why) => {
                 self.say(Severity::Benign, Kind::StaleDirectory(why));
@@ -141,7 +154,7 @@ impl Checker<'_> {
                 if self.options.data {
                     self.data(members, &records, tables)?;
                 }
-                known.records = Some(records).filter(|_| in_order);
+                known.records = Some(records).filter(|_| order != Order::Broken);
             }
         }
         self.known = Some(known);
@@ -181,10 +194,11 @@ impl Checker<'_> {
         Ok(Some(entries))
     }
 
-    /// Whether members are ascending, without flags and without gaps.
-    fn members(&mut self, members: &[(u64, u64)]) -> bool {
+    /// Members are ascending, without flags and without gaps.
+    fn members(&mut self, members: &[(u64, u64)]) -> Order {
         let bits = self.header.cluster_bits;
         let mut before = None;
+        let mut mixed = None;
         for ((slot, word), expected) in members.iter().zip(0u64..) {
             let entry = L2Entry::decode(*word, bits, true);
             let plain = match entry {
@@ -192,13 +206,18 @@ impl Checker<'_> {
                 L2Entry::Compressed(extent) => Some(extent.host),
                 _ => None,
             };
-            if plain.is_none() || *slot != expected || plain <= before {
-                self.remark(format!("pool member {slot} is out of order or has flags; dedup and gc make a new pool"));
-                return false;
+            if plain.is_none() || *slot != expected {
+                self.remark(format!("pool member {slot} is out of place or has flags; dedup and gc make a new pool"));
+                return Order::Broken;
+            }
+            if plain <= before {
+                mixed.get_or_insert(*slot);
             }
             before = plain;
         }
-        true
+        let Some(slot) = mixed else { return Order::Ascending };
+        self.remark(format!("pool member {slot} is out of order; dedup and gc make a new pool"));
+        Order::Mixed
     }
 
     /// The directory's header and records, or why they are not to be used.
@@ -257,13 +276,18 @@ impl Checker<'_> {
         let plain = members.iter().all(|(_, word)| matches!(L2Entry::decode(*word, bits, true), L2Entry::Data { .. }));
         // Nothing else may refer to what is written over.
         let own = hosts.iter().all(|host| self.counts.get(host.0 >> bits.bits()) == 1);
-        (in_order && plain && own && pool.vm_state_size == length && hosts.len() as u64 == bits.clusters(length)).then(
-            || NewDirectory {
-                members: members.iter().filter_map(|(_, word)| l1_target(*word)).collect(),
-                hosts,
-                member_l1_entries: u32::try_from(member_slots / bits.entries()).unwrap_or(u32::MAX),
-            },
-        )
+        let ascending = members.is_sorted_by_key(|(_, word)| *word);
+        (in_order
+            && ascending
+            && plain
+            && own
+            && pool.vm_state_size == length
+            && hosts.len() as u64 == bits.clusters(length))
+        .then(|| NewDirectory {
+            members: members.iter().filter_map(|(_, word)| l1_target(*word)).collect(),
+            hosts,
+            member_l1_entries: u32::try_from(member_slots / bits.entries()).unwrap_or(u32::MAX),
+        })
     }
 
     /// No member has more sharers than the limit, unless a user's snapshots hold the rest.
@@ -285,11 +309,18 @@ impl Checker<'_> {
     /// Clusters that several guest clusters share without the pool's reference.
     fn unpooled(&mut self, members: &[(u64, u64)]) {
         let bits = self.header.cluster_bits;
-        let pooled = |cluster: u64| {
-            let offset = cluster << bits.bits();
-            members.binary_search_by_key(&offset, |(_, word)| l1_target(*word).map_or(0, |host| host.0)).is_ok()
+        let mut plain: Vec<u64> = (members.iter())
+            .filter_map(|(_, word)| match L2Entry::decode(*word, bits, true) {
+                L2Entry::Data { host, .. } => Some(host.0 >> bits.bits()),
+                _ => None,
+            })
+            .collect();
+        plain.sort_unstable();
+        let pooled = |cluster: u64| plain.binary_search(&cluster).is_ok();
+        // Compressed clusters never have the flag.
+        let shared = |&cluster: &u64| {
+            self.counts.is_data(cluster) && !self.counts.is_packed(cluster) && self.counts.get(cluster) > 1
         };
-        let shared = |&cluster: &u64| self.counts.is_data(cluster) && self.counts.get(cluster) > 1;
         let unpooled = (0..self.counts.clusters()).filter(shared).filter(|&cluster| !pooled(cluster)).count();
         if unpooled > 0 {
             self.remark(format!(
@@ -352,7 +383,8 @@ impl Checker<'_> {
 
     /// Finds every place that maps to a damaged member. Flags do not matter.
     fn find_users(&self, damaged: &mut BTreeMap<u64, Vec<At>>, tables: &Tables) -> Result<()> {
-        const FLAGS: u64 = 1 << 63 | 1;
+        // COPIED, and the zero flag where the entry is not compressed.
+        let plain = |word: u64| word & !(1 << 63 | u64::from(word >> 62 & 1 == 0));
         let mut table = vec![0; self.header.cluster_bits.len()];
         let mut read = None;
         for reference in &tables.references {
@@ -365,7 +397,7 @@ impl Checker<'_> {
             }
             let size = self.header.l2_entry_len();
             for (entry, index) in table.chunks_exact(size).zip(0u64..) {
-                let Some(users) = u64_at(entry, 0).and_then(|word| damaged.get_mut(&(word & !FLAGS))) else { continue };
+                let Some(users) = u64_at(entry, 0).and_then(|word| damaged.get_mut(&plain(word))) else { continue };
                 let cluster = u64::from(reference.index) * self.header.l2_entries() + index;
                 let guest = GuestOffset(cluster.saturating_mul(self.header.cluster_bits.bytes()));
                 users.push(At { layer: layer.clone(), guest });

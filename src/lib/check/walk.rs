@@ -182,6 +182,7 @@ impl Walk<'_> {
                 allocation.compressed += 1;
                 allocation.fragmented += 1;
                 self.count((extent.host, extent.len()), times, at, overflows, say);
+                self.counts.set_packed(extent.host.0, extent.len());
                 return;
             }
             L2Entry::Unallocated => {

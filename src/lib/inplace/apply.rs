@@ -278,14 +278,11 @@ pub(super) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &W
     mender.copied(&now.tables.active, false)?;
     let freed = mender.refcounts(&refcounts, Pass::Lower)?;
     mender.copied(&now.tables.active, true)?;
-    let tail = bits.clusters(old_len)..now.counts.clusters();
-    let grown = now.file_len > old_len;
-    let file_len = if grown && tail.clone().all(|cluster| now.counts.get(cluster) == 0) {
-        storage.set_len(old_len).at("Could not make the file shorter")?;
-        old_len
-    } else {
-        now.file_len
-    };
+    let used = (0..now.counts.clusters()).rev().find(|&cluster| now.counts.get(cluster) > 0);
+    let file_len = now.file_len.min(used.map_or(0, |cluster| (cluster + 1) << bits.bits()).max(old_len));
+    if file_len < now.file_len {
+        storage.set_len(file_len).at("Could not make the file shorter")?;
+    }
     let ranges = match punch {
         Punch::All => idle(&now.counts, bits, storage)?,
         Punch::Freed => {

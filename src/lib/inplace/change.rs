@@ -27,6 +27,8 @@ pub(super) struct Ground {
     pub(super) members: Ranked,
     /// Records of the members, in unit order; none where the directory cannot be used.
     records: Option<Vec<Record>>,
+    /// Whether there is no pool, or one whose members ascend.
+    is_ascending: bool,
 }
 
 impl Ground {
@@ -34,6 +36,7 @@ impl Ground {
     pub(super) fn new(storage: &dyn Storage, mut inspection: Inspection) -> Result<Self> {
         let pool = inspection.pool.take();
         let pool_index = pool.as_ref().map(|known| known.index);
+        let is_ascending = pool.as_ref().is_none_or(|known| known.ascending);
         let (entries, records) = pool.map_or_else(Default::default, |known| (known.members, known.records));
         let header = &inspection.header;
         let tables = L2Tables::new(storage, header, &inspection.tables);
@@ -46,10 +49,11 @@ impl Ground {
             let known =
                 numbers.iter().zip(records).filter_map(|(unit, record)| Some((unit.as_ref().copied()?, record)));
             let mut by_unit: Vec<(u64, Record)> = known.collect();
-            by_unit.sort_unstable_by_key(|(unit, _)| *unit);
+            by_unit.sort_by_key(|(unit, _)| *unit);
+            by_unit.dedup_by_key(|(unit, _)| *unit);
             by_unit.into_iter().map(|(_, record)| record).collect()
         });
-        Ok(Self { inspection, units, pool_index, members: members.ranked(), records })
+        Ok(Self { inspection, units, pool_index, members: members.ranked(), records, is_ascending })
     }
 
     /// The content of the units.
@@ -139,7 +143,7 @@ impl Change {
     pub(super) fn changes_pool(&self) -> bool {
         let has_pool = self.ground.pool_index.is_some();
         !self.joining.is_empty()
-            || has_pool && (self.drops_pool || !self.ground.has_records())
+            || has_pool && (self.drops_pool || !self.ground.has_records() || !self.ground.is_ascending)
             || self.ground.members.bits().len() != self.members_after.len()
     }
 

@@ -19,13 +19,14 @@
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::apply::{Punch, UNSETTLED, set_dirty, settle};
-use super::change::sound;
+use super::change::{Change, Ground, sound};
 use super::gc::PHASES;
 use super::moves::{Moves, plan};
 use super::pointers::{Container, containers, header_fields};
 use super::tables::L2Tables;
 use crate::check::Inspection;
 use crate::check::mend::{Mender, Pass};
+use crate::dedup::sequence::Spill;
 use crate::error::{Error, IoContext, Result};
 use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
@@ -39,8 +40,23 @@ const PIECE: u64 = 1 << 20;
 const MOST_PASSES: u64 = 64;
 
 /// Moves what lies behind the end that the file could have, and cuts the file; returns how many clusters moved.
-pub(super) fn compact(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> Result<u64> {
     let storage = &Latch::new(storage);
+    let mut moved = fill_holes(storage, work)?;
+    let inspection = sound(storage, PHASES, work, |_| {})?;
+    if inspection.pool.as_ref().is_some_and(|pool| !pool.ascending && pool.records.is_some()) {
+        // Members that moved are out of order. A new pool takes new places, which may be at the end again.
+        let ground = Ground::new(storage, inspection)?;
+        let members_after = ground.members.bits().filtered(|_| true);
+        let mut change = Change { members_after, ..Change::none(ground, spill)? };
+        super::apply::apply(&mut change, storage, Punch::Freed, work)?;
+        moved += fill_holes(storage, work)?;
+    }
+    Ok(moved)
+}
+
+/// Moves and cuts until there is nothing to move.
+fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
     let mut inspection = sound(storage, PHASES, work, |_| {})?;
     let mut moved = 0;
     let most = work.words() / 4;

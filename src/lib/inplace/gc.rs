@@ -36,6 +36,7 @@ pub struct GcPlan {
     options: GcOptions,
     change: Change,
     report: GcReport,
+    spill: Spill,
     /// Whether the file occupies space for free clusters.
     is_idle: bool,
 }
@@ -129,7 +130,7 @@ impl GcPlan {
                 seconds: 0.0,
             };
             let is_idle = !idle(&ground.inspection.counts, bits, storage)?.is_empty();
-            let mut plan = Self { options, change, report, is_idle };
+            let mut plan = Self { options, change, report, spill: spill.clone(), is_idle };
             if options.compact {
                 plan.forecast(storage)?;
             }
@@ -184,7 +185,7 @@ impl GcPlan {
                 }
                 self.report.moved_clusters = 0;
                 if self.options.compact {
-                    self.report.moved_clusters = compact::compact(storage, work)?;
+                    self.report.moved_clusters = compact::compact(storage, &self.spill, work)?;
                 }
                 Ok::<_, Error>(())
             })?;
