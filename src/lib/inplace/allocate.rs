@@ -120,17 +120,23 @@ impl Growth {
         }
     }
 
-    /// Makes the file as long as it must be and adds the new refcount blocks and the new table, with the counts of `counts`.
-    ///
-    /// After a crash here the file is longer, or clusters that nobody uses are counted.
-    pub(super) fn write(&self, storage: &dyn Storage, header: &mut Header, counts: &Counts) -> Result<()> {
-        let refcounts = Refcounts::load(storage, header)?;
-        let bits = header.cluster_bits;
+    /// Makes the file as long as it must be.
+    pub(super) fn extend(&self, storage: &dyn Storage) -> Result<()> {
         if storage.len().map_err(|e| Error::io("Could not get its length", e))? < self.file_len {
             storage.set_len(self.file_len).map_err(|e| Error::io("Could not make the file longer", e))?;
             // No check sees counts of clusters behind the end of a file whose growth was lost.
             flush(storage)?;
         }
+        Ok(())
+    }
+
+    /// Adds the new refcount blocks and the new table, with the counts of `counts`. Where they lie in the old blocks' care they
+    /// are counted there already: what is in use is never counted as free.
+    ///
+    /// After a crash here clusters that nobody uses are counted.
+    pub(super) fn write(&self, storage: &dyn Storage, header: &mut Header, counts: &Counts) -> Result<()> {
+        let refcounts = Refcounts::load(storage, header)?;
+        let bits = header.cluster_bits;
         if self.blocks.is_empty() && self.table.is_none() {
             return Ok(());
         }

@@ -144,9 +144,9 @@ fn write_change(change: &Change, prepared: &Prepared, storage: &dyn Storage, wor
     let bits = header.cluster_bits;
 
     let counts = &change.ground.inspection.counts;
+    prepared.growth.extend(storage)?;
+    Mender::new(storage, &header, counts).refcounts(&Refcounts::load(storage, &header)?, Pass::Raise)?;
     prepared.growth.write(storage, &mut header, counts)?;
-    let mender = Mender::new(storage, &header, counts);
-    mender.refcounts(&Refcounts::load(storage, &header)?, Pass::Raise)?;
     if let Some(pool) = &prepared.pool {
         pool.write(change, counts, storage)?;
     }
@@ -155,7 +155,7 @@ fn write_change(change: &Change, prepared: &Prepared, storage: &dyn Storage, wor
     }
     flush(storage)?;
 
-    mender.copied(&change.ground.inspection.tables.active, false)?;
+    Mender::new(storage, &header, counts).copied(&change.ground.inspection.tables.active, false)?;
 
     if let Some((place, _, snapshots)) = &prepared.snapshots {
         let offset = if *snapshots == 0 { HostOffset(0) } else { place.offset(bits) };

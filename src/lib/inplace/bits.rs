@@ -51,7 +51,7 @@ impl Bits {
     /// The numbers in ascending order, from `start` on.
     pub(super) fn iter_from(&self, start: u64) -> impl Iterator<Item = u64> + '_ {
         let (first, bit) = Self::place(start);
-        self.words.iter().zip(0u64..).skip(first).flat_map(move |(&word, at)| {
+        self.words.get(first..).unwrap_or_default().iter().zip(start / 64..).flat_map(move |(&word, at)| {
             let mut rest = if at * 64 < start { word & !(bit - 1) } else { word };
             std::iter::from_fn(move || {
                 let lowest = rest.trailing_zeros();

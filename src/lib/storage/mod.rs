@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::FallocateFlags;
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice};
 use nix::unistd::Whence;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -156,7 +156,10 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_all()
+        self.0.sync_all().inspect_err(|_| {
+            // Linux takes pages that it could not write for clean. Nobody must read them again and believe them.
+            let _ = nix::fcntl::posix_fadvise(&self.0, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        })
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
