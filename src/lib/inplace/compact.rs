@@ -16,6 +16,8 @@
 //! Nothing is written over anything that is in use, so no second copy of the file is needed: a pass fills the holes that there
 //! are, and what it frees is the end of the file.
 
+use std::collections::BTreeSet;
+
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::apply::{Punch, UNSETTLED, set_dirty, settle};
@@ -198,16 +200,25 @@ fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result
             None => break,
         }
     }
-    let surplus: Vec<u64> = blocks.iter().map(|(index, _)| *index).filter(|index| index * per_block >= end).collect();
-    if surplus.is_empty() {
-        return Ok(false);
+    let mut left: Vec<(u64, u64)> = blocks.into_iter().filter(|(index, _)| index * per_block >= end).collect();
+    let mut dropped = false;
+    loop {
+        // A block that counts another one stays until that one is out of the table: what is in use is never counted as free.
+        let others = left.iter().filter(|(index, cluster)| *index != cluster / per_block);
+        let counting: BTreeSet<u64> = others.map(|(_, cluster)| cluster / per_block).collect();
+        let (stay, go): (Vec<_>, Vec<_>) = left.into_iter().partition(|(index, _)| counting.contains(index));
+        if go.is_empty() {
+            return Ok(dropped);
+        }
+        if !dropped {
+            set_dirty(storage, header)?;
+        }
+        for (index, _) in go {
+            write(storage, &[0; 8], header.refcount_table_offset.0 + index * 8)?;
+        }
+        flush(storage)?;
+        (left, dropped) = (stay, true);
     }
-    set_dirty(storage, header)?;
-    for index in surplus {
-        write(storage, &[0; 8], header.refcount_table_offset.0 + index * 8)?;
-    }
-    flush(storage)?;
-    Ok(true)
 }
 
 /// Cuts the file behind its last cluster in use.
