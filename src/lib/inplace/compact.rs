@@ -174,14 +174,11 @@ fn point(
     Ok(())
 }
 
-/// Takes refcount blocks that count nothing but themselves and each other out of the refcount table, from its end; says whether
-/// there were any. Their clusters are leaks then.
-fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result<bool> {
-    let header = &inspection.header;
-    let bits = header.cluster_bits.bits();
-    let refcounts = Refcounts::load(storage, header)?;
+/// Refcount blocks that count nothing but themselves and each other, from the end of the table: which and where.
+fn surplus_blocks(refcounts: &Refcounts<'_>, inspection: &Inspection) -> Vec<(u64, u64)> {
+    let bits = inspection.header.cluster_bits.bits();
     let per_block = refcounts.per_block();
-    let blocks: Vec<(u64, u64)> = (0..refcounts.entries().len() as u64)
+    let mut blocks: Vec<(u64, u64)> = (0..refcounts.entries().len() as u64)
         .filter_map(|index| match refcounts.block(index) {
             Block::At(offset) => Some((index, offset.0 >> bits)),
             _ => None,
@@ -200,32 +197,63 @@ fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result
             None => break,
         }
     }
-    let mut left: Vec<(u64, u64)> = blocks.into_iter().filter(|(index, _)| index * per_block >= end).collect();
-    let mut dropped = false;
+    blocks.retain(|(index, _)| index * per_block >= end);
+    blocks
+}
+
+/// Whether there is anything to move, to drop or to cut.
+pub(super) fn has_work(storage: &dyn Storage, inspection: &Inspection, work: &Work<'_>) -> Result<bool> {
+    let refcounts = Refcounts::load(storage, &inspection.header)?;
+    Ok(inspection.file_len > used_bytes(inspection)
+        || !rounds(&refcounts, inspection).is_empty()
+        || plan(storage, inspection, work.words() / 4)?.is_some())
+}
+
+/// Takes surplus refcount blocks out of the refcount table; says whether there were any. Their clusters are leaks then.
+fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result<bool> {
+    let header = &inspection.header;
+    let rounds = rounds(&Refcounts::load(storage, header)?, inspection);
+    if rounds.is_empty() {
+        return Ok(false);
+    }
+    set_dirty(storage, header)?;
+    for round in rounds {
+        for (index, _) in round {
+            write(storage, &[0; 8], header.refcount_table_offset.0 + index * 8)?;
+        }
+        flush(storage)?;
+    }
+    Ok(true)
+}
+
+/// Surplus refcount blocks in rounds: one that counts another stays until that one is out of the table, so that what is in use is
+/// never counted as free. Those that count each other stay.
+fn rounds(refcounts: &Refcounts<'_>, inspection: &Inspection) -> Vec<Vec<(u64, u64)>> {
+    let per_block = refcounts.per_block();
+    let mut left = surplus_blocks(refcounts, inspection);
+    let mut rounds = Vec::new();
     loop {
-        // A block that counts another one stays until that one is out of the table: what is in use is never counted as free.
         let others = left.iter().filter(|(index, cluster)| *index != cluster / per_block);
         let counting: BTreeSet<u64> = others.map(|(_, cluster)| cluster / per_block).collect();
         let (stay, go): (Vec<_>, Vec<_>) = left.into_iter().partition(|(index, _)| counting.contains(index));
         if go.is_empty() {
-            return Ok(dropped);
+            return rounds;
         }
-        if !dropped {
-            set_dirty(storage, header)?;
-        }
-        for (index, _) in go {
-            write(storage, &[0; 8], header.refcount_table_offset.0 + index * 8)?;
-        }
-        flush(storage)?;
-        (left, dropped) = (stay, true);
+        rounds.push(go);
+        left = stay;
     }
+}
+
+/// The end of the last cluster in use, in bytes.
+fn used_bytes(inspection: &Inspection) -> u64 {
+    let counts = &inspection.counts;
+    let end = (0..counts.clusters()).rev().find(|&cluster| counts.get(cluster) > 0).map_or(0, |cluster| cluster + 1);
+    end << inspection.header.cluster_bits.bits()
 }
 
 /// Cuts the file behind its last cluster in use.
 fn cut(storage: &dyn Storage, inspection: &Inspection) -> Result<()> {
-    let counts = &inspection.counts;
-    let end = (0..counts.clusters()).rev().find(|&cluster| counts.get(cluster) > 0).map_or(0, |cluster| cluster + 1);
-    let len = end << inspection.header.cluster_bits.bits();
+    let len = used_bytes(inspection);
     if storage.len().at("Could not get its length")? > len {
         storage.set_len(len).map_err(|e| Error::io("Could not make the file shorter", e))?;
         flush(storage)?;

@@ -131,10 +131,12 @@ impl GcPlan {
             };
             let is_idle = !idle(&ground.inspection.counts, bits, storage)?.is_empty();
             let mut plan = Self { options, change, report, spill: spill.clone(), is_idle };
-            if options.compact {
+            let inspection = &plan.change.ground.inspection;
+            let compacts =
+                options.compact && (!plan.change.is_empty() || compact::has_work(storage, inspection, work)?);
+            if compacts {
                 plan.forecast(storage)?;
             }
-            let compacts = plan.report.file_length_after_bytes != file_length || plan.report.moved_clusters > 0;
             plan.report.changed = !plan.change.is_empty() || plan.is_idle || compacts;
             Ok(plan)
         })
@@ -166,7 +168,7 @@ impl GcPlan {
         let end = compact::target(storage, &inspection.header, used)?;
         let stays = |&cluster: &u64| inspection.counts.get(cluster) > 0 && !gone.contains(cluster);
         self.report.moved_clusters = end.saturating_sub((0..end).filter(stays).count() as u64);
-        self.report.file_length_after_bytes = end << bits.bits();
+        self.report.file_length_after_bytes = (end << bits.bits()).min(self.report.file_length_before_bytes);
         Ok(())
     }
 
