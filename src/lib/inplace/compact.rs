@@ -16,7 +16,7 @@
 //! Nothing is written over anything that is in use, so no second copy of the file is needed: a pass fills the holes that there
 //! are, and what it frees is the end of the file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
@@ -64,9 +64,12 @@ fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
     let most = work.words() / 4;
     for _ in 0..MOST_PASSES + inspection.counts.clusters() / most as u64 {
         work.cancel.check()?;
+        let file_len = inspection.file_len;
+        if drop_surplus_blocks(storage, &inspection)? {
+            inspection = settle(storage, file_len, Punch::Freed, work)?;
+        }
         let Some(moves) = plan(storage, &inspection, most)? else { break };
         work.progress.phase(2, PHASES, "moving", moves.len() << inspection.header.cluster_bits.bits());
-        let file_len = inspection.file_len;
         let done = apply(storage, &mut inspection, &moves, work);
         inspection = match (done, settle(storage, file_len, Punch::Freed, work)) {
             (Ok(()), settled) => settled.map_err(|e| e.ending(UNSETTLED))?,
@@ -74,12 +77,6 @@ fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
             (Err(error), Err(_)) => return Err(error.ending(UNSETTLED)),
         };
         moved += moves.len();
-        if drop_surplus_blocks(storage, &inspection)? {
-            inspection = settle(storage, file_len, Punch::Freed, work)?;
-        }
-    }
-    if drop_surplus_blocks(storage, &inspection)? {
-        inspection = settle(storage, inspection.file_len, Punch::Freed, work)?;
     }
     cut(storage, &inspection)?;
     Ok(moved)
@@ -174,45 +171,49 @@ fn point(
     Ok(())
 }
 
-/// Refcount blocks that count nothing but themselves and each other, from the end of the table: which and where.
-fn surplus_blocks(refcounts: &Refcounts<'_>, inspection: &Inspection) -> Vec<(u64, u64)> {
-    let bits = inspection.header.cluster_bits.bits();
-    let per_block = refcounts.per_block();
-    let mut blocks: Vec<(u64, u64)> = (0..refcounts.entries().len() as u64)
-        .filter_map(|index| match refcounts.block(index) {
-            Block::At(offset) => Some((index, offset.0 >> bits)),
-            _ => None,
-        })
-        .collect();
-    let mut places: Vec<u64> = blocks.iter().map(|(_, cluster)| *cluster).collect();
-    places.sort_unstable();
+/// Refcount blocks that a compact file does not need and that count nothing but each other: which and where.
+fn surplus_blocks(
+    storage: &dyn Storage,
+    refcounts: &Refcounts<'_>,
+    inspection: &Inspection,
+) -> Result<Vec<(u64, u64)>> {
+    let header = &inspection.header;
     let counts = &inspection.counts;
-    let is_other = |&cluster: &u64| counts.get(cluster) > 0 && places.binary_search(&cluster).is_err();
-    let mut end = (0..counts.clusters()).rev().find(is_other).map_or(0, |cluster| cluster + 1);
-    loop {
-        // The blocks that are needed must be counted as well, wherever they are.
-        let needed = blocks.iter().filter(|(index, _)| index * per_block < end).map(|(_, cluster)| cluster + 1).max();
-        match needed.filter(|&needed| needed > end) {
-            Some(needed) => end = needed,
-            None => break,
+    let per_block = refcounts.per_block();
+    let used = (0..counts.clusters()).filter(|&cluster| counts.get(cluster) > 0).count() as u64;
+    let first = target(storage, header, used)?.div_ceil(per_block);
+    let mut surplus = BTreeMap::new();
+    for index in first..refcounts.entries().len() as u64 {
+        if let Block::At(offset) = refcounts.block(index) {
+            surplus.insert(index, offset.0 >> header.cluster_bits.bits());
         }
     }
-    blocks.retain(|(index, _)| index * per_block >= end);
-    blocks
+    loop {
+        let places: BTreeSet<u64> = surplus.values().copied().collect();
+        let counts_others = |index: u64| {
+            let counted = index * per_block..counts.clusters().min((index + 1) * per_block);
+            counted.into_iter().any(|cluster| counts.get(cluster) > 0 && !places.contains(&cluster))
+        };
+        let before = surplus.len();
+        surplus.retain(|&index, _| !counts_others(index));
+        if surplus.len() == before {
+            return Ok(surplus.into_iter().collect());
+        }
+    }
 }
 
 /// Whether there is anything to move, to drop or to cut.
 pub(super) fn has_work(storage: &dyn Storage, inspection: &Inspection, work: &Work<'_>) -> Result<bool> {
     let refcounts = Refcounts::load(storage, &inspection.header)?;
     Ok(inspection.file_len > used_bytes(inspection)
-        || !rounds(&refcounts, inspection).is_empty()
+        || !rounds(storage, &refcounts, inspection)?.is_empty()
         || plan(storage, inspection, work.words() / 4)?.is_some())
 }
 
 /// Takes surplus refcount blocks out of the refcount table; says whether there were any. Their clusters are leaks then.
 fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result<bool> {
     let header = &inspection.header;
-    let rounds = rounds(&Refcounts::load(storage, header)?, inspection);
+    let rounds = rounds(storage, &Refcounts::load(storage, header)?, inspection)?;
     if rounds.is_empty() {
         return Ok(false);
     }
@@ -228,16 +229,16 @@ fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result
 
 /// Surplus refcount blocks in rounds: one that counts another stays until that one is out of the table, so that what is in use is
 /// never counted as free. Those that count each other stay.
-fn rounds(refcounts: &Refcounts<'_>, inspection: &Inspection) -> Vec<Vec<(u64, u64)>> {
+fn rounds(storage: &dyn Storage, refcounts: &Refcounts<'_>, inspection: &Inspection) -> Result<Vec<Vec<(u64, u64)>>> {
     let per_block = refcounts.per_block();
-    let mut left = surplus_blocks(refcounts, inspection);
+    let mut left = surplus_blocks(storage, refcounts, inspection)?;
     let mut rounds = Vec::new();
     loop {
         let others = left.iter().filter(|(index, cluster)| *index != cluster / per_block);
         let counting: BTreeSet<u64> = others.map(|(_, cluster)| cluster / per_block).collect();
         let (stay, go): (Vec<_>, Vec<_>) = left.into_iter().partition(|(index, _)| counting.contains(index));
         if go.is_empty() {
-            return rounds;
+            return Ok(rounds);
         }
         rounds.push(go);
         left = stay;

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::bits::{Bits, Ranked};
-use super::compact::target;
 use super::tables::L2Tables;
 use super::units::{Units, order};
 use crate::check::Inspection;
@@ -120,8 +119,7 @@ pub(super) fn plan(storage: &dyn Storage, inspection: &Inspection, most: usize) 
     let header = &inspection.header;
     let counts = &inspection.counts;
     let clusters = counts.clusters();
-    let used = (0..clusters).filter(|&cluster| counts.get(cluster) > 0).count() as u64;
-    let end = target(storage, header, used)?;
+    let end = (0..clusters).filter(|&cluster| counts.get(cluster) > 0).count() as u64;
     if end >= clusters {
         return Ok(None);
     }
