@@ -35,7 +35,7 @@
 //! ```
 //!
 //! [`inplace::dedup`] does the same to an image where it lies, with all its snapshots, in an order of writes that loses nothing if
-//! it breaks off.
+//! it breaks off. [`inplace::gc`] gives back what nothing uses any more, and compacts the file.
 //!
 //! # Map of the modules
 //!
@@ -49,7 +49,7 @@
 //! | [`disk`] | what the guest sees: a raw file or an image with its chain |
 //! | [`dedup`] | finding equal clusters, and the plan |
 //! | [`mod@convert`], [`mod@create`], [`mod@check`] | the operations; `check` also repairs |
-//! | [`inplace`] | deduplication of an image where it lies: the plan, the order of writes |
+//! | [`inplace`] | deduplication, gc and compaction of an image where it lies: the plan, the order of writes |
 //! | [`work`], [`progress`], [`cancel`] | what an operation is given |
 //!
 //! # Words

@@ -1,5 +1,5 @@
-//! I6: an image that QEMU has open is never touched, and QEMU cannot open one that `convert` works on. qemu-io is the other
-//! side, and its own words are the ones expected.
+//! I6: an image that QEMU has open is never touched, and QEMU cannot open one that `convert` or `dedup` works on. qemu-io is the
+//! other side, mostly, and its own words are the ones expected.
 
 use super::running::Running;
 use crate::args;
@@ -158,4 +158,77 @@ fn while_convert_works_qemu_cannot_write_any_file_of_the_source_chain() {
     convert.signal("CONT");
     convert.finish().ok();
     qemu::compare_same("qcow2", &overlay, "qcow2", &target);
+}
+
+/// A directory with an image of 64 MiB that holds duplicates, and the same content as a raw file.
+fn duplicates() -> (TempDir, PathBuf, PathBuf) {
+    let home = scratch();
+    let [raw, image] = ["source.raw", "image.qcow2"].map(|name| home.path().join(name));
+    let half = Random::new(8).bytes(LARGE / 2);
+    std::fs::write(&raw, [&half[..], &half[..]].concat()).unwrap();
+    qemu::convert("raw", &raw, "qcow2", &image, &["-o", "cluster_size=4k"]);
+    (home, raw, image)
+}
+
+/// I6: whichever of QEMU's programs has the image open, `dedup` leaves it alone, and looks at it only where nobody writes to it.
+#[test]
+fn dedup_leaves_alone_what_qemu_has_open() {
+    let (home, raw, image) = duplicates();
+    let before = sha256_of(&image);
+    let dry = args!["dedup", "--dry-run", "-q", image];
+    let socket = home.path().join("socket");
+    let file = format!("driver=file,node-name=file,filename={}", image.display());
+    let daemon = args!["--blockdev", file, "--blockdev", "driver=qcow2,file=file,node-name=disk"];
+    for (tool, words, writes) in [
+        ("qemu-io", args!["-f", "qcow2", image].to_vec(), true),
+        ("qemu-io", args!["-r", "-f", "qcow2", image].to_vec(), false),
+        ("qemu-nbd", args!["-f", "qcow2", "-k", socket, image].to_vec(), true),
+        ("qemu-nbd", args!["-r", "-f", "qcow2", "-k", socket, image].to_vec(), false),
+        ("qemu-storage-daemon", daemon.to_vec(), true),
+    ] {
+        let mut user = match tool {
+            "qemu-io" => Running::qemu_io(words),
+            _ => Running::start(qemu::tool(tool, words)),
+        };
+        assert!(user.until(|it| it.has_locked(&image)), "{tool} has ended: {}", user.finish().told());
+        refused_lock(&dedup_img(args!["dedup", image]), &image, "\"write\"");
+        if writes {
+            refused_lock(&dedup_img(dry.clone()), &image, "shared \"write\"");
+        } else {
+            dedup_img(dry.clone()).ok();
+        }
+        assert_eq!(sha256_of(&image), before, "{tool}");
+    }
+    dedup_img(args!["dedup", "-q", image]).ok();
+    qemu::compare_same("raw", &raw, "qcow2", &image);
+}
+
+/// I6 from the other side: `dedup` is stopped in the middle of its work.
+#[test]
+fn while_dedup_works_qemu_cannot_open_its_image() {
+    let (_home, raw, image) = duplicates();
+    let words = args!["dedup", "-q", image];
+    let mut dedup = Running::dedup_img(words.clone());
+    dedup.stop_when(|it| it.has_locked(&image));
+    qemu_io_is_refused(&[], "qcow2", &image, "\"write\"");
+    qemu_io_is_refused(&["-r"], "qcow2", &image, "shared \"write\"");
+    refused_lock(&dedup_img(words), &image, "\"write\"");
+    refused_lock(&dedup_img(args!["check", image]), &image, "shared \"write\"");
+    dedup.signal("CONT");
+    dedup.finish().ok();
+    open(&[], "qcow2", &image).ok();
+    qemu::check_clean(&image);
+    qemu::compare_same("raw", &raw, "qcow2", &image);
+}
+
+/// I6: a dry run reads, so others may read as well, and nobody may write.
+#[test]
+fn while_a_dry_run_looks_qemu_can_read_and_not_write() {
+    let (_home, _, image) = duplicates();
+    let mut dedup = Running::dedup_img(args!["dedup", "-q", "--dry-run", image]);
+    dedup.stop_when(|it| it.has_locked(&image));
+    qemu_io_is_refused(&[], "qcow2", &image, "\"write\"");
+    open(&["-r"], "qcow2", &image).ok();
+    dedup.signal("CONT");
+    dedup.finish().ok();
 }

@@ -36,18 +36,23 @@ fn large_disk() -> PathBuf {
     })
 }
 
-/// Converts and returns the highest resident memory, as the kernel counts it and as the program says, whichever is more. The
-/// kernel's mark only rises, so polling it misses no peak but one in the last instant, and that one the program reports.
+/// Converts and returns the highest resident memory.
 fn peak(source: &Path, target: &Path, words: &[&str]) -> u64 {
-    let fixed = args!["convert", "-f", "raw", "-t", "unsafe", "-o", "cluster_size=4k", "--output", "json"];
-    let names = args![source, target];
-    let mut convert = Running::dedup_img(fixed.into_iter().chain(words.iter().map(OsString::from)).chain(names));
+    let fixed = args!["convert", "-f", "raw", "-t", "unsafe", "-o", "cluster_size=4k"];
+    peak_of(fixed.into_iter().chain(words.iter().map(OsString::from)), &[source, target])
+}
+
+/// Runs a command and returns the highest resident memory, as the kernel counts it and as the program says, whichever is more. The
+/// kernel's mark only rises, so polling it misses no peak but one in the last instant, and that one the program reports.
+fn peak_of(words: impl Iterator<Item = OsString>, operands: &[&Path]) -> u64 {
+    let json = args!["--output", "json"];
+    let mut running = Running::dedup_img(words.chain(json).chain(operands.iter().map(Into::into)));
     let mut seen = 0;
-    convert.until(|it| {
+    running.until(|it| {
         seen = seen.max(it.peak_memory());
         false
     });
-    let ran = convert.finish().ok();
+    let ran = running.finish().ok();
     let told: Value = serde_json::from_str(&ran.stdout).unwrap();
     let told = told["peak_memory_bytes"].as_u64().unwrap();
     assert!(seen > M && told + told / 10 >= seen, "the kernel says {seen}, the summary {told}");
@@ -85,6 +90,32 @@ fn many_threads_stay_within_the_bound() {
     let home = scratch();
     let peak = peak(&large_disk(), &home.path().join("target"), &["--memory", "64M", "--threads", "16"]);
     assert!(peak <= 128 * M, "{} MiB", peak / M);
+}
+
+/// I9 and I5 in place: however large the image and however small the memory, and the same bytes whatever it is.
+#[test]
+fn a_large_image_is_deduplicated_within_memory_plus_64_mib() {
+    let home = scratch();
+    let image = home.path().join("image.qcow2");
+    for (size, bounds) in [
+        ("4k", &[("1G", "2", 300), ("64M", "16", 128), ("4M", "2", 68)][..]),
+        ("512", &[("1G", "2", 300), ("64M", "2", 128), ("4M", "16", 128)]),
+    ] {
+        let plain = cached(&format!("large-1-{size}.qcow2"), |path| {
+            qemu::convert("raw", &large_disk(), "qcow2", path, &["-o", &format!("cluster_size={size}")]);
+        });
+        let mut sums = Vec::new();
+        for (memory, threads, bound) in bounds {
+            std::fs::copy(&plain, &image).unwrap();
+            let words = args!["dedup", "--memory", memory, "--threads", threads];
+            let peak = peak_of(words.into_iter(), &[&image]);
+            assert!(peak <= bound * M, "{} MiB with {memory} and {threads} threads at {size}", peak / M);
+            sums.push(sha256_of(&image));
+        }
+        assert!(sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+        qemu::check_clean(&image);
+        qemu::compare_same("raw", &large_disk(), "qcow2", &image);
+    }
 }
 
 /// Converts and returns the file's SHA-256.

@@ -9,7 +9,9 @@
 mod check;
 mod convert;
 mod create;
+mod dedup;
 mod failure;
+mod gc;
 mod locks;
 mod memory;
 mod program;
@@ -132,7 +134,7 @@ fn rejects_an_operand_too_many(command: &str) {
     std::fs::write(&source, b"x").unwrap();
     let operands = match command {
         "create" => args![target, "1M", "surplus"].to_vec(),
-        "check" => args![source, "surplus"].to_vec(),
+        "check" | "dedup" | "gc" => args![source, "surplus"].to_vec(),
         _ => args![source, target, "surplus"].to_vec(),
     };
     wrong_usage(dedup_img(args![command].into_iter().chain(operands)), command, &["surplus"]);

@@ -18,7 +18,7 @@ fn tells_its_version() {
 fn its_help_names_every_command() {
     for flag in ["--help", "-h"] {
         let ran = dedup_img(args![flag]).ok();
-        for word in ["Usage:", "create", "convert", "check"] {
+        for word in ["Usage:", "create", "convert", "check", "dedup", "gc"] {
             assert!(ran.stdout.contains(word), "no {word}: {}", ran.told());
         }
         assert_eq!(ran.stderr, "", "{}", ran.told());

@@ -1,5 +1,5 @@
 //! I2 by soak: stock QEMU works on a deduplicated image and on a plain copy of it, and after every single operation the
-//! deduplicated one checks clean and both hold the same.
+//! deduplicated one checks clean and both hold the same. Then what the guest has made of it is deduplicated in place, and used on.
 
 use crate::args;
 use crate::support::corpus::{K, M, write_sparse};
@@ -9,11 +9,13 @@ use tempfile::TempDir;
 
 /// Random operations in each run.
 const OPERATIONS: usize = 70;
+/// Random operations after it was deduplicated once more.
+const AFTERWARDS: usize = 15;
 /// Names that the user's snapshots may have.
 const SNAPSHOTS: u64 = 4;
 
 /// A deduplicated image and a plain one with the same content, and what was done to both so far.
-struct Soak {
+pub(super) struct Soak {
     home: TempDir,
     shared: PathBuf,
     plain: PathBuf,
@@ -41,14 +43,65 @@ fn content(random: &mut Random) -> Vec<u8> {
 
 impl Soak {
     /// Converts the same content with the program under test and with qemu-img.
-    fn new(seed: u64, options: &str, pin: &str) -> Self {
+    pub(super) fn new(seed: u64, options: &str, pin: &str) -> Self {
+        let (soak, source) = Self::plain(seed, options);
+        let fixed = args!["convert", "-q", "-f", "raw", "-o", options, "--pin", pin, "-t", "unsafe"];
+        dedup_img(fixed.into_iter().chain(args![source, soak.shared])).ok();
+        soak
+    }
+
+    /// Converts the content twice with qemu-img, has both images used a while, and deduplicates one of them in place.
+    pub(super) fn in_place(seed: u64, options: &str, used: usize) -> Self {
+        // QEMU resizes no version 2 image with snapshots, and the pool makes it version 3.
+        let (mut soak, source) = Self::plain(seed, &options.replace("compat=0.10,", ""));
+        qemu::convert("raw", &source, "qcow2", &soak.shared, &["-o", options]);
+        for _ in 0..used {
+            soak.step();
+        }
+        assert!(used == 0 || !soak.live.is_empty(), "no snapshot was taken before");
+        soak.dedup();
+        soak
+    }
+
+    /// The plain image, and the content as a raw file.
+    fn plain(seed: u64, options: &str) -> (Self, PathBuf) {
         let (home, mut random) = (scratch(), Random::new(seed));
         let [source, shared, plain] = ["source.raw", "shared.qcow2", "plain.qcow2"].map(|name| home.path().join(name));
         write_sparse(&source, &content(&mut random));
-        dedup_img(args!["convert", "-q", "-f", "raw", "-o", options, "--pin", pin, "-t", "unsafe", source, shared])
-            .ok();
         qemu::convert("raw", &source, "qcow2", &plain, &["-o", options]);
-        Self { home, shared, plain, random, live: Vec::new(), log: Vec::new() }
+        (Self { home, shared, plain, random, live: Vec::new(), log: Vec::new() }, source)
+    }
+
+    /// Deduplicates in place: all holds what it held, and a second time there is nothing to do.
+    fn dedup(&mut self) {
+        self.log.push("dedup-img dedup".into());
+        let [first, second] = [(); 2].map(|()| {
+            let ran = dedup_img(args!["dedup", "--output", "json", self.shared]);
+            assert_eq!(ran.code, 0, "{}\n{}", ran.told(), self.story());
+            self.judge();
+            self.judge_snapshots();
+            ran.stdout
+        });
+        assert!(first.contains("\"changed\": true"), "{first}\n{}", self.story());
+        assert!(second.contains("\"changed\": false"), "{second}\n{}", self.story());
+        let ran = dedup_img(args!["check", "--data", self.shared]);
+        assert_eq!(ran.code, 0, "{}\n{}", ran.told(), self.story());
+    }
+
+    /// Collects, and uses the image on: after each of so many random operations it is clean and holds the same.
+    pub(super) fn collect(&mut self, options: &[&str], operations: usize) {
+        self.log.push(format!("dedup-img gc {}", options.join(" ")));
+        let words = args!["gc", "-q"].into_iter().chain(options.iter().map(Into::into));
+        let ran = dedup_img(words.chain(args![self.shared]));
+        assert_eq!(ran.code, 0, "{}\n{}", ran.told(), self.story());
+        let ran = dedup_img(args!["check", "--data", self.shared]);
+        assert_eq!(ran.code, 0, "{}\n{}", ran.told(), self.story());
+        self.judge();
+        for _ in 0..operations {
+            self.step();
+            self.judge();
+        }
+        self.judge_snapshots();
     }
 
     /// Does one random operation to both images.
@@ -140,6 +193,14 @@ impl Soak {
         std::fs::read(raw).unwrap()
     }
 
+    /// The user's snapshots hold the same in both images.
+    fn judge_snapshots(&self) {
+        for name in &self.live {
+            let same = self.snapshot_content(&self.shared, name) == self.snapshot_content(&self.plain, name);
+            assert!(same, "snapshot {name} differs {}", self.story());
+        }
+    }
+
     /// The whole run.
     fn run(mut self) {
         self.judge();
@@ -147,10 +208,13 @@ impl Soak {
             self.step();
             self.judge();
         }
-        for name in &self.live {
-            let same = self.snapshot_content(&self.shared, name) == self.snapshot_content(&self.plain, name);
-            assert!(same, "snapshot {name} differs {}", self.story());
+        self.judge_snapshots();
+        self.dedup();
+        for _ in 0..AFTERWARDS {
+            self.step();
+            self.judge();
         }
+        self.judge_snapshots();
         qemu::snapshot("-d", "dedup-pool", &self.shared).ok();
         self.judge();
     }
@@ -190,6 +254,30 @@ fn an_image_of_64k_clusters_with_16_bit_refcounts_and_all_pinned_stays_clean() {
 #[test]
 fn an_image_with_lazy_refcounts_stays_clean() {
     Soak::new(16, "cluster_size=16k,lazy_refcounts=on", "shared").run();
+}
+
+/// I2 of what was deduplicated in place, at QEMU's own default of 16 bits.
+#[test]
+fn an_image_of_4k_clusters_deduplicated_in_place_stays_clean() {
+    Soak::in_place(17, "cluster_size=4k", 0).run();
+}
+
+/// I2 of QEMU's defaults, deduplicated in place.
+#[test]
+fn an_image_of_64k_clusters_deduplicated_in_place_stays_clean() {
+    Soak::in_place(18, "cluster_size=64k", 0).run();
+}
+
+/// I2 where deduplication makes version 3 of version 2.
+#[test]
+fn an_image_of_version_2_deduplicated_in_place_stays_clean() {
+    Soak::in_place(19, "compat=0.10,cluster_size=4k", 0).run();
+}
+
+/// I2 where the user's snapshots are older than the pool.
+#[test]
+fn a_used_image_with_snapshots_deduplicated_in_place_stays_clean() {
+    Soak::in_place(20, "cluster_size=4k", 40).run();
 }
 
 /// The soak can fail: with its pool deleted, the same image and the same operations end in what qemu-img calls corruption.

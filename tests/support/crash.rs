@@ -1,31 +1,133 @@
-//! A storage that remembers every write and flush, so that the file can be made as a power failure at any point would leave it.
+//! A storage that remembers everything done to it, so that the file can be made as a power failure at any point would leave it.
 
 use super::Random;
 use dedup_img::storage::Storage;
-use std::io;
+use std::collections::BTreeSet;
+use std::iter::successors;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
-use std::{fs, mem};
+use std::{fs, io};
+
+/// What a disk writes whole or not at all.
+const SECTOR: u64 = 512;
+/// What a file system gives back whole or not at all.
+const BLOCK: u64 = 4096;
 
 /// What the storage was told to do.
-#[derive(Clone)]
 enum Op {
     Write(u64, Vec<u8>),
+    Punch(Range<u64>),
+    SetLen(u64),
     Flush,
+    FailedFlush,
+}
+
+impl Op {
+    /// Does all of it.
+    fn apply(&self, image: &mut Vec<u8>) {
+        match self {
+            Self::SetLen(len) => image.resize(*len as usize, 0),
+            Self::Flush | Self::FailedFlush => {}
+            Self::Write(..) | Self::Punch(_) => self.apply_part(image, self.range()),
+        }
+    }
+
+    /// Does what lies in `part` of a write or a punched hole.
+    fn apply_part(&self, image: &mut Vec<u8>, part: Range<u64>) {
+        let (start, end) = (part.start as usize, part.end as usize);
+        match self {
+            Self::Write(offset, bytes) => {
+                if image.len() < end {
+                    image.resize(end, 0);
+                }
+                let from = start - *offset as usize;
+                image[start..end].copy_from_slice(&bytes[from..from + end - start]);
+            }
+            // The file keeps its length.
+            Self::Punch(_) if start < image.len() => {
+                let end = end.min(image.len());
+                image[start..end].fill(0);
+            }
+            _ => {}
+        }
+    }
+
+    /// Does what a power failure may let through, and says what that was: nothing, all, or some of the sectors.
+    fn apply_some(&self, image: &mut Vec<u8>, random: &mut Random) -> char {
+        match (random.below(4), self) {
+            (0, _) => return '-',
+            (1, _) | (_, Self::SetLen(_) | Self::Flush | Self::FailedFlush) => {
+                self.apply(image);
+                return 'A';
+            }
+            (way, _) => {
+                let Range { mut start, end } = self.range();
+                let sectors = (end.next_multiple_of(SECTOR) - start / SECTOR * SECTOR) / SECTOR;
+                let prefix = random.below(sectors + 1);
+                for sector in 0..sectors {
+                    let next = (start / SECTOR + 1) * SECTOR;
+                    if if way == 2 { sector < prefix } else { random.below(2) == 0 } {
+                        self.apply_part(image, start..next.min(end));
+                    }
+                    start = next;
+                }
+            }
+        }
+        't'
+    }
+
+    /// The bytes that it concerns.
+    fn range(&self) -> Range<u64> {
+        match self {
+            Self::Write(offset, bytes) => *offset..*offset + bytes.len() as u64,
+            Self::Punch(range) => range.clone(),
+            Self::SetLen(len) => *len..*len,
+            Self::Flush | Self::FailedFlush => 0..0,
+        }
+    }
+
+    /// Keeps account of the blocks that are holes.
+    fn dig(&self, holes: &mut BTreeSet<u64>) {
+        let Range { start, end } = self.range();
+        match self {
+            Self::Punch(_) => holes.extend(start.div_ceil(BLOCK)..end / BLOCK),
+            Self::Write(..) => holes.retain(|block| !(start / BLOCK..end.div_ceil(BLOCK)).contains(block)),
+            Self::SetLen(_) => holes.retain(|block| *block < start / BLOCK),
+            Self::Flush | Self::FailedFlush => {}
+        }
+    }
+
+    /// For messages.
+    fn told(&self) -> String {
+        let Range { start, end } = self.range();
+        match self {
+            Self::Write(..) => format!("write of {:#x} at {start:#x}", end - start),
+            Self::Punch(_) => format!("hole of {:#x} at {start:#x}", end - start),
+            Self::SetLen(_) => format!("length of {start:#x}"),
+            Self::Flush => "flush".into(),
+            Self::FailedFlush => "flush that fails".into(),
+        }
+    }
 }
 
 /// An image in memory.
 pub(crate) struct CrashStorage {
     before: Vec<u8>,
     now: Mutex<(Vec<u8>, Vec<Op>)>,
+    /// Blocks that were punched and not written since; at first the file has none.
+    holes: Mutex<BTreeSet<u64>>,
 }
 
 impl CrashStorage {
     /// The image at `path`.
     pub(crate) fn open(path: &Path) -> Self {
-        let before = fs::read(path).unwrap();
-        Self { now: Mutex::new((before.clone(), Vec::new())), before }
+        Self::of(fs::read(path).unwrap())
+    }
+
+    /// The image with these bytes.
+    pub(crate) fn of(before: Vec<u8>) -> Self {
+        Self { now: Mutex::new((before.clone(), Vec::new())), before, holes: Mutex::default() }
     }
 
     /// The image as it is now.
@@ -33,53 +135,68 @@ impl CrashStorage {
         self.now.lock().unwrap().0.clone()
     }
 
-    /// Hands `judge` the image as the disk may hold it after a power failure: after every write and every flush, once with all
-    /// writes that were not flushed, and otherwise with a random choice of them, the last one perhaps torn at a sector.
-    /// Returns how many states there were.
-    pub(crate) fn every_crash(&self, seed: u64, mut judge: impl FnMut(&[u8], &str)) -> usize {
-        let mut random = Random::new(seed);
-        let (mut durable, mut pending) = (self.before.clone(), Vec::new());
-        let mut states = 0;
-        for (at, op) in self.now.lock().unwrap().1.iter().enumerate() {
-            match op {
-                Op::Write(offset, bytes) => pending.push((*offset, bytes.clone())),
-                Op::Flush => mem::take(&mut pending).iter().for_each(|write| apply(&mut durable, write)),
-            }
-            let mut all = durable.clone();
-            pending.iter().for_each(|write| apply(&mut all, write));
-            judge(&all, &format!("after operation {at}"));
-            states += 1;
-            if pending.is_empty() {
-                continue;
-            }
-            let mut some = durable.clone();
-            for (offset, bytes) in &pending {
-                match random.below(3) {
-                    0 => {}
-                    1 => apply(&mut some, &(*offset, bytes.clone())),
-                    _ => {
-                        // Sectors are atomic, writes are not.
-                        let first = 512 - *offset as usize % 512;
-                        let sectors = bytes.len().saturating_sub(first) / 512;
-                        let kept = first + 512 * random.below(sectors as u64 + 1) as usize;
-                        let kept = if first > bytes.len() { bytes.len() } else { kept.min(bytes.len()) };
-                        apply(&mut some, &(*offset, bytes[..kept].to_vec()));
-                    }
+    /// The image as a power failure now may leave it: all that was flushed, of the rest a random choice. What a flush could not
+    /// write the next one does not try again, for the system takes it as written.
+    pub(crate) fn cut_now(&self, seed: u64) -> Vec<u8> {
+        let (mut random, mut image) = (Random::new(seed), self.before.clone());
+        let log = &self.now.lock().unwrap().1;
+        for epoch in log.split_inclusive(|op| matches!(op, Op::Flush | Op::FailedFlush)) {
+            for op in epoch {
+                if let Some(Op::Flush) = epoch.last() {
+                    op.apply(&mut image);
+                } else {
+                    op.apply_some(&mut image, &mut random);
                 }
             }
-            judge(&some, &format!("after operation {at}, of what was not flushed some"));
-            states += 1;
+        }
+        image
+    }
+
+    /// Notes a flush that failed.
+    pub(crate) fn flush_failed(&self) {
+        self.done(Op::FailedFlush);
+    }
+
+    /// Hands `judge` the image as the disk may hold it after a power failure: after every operation, once with all that was not
+    /// flushed, and otherwise with a random choice of it, writes and holes torn at sectors. Returns how many states there were.
+    pub(crate) fn every_crash(&self, seed: u64, judge: impl FnMut(&[u8], &str)) -> usize {
+        self.crashes(seed, 1, 1, judge)
+    }
+
+    /// The same with so many random choices after each `step`th operation, and before each flush.
+    pub(crate) fn crashes(&self, seed: u64, choices: u64, step: usize, mut judge: impl FnMut(&[u8], &str)) -> usize {
+        let mut random = Random::new(seed);
+        let (mut durable, mut cached, mut flushed, mut states) = (self.before.clone(), self.before.clone(), 0, 0);
+        let log = &self.now.lock().unwrap().1;
+        for (at, op) in log.iter().enumerate() {
+            let when = format!("after operation {at} of {} ({})", log.len(), op.told());
+            op.apply(&mut cached);
+            let met = at % step == 0 || matches!(log.get(at + 1), Some(Op::Flush));
+            if met {
+                judge(&cached, &when);
+                states += 1;
+            }
+            if let Op::Flush = op {
+                durable.clone_from(&cached);
+                flushed = at + 1;
+                continue;
+            }
+            for _ in 0..if met { choices } else { 0 } {
+                let mut some = durable.clone();
+                let fates: String = log[flushed..=at].iter().map(|op| op.apply_some(&mut some, &mut random)).collect();
+                judge(&some, &format!("{when}, of what was not flushed {fates}"));
+                states += 1;
+            }
         }
         states
     }
-}
 
-fn apply(image: &mut Vec<u8>, (offset, bytes): &(u64, Vec<u8>)) {
-    let start = *offset as usize;
-    if image.len() < start + bytes.len() {
-        image.resize(start + bytes.len(), 0);
+    fn done(&self, op: Op) {
+        op.dig(&mut self.holes.lock().unwrap());
+        let mut now = self.now.lock().unwrap();
+        op.apply(&mut now.0);
+        now.1.push(op);
     }
-    image[start..start + bytes.len()].copy_from_slice(bytes);
 }
 
 impl Storage for CrashStorage {
@@ -92,10 +209,7 @@ impl Storage for CrashStorage {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let mut now = self.now.lock().unwrap();
-        let write = (offset, buf.to_vec());
-        apply(&mut now.0, &write);
-        now.1.push(Op::Write(write.0, write.1));
+        self.done(Op::Write(offset, buf.to_vec()));
         Ok(())
     }
 
@@ -103,12 +217,14 @@ impl Storage for CrashStorage {
         Ok(self.now.lock().unwrap().0.len() as u64)
     }
 
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        unimplemented_here("set_len")
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.done(Op::SetLen(len));
+        Ok(())
     }
 
-    fn punch(&self, _: Range<u64>) -> io::Result<bool> {
-        unimplemented_here("punch")
+    fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        self.done(Op::Punch(range));
+        Ok(true)
     }
 
     fn allocated(&self) -> io::Result<u64> {
@@ -116,16 +232,15 @@ impl Storage for CrashStorage {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.now.lock().unwrap().1.push(Op::Flush);
+        self.done(Op::Flush);
         Ok(())
     }
 
-    fn next_data(&self, _: u64) -> io::Result<Option<Range<u64>>> {
-        unimplemented_here("next_data")
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let (len, holes) = (self.len()?, self.holes.lock().unwrap());
+        let mut blocks = successors(Some(offset), |at| Some((at / BLOCK + 1) * BLOCK)).take_while(|at| *at < len);
+        let is_hole = |at: &u64| holes.contains(&(at / BLOCK));
+        let Some(start) = blocks.find(|at| !is_hole(at)) else { return Ok(None) };
+        Ok(Some(start..blocks.find(is_hole).unwrap_or(len)))
     }
-}
-
-/// A repair has no use for these.
-fn unimplemented_here<T>(what: &str) -> io::Result<T> {
-    Err(io::Error::other(format!("{what}: not needed by what is tested")))
 }

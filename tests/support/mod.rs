@@ -8,7 +8,9 @@
 
 pub(crate) mod corpus;
 pub(crate) mod crash;
+pub(crate) mod failing;
 pub(crate) mod families;
+pub(crate) mod inplace;
 pub(crate) mod mutator;
 pub(crate) mod qemu;
 pub(crate) mod reader;

@@ -1,12 +1,20 @@
 //! Is this file what the design promises? Structure, every refcount, every COPIED flag, the pool and its directory, all judged
 //! with the independent reader.
 
+mod bitmaps;
+mod crashed;
+mod deduped;
 mod pool;
 mod references;
+mod survey;
 
 use super::reader::{Entry, Image};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+pub(crate) use crashed::{Left, verify_crashed, verify_repaired};
+pub(crate) use deduped::verify_deduped;
+pub(crate) use survey::{Survey, content};
 
 /// Which clusters the pool is expected to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,13 +78,14 @@ pub(crate) fn verify_dedup(path: &Path, pin: Pin) -> Facts {
     for (what, at) in [("L1 table", header.l1_table_offset), ("snapshot table", header.snapshots_offset)] {
         image.aligned(what, at);
     }
-    let (snapshots, table_length) = image.snapshots();
+    let (snapshots, _) = image.snapshots();
     image.must(snapshots.len() == 1, || format!("{} snapshots where only the pool is due", snapshots.len()));
     let pool = &snapshots[0];
-    pool::verify_snapshot(&image, pool);
+    pool::verify_snapshot(&image, pool, "1");
     let mut facts = active_facts(&image);
-    let directory = pool::read_directory(&image, pool, &mut facts);
-    let refcounts = references::verify_refcounts(&image, pool, table_length, directory.member_tables);
+    let directory = pool::read_directory(&image, pool);
+    facts.members.clone_from(&directory.members);
+    let refcounts = references::verify_refcounts(&image, Some(directory.member_tables));
     references::verify_copied(&image, &refcounts);
     pool::verify_members(&image, &facts, &refcounts, pin);
     pool::verify_records(&image, &directory, &mut facts);

@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// The snapshot table's entry is the one that the design fixes.
-pub(super) fn verify_snapshot(image: &Image, pool: &Snapshot) {
-    image.must(pool.name == "dedup-pool" && pool.id == "1", || {
+pub(super) fn verify_snapshot(image: &Image, pool: &Snapshot, id: &str) {
+    image.must(pool.name == "dedup-pool" && pool.id == id, || {
         format!("the pool is called {:?}, id {:?}", pool.name, pool.id)
     });
     image.must(pool.disk_size == (1 << 63) - 512, || format!("the pool's guard size is {:#x}", pool.disk_size));
@@ -16,16 +16,24 @@ pub(super) fn verify_snapshot(image: &Image, pool: &Snapshot) {
     image.aligned("the pool's L1 table", pool.l1_table_offset);
 }
 
-/// The pool's directory, read and checked against its own checksums.
+/// The pool's members and its directory, read and checked against its own checksums.
 pub(super) struct Directory {
     /// L1 entries that hold members.
     pub(super) member_tables: u64,
-    sharer_limit: u64,
-    records: Vec<u8>,
+    /// The members' L2 entries.
+    pub(super) members: Vec<u64>,
+    pub(super) sharer_limit: u64,
+    pub(super) records: Vec<u8>,
+}
+
+/// Where the bytes of an L2 entry's cluster begin.
+pub(super) fn host_of(cluster_bits: u32, word: u64) -> u64 {
+    let offset_bits = 70 - cluster_bits;
+    word & if word >> 62 & 1 == 1 { (1 << offset_bits) - 1 } else { 0x00ff_ffff_ffff_fe00 }
 }
 
 /// Reads members and directory through the pool's L1 table and checks all that does not need the members' content.
-pub(super) fn read_directory(image: &Image, pool: &Snapshot, facts: &mut Facts) -> Directory {
+pub(super) fn read_directory(image: &Image, pool: &Snapshot) -> Directory {
     let (size, per_table) = (image.cluster_size(), image.l2_entries());
     let tables = image.tables(pool.l1_table_offset, pool.l1_size);
     image.must(tables.len() == pool.l1_size as usize, || "the pool's L1 table has gaps".into());
@@ -50,9 +58,8 @@ pub(super) fn read_directory(image: &Image, pool: &Snapshot, facts: &mut Facts) 
     });
     bytes.truncate(pool.vm_state_size as usize);
     let members = number(&bytes, 24, 8);
-    let bits = facts.refcount_bits;
     // QEMU goes back to a snapshot by first adding its references: disk, snapshot, both once more, and the pool must fit.
-    let limit = (1_u64 << (bits - 2)) - 1;
+    let limit = (1_u64 << ((1 << image.header.refcount_order) - 2)) - 1;
     image.must(&bytes[..8] == b"DDUPPOOL", || format!("directory magic {:x?}", &bytes[..8]));
     let expected = [
         ("version", 8, 4, 1),
@@ -77,15 +84,18 @@ pub(super) fn read_directory(image: &Image, pool: &Snapshot, facts: &mut Facts) 
     image.must(Sha256::digest(&bytes[..96])[..] == bytes[96..128], || {
         "the directory's header fails its checksum".into()
     });
-    facts.members = words(member_part);
-    let rest = facts.members.split_off(members as usize);
+    let mut members = words(member_part);
+    let rest = members.split_off(number(&bytes, 24, 8) as usize);
     image.must(rest.iter().all(|word| *word == 0), || format!("members behind the last: {rest:x?}"));
-    let flagged = facts.members.iter().find(|word| !word.is_multiple_of(size) || **word >> 56 != 0 || **word == 0);
+    // A compressed member is its descriptor, a plain one nothing but its offset.
+    let plain = |word: u64| word.is_multiple_of(size) && word >> 56 == 0 && word != 0;
+    let flagged = members.iter().find(|word| **word >> 62 != 1 && !plain(**word));
     image.must(flagged.is_none(), || format!("a member with flags: {flagged:x?}"));
-    for (k, pair) in facts.members.windows(2).enumerate() {
-        image.must(pair[0] < pair[1], || format!("members {k} and {} do not ascend: {pair:x?}", k + 1));
+    for (k, pair) in members.windows(2).enumerate() {
+        let [first, second] = [pair[0], pair[1]].map(|word| host_of(image.header.cluster_bits, word));
+        image.must(first < second, || format!("members {k} and {} do not ascend: {pair:x?}", k + 1));
     }
-    Directory { member_tables: member_part.len() as u64, sharer_limit: limit, records: bytes.split_off(128) }
+    Directory { member_tables: member_part.len() as u64, members, sharer_limit: limit, records: bytes.split_off(128) }
 }
 
 /// The members are exactly the clusters that the rule names, each with one reference more than sharers.
