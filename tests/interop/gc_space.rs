@@ -7,7 +7,7 @@ use crate::args;
 use crate::support::corpus::{K, M, patch, write_sparse};
 use crate::support::reader::{Image, Survey};
 use crate::support::subjects::deduplicated;
-use crate::support::{Random, dedup_img, qemu, scratch};
+use crate::support::{Random, dedup_img, qemu, scratch, sha256_of};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -192,4 +192,23 @@ fn an_image_of_64k_clusters_that_is_collected_and_compacted_stays_clean() {
 #[test]
 fn an_image_deduplicated_in_place_that_is_compacted_stays_clean() {
     stays_clean(Soak::in_place(33, "cluster_size=4k", 40));
+}
+
+/// I5: the memory that there is decides on nothing, even where not all can move in one pass.
+#[test]
+fn little_memory_gives_the_same_bytes_in_several_passes() {
+    let home = scratch();
+    let [raw, path, copy] = ["raw", "image.qcow2", "copy.qcow2"].map(|name| home.path().join(name));
+    fs::write(&raw, Random::new(8).bytes(48 << 20)).unwrap();
+    qemu::convert("raw", &raw, "qcow2", &path, &["-o", "cluster_size=512"]);
+    edit_unpunched(&path, &(0..384).map(|n| format!("discard {}k 64k", 128 * n)).collect::<Vec<_>>());
+    let sums = [&["--memory", "1M", "--threads", "4"][..], &["--memory", "4M"], &["--threads", "1"]].map(|means| {
+        fs::copy(&path, &copy).unwrap();
+        let summary = gc(&copy, &[means, &["--compact"]].concat());
+        assert!(told(&summary, "moved_clusters") > 20_000, "{summary:#}");
+        sha256_of(&copy)
+    });
+    assert!(sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+    qemu::check_clean(&copy);
+    qemu::compare_same("qcow2", &path, "qcow2", &copy);
 }

@@ -17,6 +17,7 @@
 //! are, and what it frees is the end of the file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
@@ -61,7 +62,7 @@ pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> 
 fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
     let mut inspection = sound(storage, PHASES, work, |_| {})?;
     let mut moved = 0;
-    let most = work.words() / 4;
+    let most = most_at_once(&inspection, work);
     for _ in 0..MOST_PASSES + inspection.counts.clusters() / most as u64 {
         work.cancel.check()?;
         let file_len = inspection.file_len;
@@ -202,12 +203,19 @@ fn surplus_blocks(
     }
 }
 
+/// How many clusters move in a pass: what memory allows, and no more than a part of the file, for until the pass is settled the
+/// file system holds them twice.
+fn most_at_once(inspection: &Inspection, work: &Work<'_>) -> usize {
+    let part = usize::try_from(inspection.counts.clusters() / 16).unwrap_or(usize::MAX);
+    part.max(1 << 14).min(work.words() / 4)
+}
+
 /// Whether there is anything to move, to drop or to cut.
 pub(super) fn has_work(storage: &dyn Storage, inspection: &Inspection, work: &Work<'_>) -> Result<bool> {
     let refcounts = Refcounts::load(storage, &inspection.header)?;
     Ok(inspection.file_len > used_bytes(inspection)
         || !rounds(storage, &refcounts, inspection)?.is_empty()
-        || plan(storage, inspection, work.words() / 4)?.is_some())
+        || plan(storage, inspection, most_at_once(inspection, work))?.is_some())
 }
 
 /// Takes surplus refcount blocks out of the refcount table; says whether there were any. Their clusters are leaks then.
@@ -256,7 +264,11 @@ fn used_bytes(inspection: &Inspection) -> u64 {
 fn cut(storage: &dyn Storage, inspection: &Inspection) -> Result<()> {
     let len = used_bytes(inspection);
     if storage.len().at("Could not get its length")? > len {
-        storage.set_len(len).map_err(|e| Error::io("Could not make the file shorter", e))?;
+        match storage.set_len(len) {
+            // A block device has the length that it has.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+            cut => cut.map_err(|e| Error::io("Could not make the file shorter", e))?,
+        }
         flush(storage)?;
     }
     Ok(())
