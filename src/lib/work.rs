@@ -61,11 +61,6 @@ impl<'a> Work<'a> {
         Spill::new(self.memory / 4, directory)
     }
 
-    /// How many words of 16 bytes one sequence may hold in memory.
-    pub(crate) fn words(&self) -> usize {
-        self.spill(Path::new("")).words()
-    }
-
     /// How many chunks or tasks a batch has: enough that the threads rarely wait for its last one.
     pub(crate) fn batch(&self) -> usize {
         self.threads.current_num_threads() * 32

@@ -59,7 +59,7 @@ survives! {
     subclusters_survive_every_crash_of_compaction: "subclusters", 1, 60;
     a_vm_state_survives_every_crash_of_compaction: "VM state", 1, 45;
     a_pool_survives_every_crash_of_compaction: "pool", 1, 240;
-    compressed_members_survive_every_crash_of_compaction: "compressed pool", 1, 1;
+    compressed_members_survive_every_crash_of_compaction: "compressed pool", 1, 250;
     a_pool_that_is_dropped_survives_every_crash_of_compaction: "dropped pool, holes", 1, 145;
     tables_of_several_clusters_survive_every_crash_of_compaction: "amended", 9, 230;
     what_makes_way_for_a_table_survives_every_crash_of_compaction: "in the way", 1, 240;

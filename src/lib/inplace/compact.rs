@@ -62,7 +62,7 @@ pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> 
 fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
     let mut inspection = sound(storage, PHASES, work, |_| {})?;
     let mut moved = 0;
-    let most = most_at_once(&inspection, work);
+    let most = most_at_once(&inspection);
     for _ in 0..MOST_PASSES + inspection.counts.clusters() / most as u64 {
         work.cancel.check()?;
         let file_len = inspection.file_len;
@@ -203,19 +203,18 @@ fn surplus_blocks(
     }
 }
 
-/// How many clusters move in a pass: what memory allows, and no more than a part of the file, for until the pass is settled the
-/// file system holds them twice.
-fn most_at_once(inspection: &Inspection, work: &Work<'_>) -> usize {
-    let part = usize::try_from(inspection.counts.clusters() / 16).unwrap_or(usize::MAX);
-    part.max(1 << 14).min(work.words() / 4)
+/// How many clusters move in a pass: a part of the file, for until the pass is settled the file system holds them twice; and no
+/// more than some 50 MB of memory can plan. What is given for memory has no say: the file must not depend on it (I5).
+fn most_at_once(inspection: &Inspection) -> usize {
+    usize::try_from(inspection.counts.clusters() / 16).unwrap_or(usize::MAX).clamp(1 << 14, 1 << 20)
 }
 
 /// Whether there is anything to move, to drop or to cut.
-pub(super) fn has_work(storage: &dyn Storage, inspection: &Inspection, work: &Work<'_>) -> Result<bool> {
+pub(super) fn has_work(storage: &dyn Storage, inspection: &Inspection) -> Result<bool> {
     let refcounts = Refcounts::load(storage, &inspection.header)?;
     Ok(inspection.file_len > used_bytes(inspection)
         || !rounds(storage, &refcounts, inspection)?.is_empty()
-        || plan(storage, inspection, most_at_once(inspection, work))?.is_some())
+        || plan(storage, inspection, most_at_once(inspection))?.is_some())
 }
 
 /// Takes surplus refcount blocks out of the refcount table; says whether there were any. Their clusters are leaks then.

@@ -132,8 +132,7 @@ impl GcPlan {
             let is_idle = !idle(&ground.inspection.counts, bits, storage)?.is_empty();
             let mut plan = Self { options, change, report, spill: spill.clone(), is_idle };
             let inspection = &plan.change.ground.inspection;
-            let compacts =
-                options.compact && (!plan.change.is_empty() || compact::has_work(storage, inspection, work)?);
+            let compacts = options.compact && (!plan.change.is_empty() || compact::has_work(storage, inspection)?);
             if compacts {
                 plan.forecast(storage)?;
             }
