@@ -123,7 +123,9 @@ impl<'a> Judge<'a> {
         put(&self.copy, &storage.now());
         qemu::check_clean(&self.copy);
         self.unchanged(&self.copy, when);
-        verify_repaired(&self.copy, self.subject.finished());
+        // What a compaction that was cut off left outside the pool, it does not pool again: that is `dedup`'s.
+        let left = self.subject.left();
+        verify_repaired(&self.copy, if left == Left::Nothing { left } else { self.subject.finished() });
         assert!(!self.subject.run(&storage).unwrap(), "{when}: there is no end of work");
     }
 
