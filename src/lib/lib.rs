@@ -75,6 +75,7 @@ pub mod inplace;
 pub mod pool;
 pub mod progress;
 pub mod storage;
+mod survey;
 pub mod units;
 pub mod work;
 

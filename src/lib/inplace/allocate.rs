@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::bits::Bits;
 use crate::check::counts::Counts;
 use crate::check::states::{State, States};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT};
 use crate::image::refcounts::{Block, Refcounts};
 use crate::storage::{Storage, flush, write};
+use crate::survey::bits::Bits;
 use crate::units::{ClusterBits, HostCluster, HostOffset};
 
 /// Gives out clusters: free ones inside the file first, then new ones at its end. Decides only; nothing is written.

@@ -6,7 +6,6 @@ use super::PHASES;
 use super::allocate::{Allocator, Growth};
 use super::change::Change;
 use super::pool_writer::Places;
-use super::tables::L2Tables;
 use crate::cancel::Cancel;
 use crate::check::counts::Counts;
 use crate::check::mend::{Mender, Pass};
@@ -20,6 +19,7 @@ use crate::format::table::L2Entry;
 use crate::image::refcounts::Refcounts;
 use crate::storage::latch::Latch;
 use crate::storage::{Storage, flush, write};
+use crate::survey::tables::L2Tables;
 use crate::units::{ClusterBits, HostCluster, HostOffset};
 use crate::work::Work;
 

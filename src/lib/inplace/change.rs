@@ -1,82 +1,13 @@
-//! What is known of an image, and a change of it: the value that is applied.
+//! A change of an image: the value that is applied.
 
 use std::collections::HashMap;
 
-use super::bits::{Bits, Ranked};
 use super::members::NewMember;
-use super::tables::L2Tables;
-use super::units::{Content, Units};
-use crate::check::Inspection;
-use crate::check::finding::{Finding, Severity};
-use crate::check::{CheckOptions, inspect};
 use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::format::header::incompatible;
-use crate::format::table::L2Entry;
-use crate::pool::directory::Record;
-use crate::storage::Storage;
-use crate::work::Work;
-
-/// A sound image, its data clusters and its pool.
-pub(super) struct Ground {
-    pub(super) inspection: Inspection,
-    pub(super) units: Units,
-    /// The pool's place in the snapshot table.
-    pub(super) pool_index: Option<usize>,
-    /// The units in the pool.
-    pub(super) members: Ranked,
-    /// Records of the members, in unit order; none where the directory cannot be used.
-    records: Option<Vec<Record>>,
-    /// Whether there is no pool, or one whose members ascend.
-    is_ascending: bool,
-}
-
-impl Ground {
-    /// Surveys an image that was inspected.
-    pub(super) fn new(storage: &dyn Storage, mut inspection: Inspection) -> Result<Self> {
-        let pool = inspection.pool.take();
-        let pool_index = pool.as_ref().map(|known| known.index);
-        let is_ascending = pool.as_ref().is_none_or(|known| known.ascending);
-        let (entries, records) = pool.map_or_else(Default::default, |known| (known.members, known.records));
-        let header = &inspection.header;
-        let tables = L2Tables::new(storage, header, &inspection.tables);
-        let units = Units::survey(header, inspection.file_len, &tables, &entries)?;
-        let unit = |&word: &u64| units.of(L2Entry::decode(word, header.cluster_bits, true));
-        let numbers: Vec<Option<u64>> = entries.iter().map(unit).collect();
-        let mut members = Bits::new(units.limit());
-        numbers.iter().flatten().for_each(|&unit| members.insert(unit));
-        let records = records.map(|records| {
-            let known =
-                numbers.iter().zip(records).filter_map(|(unit, record)| Some((unit.as_ref().copied()?, record)));
-            let mut by_unit: Vec<(u64, Record)> = known.collect();
-            by_unit.sort_by_key(|(unit, _)| *unit);
-            by_unit.dedup_by_key(|(unit, _)| *unit);
-            by_unit.into_iter().map(|(_, record)| record).collect()
-        });
-        Ok(Self { inspection, units, pool_index, members: members.ranked(), records, is_ascending })
-    }
-
-    /// The content of the units.
-    pub(super) fn content<'a>(&'a self, storage: &'a dyn Storage) -> Content<'a> {
-        Content { storage, header: &self.inspection.header, units: &self.units }
-    }
-
-    /// Whether the pool has a directory in order.
-    pub(super) fn has_records(&self) -> bool {
-        self.records.is_some()
-    }
-
-    /// What the pool's directory says of `unit`.
-    pub(super) fn record(&self, unit: u64) -> Option<&Record> {
-        let rank = usize::try_from(self.members.rank(unit)?).ok()?;
-        self.records.as_ref()?.get(rank)
-    }
-
-    /// Members that the disk or a snapshot uses.
-    pub(super) fn used_members(&self) -> u64 {
-        self.members.bits().iter().filter(|&unit| self.units.users(unit) > 0).count() as u64
-    }
-}
+use crate::survey::Ground;
+use crate::survey::bits::{Bits, Ranked};
 
 /// A change of an image.
 pub(super) struct Change {
@@ -176,30 +107,5 @@ impl Change {
             }
         }
         gone
-    }
-}
-
-/// The inspection of an image that is sound but perhaps for leaks; every leak goes to `leaks`.
-pub(super) fn sound(
-    storage: &dyn Storage,
-    phases: u32,
-    work: &Work<'_>,
-    mut leaks: impl FnMut(&Finding) + Send,
-) -> Result<Inspection> {
-    let mut first = None;
-    let mut sink = |finding: &Finding| match finding.severity {
-        Severity::Leak => leaks(finding),
-        Severity::Benign => {}
-        _ => {
-            first.get_or_insert_with(|| finding.kind.to_string());
-        }
-    };
-    let inspection = inspect(storage, CheckOptions::default(), work, (0, phases), &mut sink)?;
-    match first {
-        None => Ok(inspection),
-        Some(first) => {
-            let message = format!("the image is damaged ({first}); see dedup-img check, and check -r all");
-            Err(Error::new(ErrorKind::Corrupt, message))
-        }
     }
 }

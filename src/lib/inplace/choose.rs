@@ -3,13 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
-use super::bits::Bits;
-use super::units::Units;
 use crate::check::counts::Counts;
 use crate::dedup::group::Link;
 use crate::dedup::sequence::{Sorted, Sorter, Spill};
 use crate::dedup::{INDEX, index};
 use crate::error::Result;
+use crate::survey::bits::Bits;
+use crate::survey::units::Units;
 
 /// Equal units that are looked at together. More of one content than that are taken in turns, so that memory is bounded.
 const GROUP: usize = 1 << 20;

@@ -22,11 +22,10 @@ use std::io;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::apply::{Punch, UNSETTLED, set_dirty, settle};
-use super::change::{Change, Ground, sound};
+use super::change::Change;
 use super::gc::PHASES;
 use super::moves::{Moves, plan};
 use super::pointers::{Container, containers, header_fields};
-use super::tables::L2Tables;
 use crate::check::Inspection;
 use crate::check::mend::{Mender, Pass};
 use crate::dedup::sequence::Spill;
@@ -35,6 +34,8 @@ use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
 use crate::storage::latch::Latch;
 use crate::storage::{Storage, flush, read_padded, write};
+use crate::survey::tables::L2Tables;
+use crate::survey::{Ground, sound};
 use crate::work::Work;
 
 /// Bytes that are copied at once.

@@ -6,8 +6,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::apply::{self, Punch, idle, settle};
-use super::change::{Change, Ground, sound};
-use super::members::{NewMember, guests};
+use super::change::Change;
+use super::members::NewMember;
 use super::{compact, sizes};
 use crate::check::finding::Kind;
 use crate::dedup::sequence::Spill;
@@ -16,6 +16,8 @@ use crate::format::header::Header;
 use crate::image::read_header;
 use crate::pool::directory::DirectoryHeader;
 use crate::storage::Storage;
+use crate::survey::guests;
+use crate::survey::{Ground, sound};
 use crate::units::ClusterBits;
 use crate::work::Work;
 

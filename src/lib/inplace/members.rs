@@ -1,17 +1,14 @@
 //! Which clusters enter the pool.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::bits::Bits;
-use super::change::{Change, Ground};
-use super::tables::L2Tables;
+use super::change::Change;
 use crate::dedup::sequence::{Sequence, Spill};
 use crate::error::Result;
-use crate::format::table::L2Entry;
 use crate::pool::Pin;
 use crate::storage::Storage;
+use crate::survey::bits::Bits;
+use crate::survey::{Ground, guests};
 use crate::units::GuestCluster;
 use crate::work::Work;
 
@@ -86,46 +83,4 @@ pub(super) fn new_members(
         Ok(())
     })?;
     Ok(joining)
-}
-
-/// Tells the lowest and the highest guest cluster, of the disk and of all snapshots, that map to each of `wanted`, in unit order.
-pub(super) fn guests(
-    ground: &Ground,
-    storage: &dyn Storage,
-    wanted: Bits,
-    spill: &Spill,
-    work: &Work<'_>,
-    mut tell: impl FnMut(u64, RangeInclusive<GuestCluster>) -> Result<()>,
-) -> Result<()> {
-    let header = &ground.inspection.header;
-    let wanted = wanted.ranked();
-    let tables = L2Tables::new(storage, header, &ground.inspection.tables);
-    let mut numbers = wanted.bits().iter();
-    for first in (0..wanted.bits().len()).step_by(spill.words()) {
-        work.cancel.check()?;
-        let batch = spill.words().min(usize::try_from(wanted.bits().len() - first).unwrap_or(usize::MAX));
-        let lowest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(u64::MAX)).collect();
-        let highest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(0)).collect();
-        tables.visit(
-            |table, content| {
-                for (word, index) in content.as_chunks().0.iter().zip(0u64..) {
-                    let entry = L2Entry::decode(u64::from_be_bytes(*word), header.cluster_bits, true);
-                    let rank = ground.units.of(entry).and_then(|unit| wanted.rank(unit)?.checked_sub(first));
-                    let Some(at) = rank.and_then(|rank| usize::try_from(rank).ok()) else { continue };
-                    let (Some(lowest), Some(highest)) = (lowest.get(at), highest.get(at)) else { continue };
-                    for guest in table.guests(index) {
-                        lowest.fetch_min(guest.0, Ordering::Relaxed);
-                        highest.fetch_max(guest.0, Ordering::Relaxed);
-                    }
-                }
-                Ok(())
-            },
-            |()| Ok(()),
-        )?;
-        for ((lowest, highest), unit) in lowest.iter().zip(&highest).zip(numbers.by_ref()) {
-            let [lowest, highest] = [lowest, highest].map(|guest| GuestCluster(guest.load(Ordering::Relaxed)));
-            tell(unit, lowest..=highest)?;
-        }
-    }
-    Ok(())
 }

@@ -30,7 +30,6 @@
 
 mod allocate;
 mod apply;
-mod bits;
 mod change;
 mod choose;
 mod compact;
@@ -41,8 +40,6 @@ mod plan;
 mod pointers;
 mod pool_writer;
 mod scan;
-mod tables;
-mod units;
 
 use std::path::Path;
 use std::time::Instant;

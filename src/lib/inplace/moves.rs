@@ -2,9 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::bits::{Bits, Ranked};
-use super::tables::L2Tables;
-use super::units::{Units, order};
 use crate::check::Inspection;
 use crate::check::counts::Counts;
 use crate::disk::Inflater;
@@ -15,6 +12,9 @@ use crate::format::table::{L2Entry, with_offset};
 use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
 use crate::storage::{Storage, write};
+use crate::survey::bits::{Bits, Ranked};
+use crate::survey::tables::L2Tables;
+use crate::survey::units::{Units, order};
 use crate::units::{ClusterBits, HostOffset};
 
 /// The moves of a pass.

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use super::apply::upgraded;
-use super::bits::Bits;
-use super::change::{Change, Ground, sound};
+use super::change::Change;
 use super::choose::Choice;
 use super::members::new_members;
 use super::scan::{Key, named, scan, to_read};
@@ -18,6 +17,8 @@ use crate::format::header::{Header, MAX_SNAPSHOTS};
 use crate::image::read_header;
 use crate::pool;
 use crate::storage::Storage;
+use crate::survey::bits::Bits;
+use crate::survey::{Ground, sound};
 use crate::units::HostOffset;
 use crate::work::Work;
 

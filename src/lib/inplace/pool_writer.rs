@@ -7,7 +7,6 @@ use sha2::{Digest, Sha256};
 use super::allocate::Allocator;
 use super::change::Change;
 use super::members::NewMember;
-use super::units::Content;
 use crate::check::counts::Counts;
 use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, sha256};
@@ -18,6 +17,7 @@ use crate::format::table::{L2Entry, l1_entry};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
 use crate::storage::{Storage, write};
+use crate::survey::units::Content;
 use crate::units::{ClusterBits, GuestOffset, HostCluster, HostOffset};
 
 /// Members that are named and written at once.

@@ -4,8 +4,6 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::bits::Bits;
-use super::units::{Content, Units};
 use crate::dedup::index;
 use crate::dedup::scan::record;
 use crate::dedup::sequence::{Sequence, Spill};
@@ -13,6 +11,8 @@ use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, fingerprint, is_zero, sha256};
 use crate::error::{Error, IoContext, Result};
 use crate::storage::buffer::BufferPool;
+use crate::survey::bits::Bits;
+use crate::survey::units::{Content, Units};
 use crate::work::Work;
 
 /// Bytes that a worker reads in one go.

@@ -20,7 +20,7 @@ use crate::units::{ClusterBits, HostOffset};
 ///
 /// A *unit* is the number of one: of a plain cluster its place in the file, of a compressed one a number behind all of those.
 /// Plain units ascend with their host offset, and so do compressed ones.
-pub(super) struct Units {
+pub(crate) struct Units {
     bits: ClusterBits,
     /// Plain units are below this.
     plain: u64,
@@ -29,12 +29,12 @@ pub(super) struct Units {
     /// The compressed clusters and the same of them.
     compressed: Vec<(CompressedExtent, u64)>,
     /// Places that entries with the zero flag keep.
-    pub(super) kept_by_zeros: Bits,
+    pub(crate) kept_by_zeros: Bits,
 }
 
 impl Units {
     /// Looks at all L2 tables; `members` are the entries of the pool.
-    pub(super) fn survey(header: &Header, file_len: u64, tables: &L2Tables<'_>, members: &[u64]) -> Result<Self> {
+    pub(crate) fn survey(header: &Header, file_len: u64, tables: &L2Tables<'_>, members: &[u64]) -> Result<Self> {
         let bits = header.cluster_bits;
         let plain = bits.clusters(file_len) + 1;
         let users = Counts::new(bits, file_len, u64::MAX);
@@ -83,22 +83,22 @@ impl Units {
     }
 
     /// All units are below this.
-    pub(super) fn limit(&self) -> u64 {
+    pub(crate) fn limit(&self) -> u64 {
         self.plain + self.compressed.len() as u64
     }
 
     /// The plain units' numbers.
-    pub(super) fn plain(&self) -> Range<u64> {
+    pub(crate) fn plain(&self) -> Range<u64> {
         0..self.plain
     }
 
     /// The compressed units' numbers.
-    pub(super) fn compressed(&self) -> Range<u64> {
+    pub(crate) fn compressed(&self) -> Range<u64> {
         self.plain..self.limit()
     }
 
     /// The unit that an entry leads to.
-    pub(super) fn of(&self, entry: L2Entry) -> Option<u64> {
+    pub(crate) fn of(&self, entry: L2Entry) -> Option<u64> {
         match entry {
             L2Entry::Data { host, .. } => Some(host.0 >> self.bits.bits()),
             L2Entry::Compressed(extent) => {
@@ -110,7 +110,7 @@ impl Units {
     }
 
     /// The compressed clusters in the order of the file, and how many L2 entries lead to each.
-    pub(super) fn packed_clusters(&self) -> &[(CompressedExtent, u64)] {
+    pub(crate) fn packed_clusters(&self) -> &[(CompressedExtent, u64)] {
         &self.compressed
     }
 
@@ -120,12 +120,12 @@ impl Units {
     }
 
     /// The L2 entries that lead to `unit`, those of the pool left out.
-    pub(super) fn users(&self, unit: u64) -> u64 {
+    pub(crate) fn users(&self, unit: u64) -> u64 {
         self.packed(unit).map_or_else(|| self.users.get(unit), |(_, users)| users)
     }
 
     /// The entry of a sharer of `unit`: without COPIED.
-    pub(super) fn entry(&self, unit: u64) -> L2Entry {
+    pub(crate) fn entry(&self, unit: u64) -> L2Entry {
         match self.packed(unit) {
             Some((extent, _)) => L2Entry::Compressed(extent),
             None => L2Entry::Data { host: HostOffset(unit << self.bits.bits()), copied: false },
@@ -133,7 +133,7 @@ impl Units {
     }
 
     /// The bytes of the file that `unit` takes.
-    pub(super) fn bytes(&self, unit: u64) -> Range<u64> {
+    pub(crate) fn bytes(&self, unit: u64) -> Range<u64> {
         let (start, len) = match self.packed(unit) {
             Some((extent, _)) => (extent.host.0, extent.len()),
             None => (unit << self.bits.bits(), self.bits.bytes()),
@@ -142,13 +142,13 @@ impl Units {
     }
 
     /// The host clusters that `unit` touches: its references count on each.
-    pub(super) fn hosts(&self, unit: u64) -> Range<u64> {
+    pub(crate) fn hosts(&self, unit: u64) -> Range<u64> {
         let bytes = self.bytes(unit);
         bytes.start >> self.bits.bits()..self.bits.clusters(bytes.end)
     }
 
     /// The units of `set` in the order of the file.
-    pub(super) fn in_file_order<'a>(&'a self, set: &'a Bits) -> impl Iterator<Item = u64> + 'a {
+    pub(crate) fn in_file_order<'a>(&'a self, set: &'a Bits) -> impl Iterator<Item = u64> + 'a {
         let mut plain = set.iter().take_while(|&unit| unit < self.plain).peekable();
         let mut compressed = set.iter_from(self.plain).peekable();
         std::iter::from_fn(move || match (plain.peek(), compressed.peek()) {
@@ -170,15 +170,15 @@ fn merge(compressed: &mut Vec<(CompressedExtent, u64)>) {
 }
 
 /// Compressed units are in this order.
-pub(super) fn order(extent: CompressedExtent) -> (u64, u64) {
+pub(crate) fn order(extent: CompressedExtent) -> (u64, u64) {
     (extent.host.0, extent.more_sectors)
 }
 
 /// The content of units, read from the file.
-pub(super) struct Content<'a> {
-    pub(super) storage: &'a dyn Storage,
-    pub(super) header: &'a Header,
-    pub(super) units: &'a Units,
+pub(crate) struct Content<'a> {
+    pub(crate) storage: &'a dyn Storage,
+    pub(crate) header: &'a Header,
+    pub(crate) units: &'a Units,
 }
 
 impl Clusters for Content<'_> {

@@ -13,30 +13,30 @@ use crate::units::{GuestCluster, HostOffset};
 const BATCH: u64 = 16 << 20;
 
 /// An L2 table and the L1 entries that lead to it, those of the pool left out.
-pub(super) struct L2Table<'a> {
+pub(crate) struct L2Table<'a> {
     references: &'a [L2Reference],
     entries: u64,
 }
 
 impl L2Table<'_> {
     /// Where it is.
-    pub(super) fn host(&self) -> HostOffset {
+    pub(crate) fn host(&self) -> HostOffset {
         self.references.first().map_or(HostOffset(0), |first| first.table)
     }
 
     /// How many L1 entries lead to it: QEMU counts each of its entries so often.
-    pub(super) fn times(&self) -> u64 {
+    pub(crate) fn times(&self) -> u64 {
         self.references.len() as u64
     }
 
     /// The guest clusters that entry `index` maps: one for each L1 entry.
-    pub(super) fn guests(&self, index: u64) -> impl Iterator<Item = GuestCluster> {
+    pub(crate) fn guests(&self, index: u64) -> impl Iterator<Item = GuestCluster> {
         self.references.iter().map(move |reference| GuestCluster(u64::from(reference.index) * self.entries + index))
     }
 }
 
 /// The L2 tables of an image.
-pub(super) struct L2Tables<'a> {
+pub(crate) struct L2Tables<'a> {
     storage: &'a dyn Storage,
     header: &'a Header,
     references: Vec<L2Reference>,
@@ -44,19 +44,19 @@ pub(super) struct L2Tables<'a> {
 
 impl<'a> L2Tables<'a> {
     /// All of `tables`.
-    pub(super) fn all(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
+    pub(crate) fn all(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
         Self { storage, header, references: tables.references.clone() }
     }
 
     /// Those of `tables`, without the pool's.
-    pub(super) fn new(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
+    pub(crate) fn new(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
         let is_pool = |r: &&L2Reference| tables.layers.get(r.layer as usize).is_none_or(|layer| *layer == Layer::Pool);
         let references = tables.references.iter().filter(|r| !is_pool(r)).copied().collect();
         Self { storage, header, references }
     }
 
     /// Hands every table with its content to `visit`, on all threads, and what that returns to `collect`, in the order of the file.
-    pub(super) fn visit<T: Send>(
+    pub(crate) fn visit<T: Send>(
         &self,
         visit: impl Fn(&L2Table<'_>, &mut [u8]) -> Result<T> + Sync,
         mut collect: impl FnMut(T) -> Result<()>,

@@ -4,14 +4,14 @@
 const STEP: usize = 8;
 
 /// Numbers below a fixed limit, one bit each.
-pub(super) struct Bits {
+pub(crate) struct Bits {
     words: Vec<u64>,
     len: u64,
 }
 
 impl Bits {
     /// The empty set of numbers below `limit`.
-    pub(super) fn new(limit: u64) -> Self {
+    pub(crate) fn new(limit: u64) -> Self {
         Self { words: vec![0; usize::try_from(limit.div_ceil(64)).unwrap_or(usize::MAX)], len: 0 }
     }
 
@@ -20,7 +20,7 @@ impl Bits {
     }
 
     /// Adds `number`, which is below the limit.
-    pub(super) fn insert(&mut self, number: u64) {
+    pub(crate) fn insert(&mut self, number: u64) {
         let (at, bit) = Self::place(number);
         if let Some(word) = self.words.get_mut(at).filter(|word| **word & bit == 0) {
             *word |= bit;
@@ -29,7 +29,7 @@ impl Bits {
     }
 
     /// Takes `number` out.
-    pub(super) fn remove(&mut self, number: u64) {
+    pub(crate) fn remove(&mut self, number: u64) {
         let (at, bit) = Self::place(number);
         if let Some(word) = self.words.get_mut(at).filter(|word| **word & bit != 0) {
             *word &= !bit;
@@ -38,18 +38,18 @@ impl Bits {
     }
 
     /// Whether `number` is in the set.
-    pub(super) fn contains(&self, number: u64) -> bool {
+    pub(crate) fn contains(&self, number: u64) -> bool {
         let (at, bit) = Self::place(number);
         self.words.get(at).is_some_and(|word| word & bit != 0)
     }
 
     /// How many numbers there are.
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
     /// The numbers in ascending order, from `start` on.
-    pub(super) fn iter_from(&self, start: u64) -> impl Iterator<Item = u64> + '_ {
+    pub(crate) fn iter_from(&self, start: u64) -> impl Iterator<Item = u64> + '_ {
         let (first, bit) = Self::place(start);
         self.words.get(first..).unwrap_or_default().iter().zip(start / 64..).flat_map(move |(&word, at)| {
             let mut rest = if at * 64 < start { word & !(bit - 1) } else { word };
@@ -64,12 +64,12 @@ impl Bits {
     }
 
     /// The numbers in ascending order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         self.iter_from(0)
     }
 
     /// The first of `count` numbers in a row, from `start` on.
-    pub(super) fn run_from(&self, start: u64, count: u64) -> Option<u64> {
+    pub(crate) fn run_from(&self, start: u64, count: u64) -> Option<u64> {
         let mut run = 0..0;
         for number in self.iter_from(start) {
             run = if run.end == number { run.start..number + 1 } else { number..number + 1 };
@@ -81,14 +81,14 @@ impl Bits {
     }
 
     /// The numbers that `keep` accepts, with the same limit.
-    pub(super) fn filtered(&self, keep: impl Fn(&u64) -> bool) -> Self {
+    pub(crate) fn filtered(&self, keep: impl Fn(&u64) -> bool) -> Self {
         let mut kept = Self { words: vec![0; self.words.len()], len: 0 };
         self.iter().filter(keep).for_each(|number| kept.insert(number));
         kept
     }
 
     /// The set, ready to be asked for ranks.
-    pub(super) fn ranked(self) -> Ranked {
+    pub(crate) fn ranked(self) -> Ranked {
         let mut ranks = Vec::with_capacity(self.words.len() / STEP + 1);
         let mut before = 0;
         for step in self.words.chunks(STEP) {
@@ -100,7 +100,7 @@ impl Bits {
 }
 
 /// A set that no longer changes.
-pub(super) struct Ranked {
+pub(crate) struct Ranked {
     bits: Bits,
     /// How many numbers come before every `STEP` words.
     ranks: Vec<u64>,
@@ -108,12 +108,12 @@ pub(super) struct Ranked {
 
 impl Ranked {
     /// The numbers.
-    pub(super) fn bits(&self) -> &Bits {
+    pub(crate) fn bits(&self) -> &Bits {
         &self.bits
     }
 
     /// How many numbers of the set come before `number`, if that is in the set.
-    pub(super) fn rank(&self, number: u64) -> Option<u64> {
+    pub(crate) fn rank(&self, number: u64) -> Option<u64> {
         let (at, bit) = Bits::place(number);
         let words = &self.bits.words;
         let word = words.get(at).filter(|word| **word & bit != 0)?;

@@ -1,0 +1,150 @@
+//! What a sound image holds: its L2 tables, its distinct data clusters, its pool.
+
+pub(crate) mod bits;
+pub(crate) mod tables;
+pub(crate) mod units;
+
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::check::finding::{Finding, Severity};
+use crate::check::{CheckOptions, Inspection, inspect};
+use crate::dedup::sequence::Spill;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::table::L2Entry;
+use crate::pool::directory::Record;
+use crate::storage::Storage;
+use crate::units::GuestCluster;
+use crate::work::Work;
+
+use bits::{Bits, Ranked};
+use tables::L2Tables;
+use units::{Content, Units};
+
+/// A sound image, its data clusters and its pool.
+pub(crate) struct Ground {
+    pub(crate) inspection: Inspection,
+    pub(crate) units: Units,
+    /// The pool's place in the snapshot table.
+    pub(crate) pool_index: Option<usize>,
+    /// The units in the pool.
+    pub(crate) members: Ranked,
+    /// Records of the members, in unit order; none where the directory cannot be used.
+    records: Option<Vec<Record>>,
+    /// Whether there is no pool, or one whose members ascend.
+    pub(crate) is_ascending: bool,
+}
+
+impl Ground {
+    /// Surveys an image that was inspected.
+    pub(crate) fn new(storage: &dyn Storage, mut inspection: Inspection) -> Result<Self> {
+        let pool = inspection.pool.take();
+        let pool_index = pool.as_ref().map(|known| known.index);
+        let is_ascending = pool.as_ref().is_none_or(|known| known.ascending);
+        let (entries, records) = pool.map_or_else(Default::default, |known| (known.members, known.records));
+        let header = &inspection.header;
+        let tables = L2Tables::new(storage, header, &inspection.tables);
+        let units = Units::survey(header, inspection.file_len, &tables, &entries)?;
+        let unit = |&word: &u64| units.of(L2Entry::decode(word, header.cluster_bits, true));
+        let numbers: Vec<Option<u64>> = entries.iter().map(unit).collect();
+        let mut members = Bits::new(units.limit());
+        numbers.iter().flatten().for_each(|&unit| members.insert(unit));
+        let records = records.map(|records| {
+            let known =
+                numbers.iter().zip(records).filter_map(|(unit, record)| Some((unit.as_ref().copied()?, record)));
+            let mut by_unit: Vec<(u64, Record)> = known.collect();
+            by_unit.sort_by_key(|(unit, _)| *unit);
+            by_unit.dedup_by_key(|(unit, _)| *unit);
+            by_unit.into_iter().map(|(_, record)| record).collect()
+        });
+        Ok(Self { inspection, units, pool_index, members: members.ranked(), records, is_ascending })
+    }
+
+    /// The content of the units.
+    pub(crate) fn content<'a>(&'a self, storage: &'a dyn Storage) -> Content<'a> {
+        Content { storage, header: &self.inspection.header, units: &self.units }
+    }
+
+    /// Whether the pool has a directory in order.
+    pub(crate) fn has_records(&self) -> bool {
+        self.records.is_some()
+    }
+
+    /// What the pool's directory says of `unit`.
+    pub(crate) fn record(&self, unit: u64) -> Option<&Record> {
+        let rank = usize::try_from(self.members.rank(unit)?).ok()?;
+        self.records.as_ref()?.get(rank)
+    }
+
+    /// Members that the disk or a snapshot uses.
+    pub(crate) fn used_members(&self) -> u64 {
+        self.members.bits().iter().filter(|&unit| self.units.users(unit) > 0).count() as u64
+    }
+}
+
+/// Tells the lowest and the highest guest cluster, of the disk and of all snapshots, that map to each of `wanted`, in unit order.
+pub(crate) fn guests(
+    ground: &Ground,
+    storage: &dyn Storage,
+    wanted: Bits,
+    spill: &Spill,
+    work: &Work<'_>,
+    mut tell: impl FnMut(u64, RangeInclusive<GuestCluster>) -> Result<()>,
+) -> Result<()> {
+    let header = &ground.inspection.header;
+    let wanted = wanted.ranked();
+    let tables = L2Tables::new(storage, header, &ground.inspection.tables);
+    let mut numbers = wanted.bits().iter();
+    for first in (0..wanted.bits().len()).step_by(spill.words()) {
+        work.cancel.check()?;
+        let batch = spill.words().min(usize::try_from(wanted.bits().len() - first).unwrap_or(usize::MAX));
+        let lowest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(u64::MAX)).collect();
+        let highest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(0)).collect();
+        tables.visit(
+            |table, content| {
+                for (word, index) in content.as_chunks().0.iter().zip(0u64..) {
+                    let entry = L2Entry::decode(u64::from_be_bytes(*word), header.cluster_bits, true);
+                    let rank = ground.units.of(entry).and_then(|unit| wanted.rank(unit)?.checked_sub(first));
+                    let Some(at) = rank.and_then(|rank| usize::try_from(rank).ok()) else { continue };
+                    let (Some(lowest), Some(highest)) = (lowest.get(at), highest.get(at)) else { continue };
+                    for guest in table.guests(index) {
+                        lowest.fetch_min(guest.0, Ordering::Relaxed);
+                        highest.fetch_max(guest.0, Ordering::Relaxed);
+                    }
+                }
+                Ok(())
+            },
+            |()| Ok(()),
+        )?;
+        for ((lowest, highest), unit) in lowest.iter().zip(&highest).zip(numbers.by_ref()) {
+            let [lowest, highest] = [lowest, highest].map(|guest| GuestCluster(guest.load(Ordering::Relaxed)));
+            tell(unit, lowest..=highest)?;
+        }
+    }
+    Ok(())
+}
+
+/// The inspection of an image that is sound but perhaps for leaks; every leak goes to `leaks`.
+pub(crate) fn sound(
+    storage: &dyn Storage,
+    phases: u32,
+    work: &Work<'_>,
+    mut leaks: impl FnMut(&Finding) + Send,
+) -> Result<Inspection> {
+    let mut first = None;
+    let mut sink = |finding: &Finding| match finding.severity {
+        Severity::Leak => leaks(finding),
+        Severity::Benign => {}
+        _ => {
+            first.get_or_insert_with(|| finding.kind.to_string());
+        }
+    };
+    let inspection = inspect(storage, CheckOptions::default(), work, (0, phases), &mut sink)?;
+    match first {
+        None => Ok(inspection),
+        Some(first) => {
+            let message = format!("the image is damaged ({first}); see dedup-img check, and check -r all");
+            Err(Error::new(ErrorKind::Corrupt, message))
+        }
+    }
+}
