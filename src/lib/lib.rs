@@ -50,6 +50,7 @@
 //! | [`dedup`] | finding equal clusters, and the plan |
 //! | [`mod@convert`], [`mod@create`], [`mod@check`] | the operations; `check` also repairs |
 //! | [`inplace`] | deduplication, gc and compaction of an image where it lies: the plan, the order of writes |
+//! | [`mod@stats`] | what is duplicated, what is saved, what could be |
 //! | [`work`], [`progress`], [`cancel`] | what an operation is given |
 //!
 //! # Words
@@ -74,6 +75,7 @@ pub mod image;
 pub mod inplace;
 pub mod pool;
 pub mod progress;
+pub mod stats;
 pub mod storage;
 mod survey;
 pub mod units;

@@ -113,6 +113,12 @@ impl HostCluster {
     }
 }
 
+/// `part` of `whole` as a percentage; 0 of nothing.
+#[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+pub(crate) fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use dedup_img::pool::Pin;
 
-use crate::size::parse_size;
+use crate::size::{parse_percent, parse_size};
 
 /// Deduplicated QCOW2 images that stock QEMU reads and writes.
 #[derive(Debug, Parser)]
@@ -24,6 +24,7 @@ pub(crate) enum Command {
     Dedup(DedupArgs),
     Gc(GcArgs),
     Check(CheckArgs),
+    Stats(StatsArgs),
 }
 
 /// Create a new, empty image that is ready for deduplication.
@@ -248,6 +249,75 @@ pub(crate) struct CheckArgs {
     /// The image
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+}
+
+/// Say what is duplicated in images, what sharing saves, and what it could save at each cluster size.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "\
+Exit status:
+  0  done, and every gate is met
+  1  failed or wrong usage
+  4  a gate is not met
+
+Examples:
+  dedup-img stats disk.raw
+  dedup-img stats --quick disk.qcow2
+  dedup-img stats web1.qcow2 web2.qcow2 db.raw
+  dedup-img stats -q --max-duplicate 5 golden.qcow2 || echo 'deduplicate it first'"
+)]
+pub(crate) struct StatsArgs {
+    /// Format of the images: raw or qcow2; found by their content where not given
+    #[arg(short = 'f', long = "format", value_name = "FMT", help_heading = "Images")]
+    pub(crate) format: Option<String>,
+    /// Read although another program may have an image open for writing
+    #[arg(short = 'U', long, help_heading = "Images")]
+    pub(crate) force_share: bool,
+    /// Refuse images that need a backing file
+    #[arg(long, help_heading = "Images")]
+    pub(crate) no_backing: bool,
+
+    /// Answer from the metadata of QCOW2 images, without reading their data
+    #[arg(long, help_heading = "What to count")]
+    pub(crate) quick: bool,
+    /// Cluster size in which content is counted, 512 to 2M [default: the image's; 4k for raw]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "What to count")]
+    pub(crate) cluster_size: Option<u64>,
+    /// How many of the most frequent contents to list [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000), help_heading = "What to count")]
+    pub(crate) top: Option<u32>,
+    /// Leave out what other cluster sizes would lead to
+    #[arg(long, help_heading = "What to count")]
+    pub(crate) no_curve: bool,
+
+    /// Fail where more than this share of the data is still stored more than once
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, help_heading = "Gates")]
+    pub(crate) max_duplicate: Option<f64>,
+    /// Fail where sharing saves less than this share of the data
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, help_heading = "Gates")]
+    pub(crate) min_saved: Option<f64>,
+
+    /// Memory for tables; beyond that, temporary files in $TMPDIR or /var/tmp
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]
+    pub(crate) memory: u64,
+    /// Worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Work")]
+    pub(crate) threads: Option<u16>,
+
+    /// Show progress
+    #[arg(short, long, help_heading = "Output")]
+    pub(crate) progress: bool,
+    /// Print nothing but errors and gates that are not met
+    #[arg(short, long, help_heading = "Output")]
+    pub(crate) quiet: bool,
+    /// How to print the figures
+    #[arg(long, value_name = "FORMAT", default_value = "human", help_heading = "Output")]
+    pub(crate) output: OutputArg,
+
+    /// The images
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -13,6 +13,8 @@ pub(crate) enum Exit {
     Corruption = 2,
     /// `check` found leaked clusters and nothing worse.
     Leaks = 3,
+    /// `stats` found that a gate is not met.
+    Gate = 4,
     /// `check` was given an image of a format that cannot be checked.
     NotCheckable = 63,
 }

@@ -25,6 +25,7 @@ fn main() -> std::process::ExitCode {
         Command::Dedup(args) => command::dedup::run(&args).map(|()| Exit::Done),
         Command::Gc(args) => command::gc::run(&args).map(|()| Exit::Done),
         Command::Check(args) => command::check::run(&args),
+        Command::Stats(args) => command::stats::run(&args),
     };
     result.unwrap_or_else(|error| view::failure(&error)).into()
 }

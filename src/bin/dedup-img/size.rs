@@ -24,6 +24,12 @@ impl fmt::Display for SizeError {
 
 impl std::error::Error for SizeError {}
 
+/// Parses a percentage from 0 to 100, perhaps with a percent sign.
+pub(crate) fn parse_percent(text: &str) -> Result<f64, &'static str> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim_end().parse();
+    number.ok().filter(|percent| (0.0..=100.0).contains(percent)).ok_or("expects a percentage from 0 to 100")
+}
+
 /// Parses a size: decimal or `0x` hexadecimal bytes, or a decimal number, perhaps with a fraction, and one suffix of `bkMGTPE` in
 /// either case, in powers of 1024.
 pub(crate) fn parse_size(text: &str) -> Result<u64, SizeError> {

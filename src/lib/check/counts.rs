@@ -9,14 +9,62 @@ use crate::units::ClusterBits;
 /// The largest count that lies in the small table; larger ones are rare.
 const SMALL: u8 = u8::MAX;
 
-/// References to the clusters of a file, counted from any number of threads: one byte and one bit for each cluster.
-pub struct Counts {
-    bits: ClusterBits,
-    file_len: u64,
-    /// The largest count that a refcount can hold.
+/// Counts by number, from any number of threads: one byte for each number, and a table for the few large counts.
+pub(crate) struct Tally {
+    /// The largest count.
     max: u64,
     small: Vec<AtomicU8>,
     large: Mutex<HashMap<u64, u64>>,
+}
+
+impl Tally {
+    /// Zeros for the numbers below `limit`, which count up to `max`.
+    pub(crate) fn new(limit: u64, max: u64) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Self { max, small: (0..limit).map(|_| AtomicU8::new(0)).collect(), large: Mutex::default() }
+    }
+
+    fn grow(&mut self, limit: u64) {
+        self.small.resize_with(usize::try_from(limit).unwrap_or(usize::MAX), AtomicU8::default);
+    }
+
+    /// Counts `number` so many times; returns how many do not fit.
+    pub(crate) fn add(&self, number: u64, times: u64) -> u64 {
+        let Some(small) = usize::try_from(number).ok().and_then(|c| self.small.get(c)) else { return 0 };
+        let fits = |count: u8| {
+            let sum = u64::from(count).checked_add(times).filter(|&sum| sum < u64::from(SMALL) && sum <= self.max)?;
+            u8::try_from(sum).ok()
+        };
+        if small.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok() {
+            return 0;
+        }
+        // Under the lock nobody else moves a count to the large table.
+        let mut large = self.large.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match small.swap(SMALL, Ordering::Relaxed) {
+            SMALL => large.get(&number).copied().unwrap_or(0),
+            count => u64::from(count),
+        };
+        let sum = before.saturating_add(times).min(self.max);
+        large.insert(number, sum);
+        times - (sum - before)
+    }
+
+    /// The count of `number`.
+    pub(crate) fn get(&self, number: u64) -> u64 {
+        let small = usize::try_from(number).ok().and_then(|c| self.small.get(c));
+        match small.map(|s| s.load(Ordering::Relaxed)) {
+            None => 0,
+            Some(SMALL) => self.large.lock().unwrap_or_else(PoisonError::into_inner).get(&number).copied().unwrap_or(0),
+            Some(count) => u64::from(count),
+        }
+    }
+}
+
+/// References to the clusters of a file, counted from any number of threads: one byte and two bits for each cluster.
+pub struct Counts {
+    bits: ClusterBits,
+    file_len: u64,
+    tally: Tally,
     /// Which clusters hold guest data.
     data: Vec<AtomicU64>,
     /// Which clusters hold compressed data.
@@ -42,25 +90,18 @@ impl Counts {
     #[must_use]
     pub fn new(bits: ClusterBits, file_len: u64, max: u64) -> Self {
         // A reference may end within the cluster that follows a file that ends in mid-cluster.
-        let clusters = usize::try_from(bits.clusters(file_len) + 1).unwrap_or(usize::MAX);
-        Self {
-            bits,
-            file_len,
-            max,
-            small: (0..clusters).map(|_| AtomicU8::new(0)).collect(),
-            large: Mutex::default(),
-            data: (0..clusters.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            packed: (0..clusters.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-        }
+        let clusters = bits.clusters(file_len) + 1;
+        let set = || (0..words_for(clusters)).map(|_| AtomicU64::new(0)).collect();
+        Self { bits, file_len, tally: Tally::new(clusters, max), data: set(), packed: set() }
     }
 
     /// Makes room for counts of a file that has grown to `file_len` bytes.
     pub fn grow(&mut self, file_len: u64) {
         self.file_len = self.file_len.max(file_len);
-        let clusters = usize::try_from(self.bits.clusters(self.file_len) + 1).unwrap_or(usize::MAX);
-        self.small.resize_with(clusters, AtomicU8::default);
-        self.data.resize_with(clusters.div_ceil(64), AtomicU64::default);
-        self.packed.resize_with(clusters.div_ceil(64), AtomicU64::default);
+        let clusters = self.bits.clusters(self.file_len) + 1;
+        self.tally.grow(clusters);
+        self.data.resize_with(words_for(clusters), AtomicU64::default);
+        self.packed.resize_with(words_for(clusters), AtomicU64::default);
     }
 
     /// Counts `times` references to the bytes `offset..offset + size`; `data` says that they hold guest data.
@@ -77,7 +118,7 @@ impl Counts {
         }
         let mut overflow = Ok(());
         for cluster in offset >> self.bits.bits()..=(end - 1) >> self.bits.bits() {
-            match (self.add_cluster(cluster, times), &mut overflow) {
+            match (self.tally.add(cluster, times), &mut overflow) {
                 (0, _) => {}
                 (more, Err(Refused::Overflow { lost, .. })) => *lost += more,
                 (lost, none) => *none = Err(Refused::Overflow { cluster, lost }),
@@ -87,27 +128,6 @@ impl Counts {
             }
         }
         overflow
-    }
-
-    /// Counts references to one cluster; returns how many do not fit.
-    fn add_cluster(&self, cluster: u64, times: u64) -> u64 {
-        let Some(small) = usize::try_from(cluster).ok().and_then(|c| self.small.get(c)) else { return 0 };
-        let fits = |count: u8| {
-            let sum = u64::from(count).checked_add(times).filter(|&sum| sum < u64::from(SMALL) && sum <= self.max)?;
-            u8::try_from(sum).ok()
-        };
-        if small.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok() {
-            return 0;
-        }
-        // Under the lock nobody else moves a count to the large table.
-        let mut large = self.large.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match small.swap(SMALL, Ordering::Relaxed) {
-            SMALL => large.get(&cluster).copied().unwrap_or(0),
-            count => u64::from(count),
-        };
-        let sum = before.saturating_add(times).min(self.max);
-        large.insert(cluster, sum);
-        times - (sum - before)
     }
 
     /// Remembers that the bytes `offset..offset + size`, of at least one byte, are compressed.
@@ -127,14 +147,7 @@ impl Counts {
     /// The references to `cluster`.
     #[must_use]
     pub fn get(&self, cluster: u64) -> u64 {
-        let small = usize::try_from(cluster).ok().and_then(|c| self.small.get(c));
-        match small.map(|s| s.load(Ordering::Relaxed)) {
-            None => 0,
-            Some(SMALL) => {
-                self.large.lock().unwrap_or_else(PoisonError::into_inner).get(&cluster).copied().unwrap_or(0)
-            }
-            Some(count) => u64::from(count),
-        }
+        self.tally.get(cluster)
     }
 
     /// Whether `cluster` holds guest data.
@@ -149,6 +162,11 @@ impl Counts {
         let file = self.bits.clusters(self.file_len);
         file + u64::from(self.get(file) > 0)
     }
+}
+
+/// The words of a set of so many numbers.
+fn words_for(numbers: u64) -> usize {
+    usize::try_from(numbers.div_ceil(64)).unwrap_or(usize::MAX)
 }
 
 fn word(set: &[AtomicU64], cluster: u64) -> Option<&AtomicU64> {

@@ -389,3 +389,11 @@ pub struct Finding {
     /// How often it counts: once for each L1 entry that leads to it, as for `qemu-img check`.
     pub times: u64,
 }
+
+impl Finding {
+    /// Whether it is a cluster that is taken and that nothing refers to.
+    #[must_use]
+    pub fn is_lost_cluster(&self) -> bool {
+        matches!(&self.kind, Kind::Leaked(count) if count.references == 0)
+    }
+}

@@ -2,7 +2,7 @@
 
 mod copy;
 mod raw;
-mod size;
+pub(crate) mod size;
 
 use std::path::Path;
 use std::time::Instant;
@@ -22,7 +22,7 @@ use crate::image::layout::{Layout, Parts};
 use crate::image::writer::Traits;
 use crate::pool::Pin;
 use crate::storage::atomic_file::AtomicFile;
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 
 /// The cluster size of an output.
@@ -215,11 +215,6 @@ pub(crate) fn too_narrow(bits: RefcountBits) -> Error {
         "refcount_bits={} cannot hold the 4 references that sharing with a pool needs; use refcount_bits=4 or more",
         bits.bits()
     ))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
-fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
 #[cfg(test)]

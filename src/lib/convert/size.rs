@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{ClusterSize, ConvertOptions, PHASES};
-use crate::dedup::level::Level;
+use crate::dedup::level::{Distinct, Level};
 use crate::dedup::scan::scan;
 use crate::dedup::sequence::Spill;
 use crate::disk::Disk;
@@ -14,7 +14,7 @@ use crate::units::ClusterBits;
 use crate::work::Work;
 
 /// The cluster sizes that `auto` considers, as exponents, from the largest.
-const CANDIDATES: [u32; 5] = [16, 15, 14, 13, 12];
+pub(crate) const CANDIDATES: [u32; 5] = [16, 15, 14, 13, 12];
 
 /// Two file lengths are a near tie where they differ by less than one part in this many. The larger cluster then wins: it needs
 /// less metadata in memory and fewer, longer I/O requests.
@@ -59,15 +59,16 @@ pub(super) fn scan_and_choose(
     let mut best: Option<(Level, u64)> = None;
     let mut consider = |level: Level, best: &mut Option<(Level, u64)>| -> Result<()> {
         work.cancel.check()?;
-        let length = match file_len(disk, options, &level, limit) {
-            Ok(length) => length,
+        let distinct = level.distinct(limit)?;
+        let length = match layout(options, level.cluster_bits, disk.size(), distinct, level.l2_tables) {
+            Ok(layout) => layout.file_len(),
             // A disk too large for this cluster size.
             Err(e) if e.kind() == ErrorKind::Limit => return Ok(()),
             Err(e) => return Err(e),
         };
         let cluster_size_bytes = level.cluster_bits.bytes();
         choices.push(SizeChoice { cluster_size_bytes, file_length_bytes: length });
-        if best.as_ref().is_none_or(|(_, shortest)| length < shortest - shortest / NEAR_TIE) {
+        if is_better(length, best.as_ref().map(|(_, shortest)| *shortest)) {
             *best = Some((level, length));
         }
         Ok(())
@@ -85,19 +86,28 @@ pub(super) fn scan_and_choose(
     }
 }
 
-/// The length that the file will have, taking equal fingerprints for equal contents.
-fn file_len(disk: &Disk, options: &ConvertOptions, level: &Level, limit: u64) -> Result<u64> {
-    let distinct = level.distinct(limit)?;
-    let layout = Layout::new(Parts {
-        cluster_bits: level.cluster_bits,
+/// Whether a file of `length` bytes is better than the shortest of those with larger clusters.
+pub(crate) fn is_better(length: u64, shortest: Option<u64>) -> bool {
+    shortest.is_none_or(|shortest| length < shortest - shortest / NEAR_TIE)
+}
+
+/// Where the parts of the file for a disk of `size` bytes will lie, with `distinct` clusters and `l2_tables` tables that map data.
+pub(crate) fn layout(
+    options: &ConvertOptions,
+    cluster_bits: ClusterBits,
+    size: u64,
+    distinct: Distinct,
+    l2_tables: u64,
+) -> Result<Layout> {
+    Layout::new(Parts {
+        cluster_bits,
         refcount_bits: options.refcount_bits,
-        size: disk.size(),
-        l2_tables: options.l2_tables(level.cluster_bits, disk.size(), level.l2_tables),
+        size,
+        l2_tables: options.l2_tables(cluster_bits, size, l2_tables),
         members: match options.pin {
             Pin::Shared => distinct.shared,
             Pin::All => distinct.stored,
         },
         data: distinct.stored,
-    })?;
-    Ok(layout.file_len())
+    })
 }

@@ -6,6 +6,7 @@ use zerocopy::IntoBytes;
 use super::scan::{Scan, record};
 use super::sequence::{Sequence, Sorted, Sorter, Spill};
 use super::{INDEX, index};
+use crate::digest::{fingerprint, is_zero};
 use crate::error::Result;
 use crate::units::ClusterBits;
 
@@ -42,27 +43,12 @@ impl Level {
     /// # Errors
     /// Those of the temporary files.
     pub fn derive(scan: &Scan, cluster_bits: ClusterBits, spill: &Spill) -> Result<Self> {
-        let shift = cluster_bits.bits() - scan.grain.bits();
         let mut runs = Runs::new(&spill.share(4), cluster_bits);
         let mut sorter = Sorter::new(spill);
-        let mut parts: Vec<u128> = Vec::new();
-        let mut current = None;
-        for word in scan.records.iter() {
+        for word in Larger::new(scan.records.iter(), cluster_bits.bits() - scan.grain.bits()) {
             let word = word?;
-            let cluster = index(word) >> shift;
-            if current != Some(cluster) {
-                if let Some(done) = current {
-                    sorter.push(joined(&parts, done))?;
-                }
-                runs.push(cluster)?;
-                parts.clear();
-                current = Some(cluster);
-            }
-            let part = u128::from(index(word) & ((1 << shift) - 1));
-            parts.push(word & !INDEX | part);
-        }
-        if let Some(done) = current {
-            sorter.push(joined(&parts, done))?;
+            runs.push(index(word))?;
+            sorter.push(word)?;
         }
         runs.into_level(sorter.finish()?)
     }
@@ -84,22 +70,80 @@ impl Level {
     /// # Errors
     /// Those of the temporary files.
     pub fn distinct(&self, limit: u64) -> Result<Distinct> {
-        let mut distinct = Distinct { stored: 0, shared: 0 };
-        let mut fingerprint = None;
-        let mut sharers = 0;
-        for word in self.records.iter() {
-            let word = word?;
-            if fingerprint == Some(word & !INDEX) && sharers < limit {
-                sharers += 1;
-                distinct.shared += u64::from(sharers == 2);
-            } else {
-                fingerprint = Some(word & !INDEX);
-                sharers = 1;
-                distinct.stored += 1;
+        distinct(&self.records, limit)
+    }
+}
+
+/// How many clusters would be stored for sorted `records` with at most `limit` sharers each.
+pub(crate) fn distinct(records: &Sorted, limit: u64) -> Result<Distinct> {
+    let mut distinct = Distinct { stored: 0, shared: 0 };
+    let mut fingerprint = None;
+    let mut sharers = 0;
+    for word in records.iter() {
+        let word = word?;
+        if fingerprint == Some(word & !INDEX) && sharers < limit {
+            sharers += 1;
+            distinct.shared += u64::from(sharers == 2);
+        } else {
+            fingerprint = Some(word & !INDEX);
+            sharers = 1;
+            distinct.stored += 1;
+        }
+    }
+    Ok(distinct)
+}
+
+/// The records of clusters that are `2^shift` times as large, in guest order, made of records in guest order.
+pub(crate) struct Larger<I> {
+    words: I,
+    shift: u32,
+    parts: Vec<u128>,
+    /// The first part of the next cluster.
+    next: Option<u128>,
+}
+
+impl<I: Iterator<Item = Result<u128>>> Larger<I> {
+    pub(crate) fn new(words: I, shift: u32) -> Self {
+        Self { words, shift, parts: Vec::new(), next: None }
+    }
+}
+
+impl<I: Iterator<Item = Result<u128>>> Iterator for Larger<I> {
+    type Item = Result<u128>;
+
+    fn next(&mut self) -> Option<Result<u128>> {
+        let first = match self.next.take() {
+            Some(word) => word,
+            None => match self.words.next()? {
+                Ok(word) => word,
+                failed => return Some(failed),
+            },
+        };
+        let shift = self.shift;
+        let part = |word: u128| word & !INDEX | word & ((1 << shift) - 1);
+        let cluster = index(first) >> shift;
+        self.parts.clear();
+        self.parts.push(part(first));
+        for word in self.words.by_ref() {
+            match word {
+                Ok(word) if index(word) >> shift == cluster => self.parts.push(part(word)),
+                Ok(word) => {
+                    self.next = Some(word);
+                    break;
+                }
+                failed => return Some(failed),
             }
         }
-        Ok(distinct)
+        Some(Ok(joined(&self.parts, cluster)))
     }
+}
+
+/// The record that a scan with clusters of `grain` leads to for `content`, which is not all zeros. `parts` is scratch memory.
+pub(crate) fn of_parts(content: &[u8], grain: ClusterBits, cluster: u64, parts: &mut Vec<u128>) -> u128 {
+    parts.clear();
+    let pieces = (0..).zip(content.chunks(grain.len())).filter(|(_, piece)| !is_zero(piece));
+    parts.extend(pieces.map(|(place, piece)| record(fingerprint(piece), place)));
+    joined(parts, cluster)
 }
 
 fn joined(parts: &[u128], cluster: u64) -> u128 {

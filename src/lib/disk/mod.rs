@@ -100,6 +100,20 @@ impl Disk {
         self.layers.iter().find(|layer| layer.id == id).map(|layer| layer.path.as_path())
     }
 
+    /// The image itself, where it is a QCOW2.
+    #[must_use]
+    pub fn qcow2(&self) -> Option<&Qcow2> {
+        match &self.layers.first()?.content {
+            Content::Qcow2(image) => Some(image),
+            Content::Raw { .. } => None,
+        }
+    }
+
+    /// The file of the image itself.
+    pub(crate) fn file(&self) -> Option<&dyn Storage> {
+        self.layers.first().map(Layer::storage)
+    }
+
     /// The largest cluster of the chain's compressed clusters: reads in such pieces decompress nothing twice.
     #[must_use]
     pub fn preferred_read(&self) -> u64 {

@@ -140,6 +140,12 @@ impl Subclusters {
         self.0 >> Self::COUNT & self.0 != 0 || (!has_cluster && self.0 & Self::ALLOCATED != 0)
     }
 
+    /// Whether every subcluster reads as zeros by its flag.
+    #[must_use]
+    pub fn reads_as_zeros(self) -> bool {
+        self.0 >> Self::COUNT == Self::ALLOCATED
+    }
+
     /// How subcluster `index` (0 to 31) of a valid bitmap reads.
     #[must_use]
     pub fn get(self, index: u32) -> Subcluster {

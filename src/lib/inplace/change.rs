@@ -6,6 +6,7 @@ use super::members::NewMember;
 use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::error::Result;
 use crate::format::header::incompatible;
+use crate::pool::clusters;
 use crate::survey::Ground;
 use crate::survey::bits::{Bits, Ranked};
 
@@ -76,6 +77,18 @@ impl Change {
         !self.joining.is_empty()
             || has_pool && (self.drops_pool || !self.ground.has_records() || !self.ground.is_ascending)
             || self.ground.members.bits().len() != self.members_after.len()
+    }
+
+    /// The clusters that the pool takes for itself before and after; 0 and 0 where it stays as it is.
+    pub(super) fn pool_clusters(&self) -> (u64, u64) {
+        if !self.changes_pool() {
+            return (0, 0);
+        }
+        let Ground { inspection, pool_index, members, .. } = &self.ground;
+        let bits = inspection.header.cluster_bits;
+        let old = pool_index.and_then(|index| inspection.snapshots.get(index));
+        let before = old.map_or(0, |pool| clusters(members.bits().len(), bits, pool.l1_entries));
+        (before, if self.drops_pool { 0 } else { clusters(self.members_after.len(), bits, 0) })
     }
 
     /// Whether the image will get version 3: a snapshot, and the pool is one, blocks the resizing of version 2 images.

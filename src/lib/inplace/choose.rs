@@ -8,6 +8,7 @@ use crate::dedup::group::Link;
 use crate::dedup::sequence::{Sorted, Sorter, Spill};
 use crate::dedup::{INDEX, index};
 use crate::error::Result;
+use crate::survey::Ground;
 use crate::survey::bits::Bits;
 use crate::survey::units::Units;
 
@@ -15,25 +16,32 @@ use crate::survey::units::Units;
 const GROUP: usize = 1 << 20;
 
 /// What the choice depends on.
-pub(super) struct Choice<'a> {
-    pub(super) units: &'a Units,
+pub(crate) struct Choice<'a> {
+    units: &'a Units,
     /// All references, the pool's included.
-    pub(super) counts: &'a Counts,
+    counts: &'a Counts,
     /// Members of the pool.
-    pub(super) members: &'a Bits,
+    members: &'a Bits,
     /// The sharer limit.
-    pub(super) limit: u64,
+    limit: u64,
     /// The largest refcount, less one for the pool.
-    pub(super) max: u64,
+    max: u64,
 }
 
-impl Choice<'_> {
+impl<'a> Choice<'a> {
+    /// The choice for an image in which a cluster may have `limit` sharers.
+    pub(crate) fn new(ground: &'a Ground, limit: u64) -> Self {
+        let Ground { units, inspection, members, .. } = ground;
+        let max = inspection.header.refcount_bits.max() - 1;
+        Self { units, counts: &inspection.counts, members: members.bits(), limit, max }
+    }
+
     /// Links units with equal keys in `records`: the rest to the one that is kept. Kept is a member of the pool before others,
     /// then the one with the most references, then the first in the file. Where the keeper has all the sharers that it may have,
     /// the next one is kept as well.
     ///
     /// No two units that are kept would fit into one: doing it again finds nothing.
-    pub(super) fn links(&self, records: &Sorted, spill: &Spill) -> Result<Sorted> {
+    pub(crate) fn links(&self, records: &Sorted, spill: &Spill) -> Result<Sorted> {
         let mut links = Sorter::new(spill);
         let mut group = Group { choice: self, keepers: BTreeSet::new(), gained: HashMap::new(), order: 0 };
         let mut units = Vec::new();

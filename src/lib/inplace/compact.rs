@@ -47,7 +47,7 @@ const MOST_PASSES: u64 = 64;
 pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> Result<u64> {
     let storage = &Latch::new(storage);
     let mut moved = fill_holes(storage, work)?;
-    let inspection = sound(storage, PHASES, work, |_| {})?;
+    let inspection = sound(storage, (0, PHASES), work, |_| {})?;
     if inspection.pool.as_ref().is_some_and(|pool| !pool.ascending && pool.records.is_some()) {
         // Members that moved are out of order. A new pool takes new places, which may be at the end again.
         let ground = Ground::new(storage, inspection)?;
@@ -61,7 +61,7 @@ pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> 
 
 /// Moves and cuts until there is nothing to move.
 fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
-    let mut inspection = sound(storage, PHASES, work, |_| {})?;
+    let mut inspection = sound(storage, (0, PHASES), work, |_| {})?;
     let mut moved = 0;
     let most = most_at_once(&inspection);
     for _ in 0..MOST_PASSES + inspection.counts.clusters() / most as u64 {

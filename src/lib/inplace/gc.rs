@@ -9,16 +9,13 @@ use super::apply::{self, Punch, idle, settle};
 use super::change::Change;
 use super::members::NewMember;
 use super::{compact, sizes};
-use crate::check::finding::Kind;
 use crate::dedup::sequence::Spill;
 use crate::error::{Error, Result};
 use crate::format::header::Header;
 use crate::image::read_header;
-use crate::pool::directory::DirectoryHeader;
 use crate::storage::Storage;
 use crate::survey::guests;
 use crate::survey::{Ground, sound};
-use crate::units::ClusterBits;
 use crate::work::Work;
 
 /// Checking, writing, and for compaction moving.
@@ -99,8 +96,8 @@ impl GcPlan {
         let header = read_header(storage)?;
         refuse(&header, options)?;
         let mut lost = 0;
-        let inspection = sound(storage, PHASES, work, |leak| {
-            lost += u64::from(matches!(&leak.kind, Kind::Leaked(count) if count.references == 0));
+        let inspection = sound(storage, (0, PHASES), work, |leak| {
+            lost += u64::from(leak.is_lost_cluster());
         })?;
         if inspection.pool.is_some() && (header.extended_l2() || header.encryption.is_some()) {
             return Err(Error::unsupported("a deduplication pool in an encrypted image, or in one with subclusters"));
@@ -156,16 +153,8 @@ impl GcPlan {
         let gone = self.change.gone_clusters();
         let mut used = (0..inspection.counts.clusters()).filter(|&c| inspection.counts.get(c) > 0).count() as u64;
         used = used.saturating_sub(gone.len());
-        if self.change.changes_pool() {
-            let old = inspection.snapshots.get(self.change.ground.pool_index.unwrap_or(usize::MAX));
-            let old =
-                old.map_or(0, |pool| pool_clusters(self.change.ground.members.bits().len(), bits, pool.l1_entries));
-            let new = match self.options.drop_pool {
-                true => 0,
-                false => pool_clusters(self.change.members_after.len(), bits, 0),
-            };
-            used = (used + new).saturating_sub(old);
-        }
+        let (before, after) = self.change.pool_clusters();
+        used = (used + after).saturating_sub(before);
         let end = compact::target(storage, &inspection.header, used)?;
         let stays = |&cluster: &u64| inspection.counts.get(cluster) > 0 && !gone.contains(cluster);
         self.report.moved_clusters = end.saturating_sub((0..end).filter(stays).count() as u64);
@@ -197,13 +186,6 @@ impl GcPlan {
         self.report.seconds = started.elapsed().as_secs_f64();
         Ok(self.report)
     }
-}
-
-/// The clusters of a pool of `members` members, with at least `l1_entries` L1 entries.
-fn pool_clusters(members: u64, bits: ClusterBits, l1_entries: u32) -> u64 {
-    let directory = bits.clusters(DirectoryHeader::directory_bytes(members));
-    let tables = members.div_ceil(bits.entries()) + directory.div_ceil(bits.entries());
-    bits.clusters(tables.max(u64::from(l1_entries)) * 8) + tables + directory
 }
 
 /// Refuses by name what cannot be collected.

@@ -31,15 +31,15 @@
 mod allocate;
 mod apply;
 mod change;
-mod choose;
+pub(crate) mod choose;
 mod compact;
 mod gc;
 mod members;
 mod moves;
-mod plan;
+pub(crate) mod plan;
 mod pointers;
 mod pool_writer;
-mod scan;
+pub(crate) mod scan;
 
 use std::path::Path;
 use std::time::Instant;

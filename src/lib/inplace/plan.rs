@@ -6,13 +6,13 @@ use super::apply::upgraded;
 use super::change::Change;
 use super::choose::Choice;
 use super::members::new_members;
-use super::scan::{Key, named, scan, to_read};
+use super::scan::{Key, named, scan};
 use super::{DedupOptions, PHASES};
 use crate::check::Inspection;
 use crate::dedup::group::Link;
-use crate::dedup::sequence::Spill;
+use crate::dedup::sequence::{Sorted, Spill};
 use crate::dedup::verify::verify;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, MAX_SNAPSHOTS};
 use crate::image::read_header;
 use crate::pool;
@@ -51,6 +51,16 @@ pub struct Figures {
     pub pool_members: u64,
 }
 
+/// What was found in an image.
+pub(crate) struct Found {
+    /// Units with the content of another one, which is kept; sorted by duplicate.
+    pub(crate) links: Sorted,
+    /// Units that hold nothing but zeros.
+    pub(crate) zeros: Bits,
+    /// Clusters that were read.
+    pub(crate) read: u64,
+}
+
 /// A duplicate as a plan shows it. Offsets are in bytes; that of a compressed cluster is where its compressed bytes begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
@@ -73,7 +83,7 @@ impl Plan {
         if header.version < 3 {
             upgraded(&header)?;
         }
-        let inspection = sound(storage, PHASES, work, |_| {})?;
+        let inspection = sound(storage, (0, PHASES), work, |_| {})?;
         refuse_snapshots(&inspection)?;
         work.run(|| {
             let ground = Ground::new(storage, inspection)?;
@@ -92,35 +102,50 @@ impl Plan {
         let bits = ground.inspection.header.cluster_bits;
         let content = ground.content(storage);
         let (units, members) = (&ground.units, ground.members.bits());
-        let nothing = Bits::new(0);
+        let mut wanted = Bits::new(units.limit());
+        (0..units.limit()).filter(|&unit| units.users(unit) > 0).for_each(|unit| wanted.insert(unit));
         // What has its SHA-256 on record need not be read, if the others are named by it as well.
-        let (key, known) = match ground.has_records() && members.len() > 0 {
-            true => (Key::Sha256, members),
-            false => (Key::Fingerprint, &nothing),
-        };
-        work.progress.phase(1, PHASES, "scanning", to_read(units, known) << bits.bits());
-        let mut found = scan(&content, known, key, spill, work)?;
-        for unit in known.iter() {
-            if let Some(record) = ground.record(unit) {
-                found.records.push(named(&record.sha256, unit))?;
+        let by_name = ground.has_records() && members.len() > 0;
+        if by_name {
+            members.iter().for_each(|unit| wanted.remove(unit));
+        }
+        work.progress.phase(1, PHASES, "scanning", wanted.len() << bits.bits());
+        let key = if by_name { Key::Sha256 } else { Key::Fingerprint };
+        let mut found = scan(&content, &wanted, key, spill, work)?;
+        if by_name {
+            for unit in members.iter() {
+                if let Some(record) = ground.record(unit) {
+                    found.records.push(named(&record.sha256, unit))?;
+                }
             }
         }
         let records = found.records.into_sorted()?;
-        let max = ground.inspection.header.refcount_bits.max();
-        let choice = Choice { units, counts: &ground.inspection.counts, members, limit, max: max - 1 };
+        let choice = Choice::new(&ground, limit);
         let links = choice.links(&records, spill)?;
         drop(records);
         work.progress.phase(2, PHASES, "comparing", links.len() << bits.bits());
         let links = verify(&content, links, |records| choice.links(records, spill), spill, work)?;
+        Self::of(storage, options, ground, Found { links, zeros: found.zeros, read: found.read }, spill, work)
+    }
 
-        let (mut duplicates, mut keepers) = (Bits::new(units.limit()), Bits::new(units.limit()));
-        for word in links.iter() {
+    /// The plan that follows from what was found in an image.
+    pub(crate) fn of(
+        storage: &dyn Storage,
+        options: DedupOptions,
+        ground: Ground,
+        found: Found,
+        spill: &Spill,
+        work: &Work<'_>,
+    ) -> Result<Self> {
+        let limit = ground.units.limit();
+        let (mut duplicates, mut keepers) = (Bits::new(limit), Bits::new(limit));
+        for word in found.links.iter() {
             let link = Link::from_duplicate(word?);
             duplicates.insert(link.duplicate);
             keepers.insert(link.keeper);
         }
         let mut change = Change {
-            links,
+            links: found.links,
             duplicates: duplicates.ranked(),
             zeros: found.zeros,
             frees_kept: true,
@@ -153,6 +178,28 @@ impl Plan {
             freed: change.gone_clusters().len(),
             pool_members: change.members_after.len(),
         }
+    }
+
+    /// What the file will occupy, in bytes; `lost` clusters of it are taken and nothing refers to them.
+    pub(crate) fn allocated_after(&self, storage: &dyn Storage, lost: u64) -> Result<u64> {
+        let change = &self.change;
+        let bits = change.ground.inspection.header.cluster_bits;
+        let allocated = storage.allocated().at("Could not get its size on disk")?;
+        if change.is_empty() {
+            return Ok(allocated);
+        }
+        let mut freed = lost << bits.bits();
+        let mut data = Some(0..0);
+        for cluster in change.gone_clusters().iter() {
+            let bytes = cluster << bits.bits()..(cluster + 1) << bits.bits();
+            if data.as_ref().is_some_and(|data| data.end <= bytes.start) {
+                data = storage.next_data(bytes.start).at("Could not look for holes")?;
+            }
+            let Some(data) = &data else { break };
+            freed += data.end.min(bytes.end).saturating_sub(data.start.max(bytes.start));
+        }
+        let (before, after) = change.pool_clusters();
+        Ok((allocated + (after << bits.bits())).saturating_sub(freed + (before << bits.bits())))
     }
 
     /// The figures.
@@ -197,7 +244,7 @@ impl Plan {
 }
 
 /// Refuses by name what is not deduplicated in place; returns the sharer limit.
-fn refuse(header: &Header) -> Result<u64> {
+pub(crate) fn refuse(header: &Header) -> Result<u64> {
     header.refuse_unreadable()?;
     if header.extended_l2() {
         return Err(Error::unsupported(
@@ -213,7 +260,7 @@ fn refuse(header: &Header) -> Result<u64> {
     })
 }
 
-fn refuse_snapshots(inspection: &Inspection) -> Result<()> {
+pub(crate) fn refuse_snapshots(inspection: &Inspection) -> Result<()> {
     let snapshots = &inspection.snapshots;
     if snapshots.iter().any(|s| s.name == pool::NAME.as_bytes() && !pool::is_pool(s)) {
         return Err(Error::unsupported(format!(

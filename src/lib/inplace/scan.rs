@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::dedup::index;
+use crate::dedup::level::of_parts;
 use crate::dedup::scan::record;
 use crate::dedup::sequence::{Sequence, Spill};
 use crate::dedup::verify::Clusters;
@@ -12,7 +13,8 @@ use crate::digest::{Sha, fingerprint, is_zero, sha256};
 use crate::error::{Error, IoContext, Result};
 use crate::storage::buffer::BufferPool;
 use crate::survey::bits::Bits;
-use crate::survey::units::{Content, Units};
+use crate::survey::units::Content;
+use crate::units::ClusterBits;
 use crate::work::Work;
 
 /// Bytes that a worker reads in one go.
@@ -20,21 +22,23 @@ const TASK: u64 = 1 << 20;
 
 /// By what clusters are thought to be equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Key {
+pub(crate) enum Key {
     /// The fast fingerprint.
     Fingerprint,
     /// SHA-256, where the pool has it of its members, which then need not be read.
     Sha256,
+    /// What a scan of a disk in clusters of this size leads to.
+    Parts(ClusterBits),
 }
 
 /// What a scan found.
-pub(super) struct Scan {
+pub(crate) struct Scan {
     /// For each unit that is not zero, its key and its number.
-    pub(super) records: Sequence,
+    pub(crate) records: Sequence,
     /// Units that hold nothing but zeros.
-    pub(super) zeros: Bits,
+    pub(crate) zeros: Bits,
     /// Clusters that were read.
-    pub(super) read: u64,
+    pub(crate) read: u64,
 }
 
 /// The record of a unit whose content has this name.
@@ -42,14 +46,14 @@ pub(super) fn named(sha: &Sha, unit: u64) -> u128 {
     record(u128::from_be_bytes(*sha.first_chunk().unwrap_or(&[0; 16])), unit)
 }
 
-/// Reads the units that have users, but for those in `known`.
-pub(super) fn scan(content: &Content<'_>, known: &Bits, key: Key, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+/// Reads the units in `wanted`.
+pub(crate) fn scan(content: &Content<'_>, wanted: &Bits, key: Key, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
     let units = content.units;
     let bits = content.cluster_bits();
     let per_task = (TASK >> bits.bits()).max(1);
     let buffers = BufferPool::new(usize::try_from(per_task << bits.bits()).unwrap_or(usize::MAX));
     let mut scan = Scan { records: Sequence::new(spill), zeros: Bits::new(units.limit()), read: 0 };
-    let mut tasks = Tasks { content, known, at: 0, data: Some(0..0), per_task };
+    let mut tasks = Tasks { content, wanted: wanted.iter(), data: Some(0..0), per_task };
     loop {
         work.cancel.check()?;
         let batch = tasks.batch(work.batch(), &mut scan.zeros)?;
@@ -75,33 +79,24 @@ pub(super) fn scan(content: &Content<'_>, known: &Bits, key: Key, spill: &Spill,
     Ok(scan)
 }
 
-/// How many units a scan will read at most.
-pub(super) fn to_read(units: &Units, known: &Bits) -> u64 {
-    (0..units.limit()).filter(|&unit| units.users(unit) > 0 && !known.contains(unit)).count() as u64
-}
-
 /// Cuts the units to read into tasks: runs of units, together no longer than a buffer.
-struct Tasks<'a> {
+struct Tasks<'a, I: Iterator<Item = u64>> {
     content: &'a Content<'a>,
-    known: &'a Bits,
-    at: u64,
-    /// The part of the file around `at` that is no hole; `None` where only holes follow.
+    wanted: I,
+    /// The part of the file around the last unit that is no hole; `None` where only holes follow.
     data: Option<Range<u64>>,
     per_task: u64,
 }
 
-impl Tasks<'_> {
+impl<I: Iterator<Item = u64>> Tasks<'_, I> {
     /// Up to `count` more tasks; units that lie in holes go to `zeros`.
     fn batch(&mut self, count: usize, zeros: &mut Bits) -> Result<Vec<Vec<Range<u64>>>> {
         let mut tasks = Vec::with_capacity(count);
         let mut task: Vec<Range<u64>> = Vec::new();
         let mut length = 0;
-        while tasks.len() < count && self.at < self.content.units.limit() {
-            let unit = self.at;
-            self.at += 1;
-            if self.content.units.users(unit) == 0 || self.known.contains(unit) {
-                continue;
-            }
+        while tasks.len() < count
+            && let Some(unit) = self.wanted.next()
+        {
             if self.is_hole(unit)? {
                 zeros.insert(unit);
                 continue;
@@ -142,6 +137,7 @@ fn scan_task(content: &Content<'_>, key: Key, task: &[Range<u64>], buffers: &Buf
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
     let mut reader = content.in_order();
     let mut records = Vec::new();
+    let mut parts = Vec::new();
     for run in task {
         let len = usize::try_from((run.end - run.start) << bits.bits()).unwrap_or(usize::MAX);
         let Some(piece) = buffer.get_mut(..len) else { break };
@@ -151,6 +147,7 @@ fn scan_task(content: &Content<'_>, key: Key, task: &[Range<u64>], buffers: &Buf
                 records.push(match key {
                     Key::Fingerprint => record(fingerprint(cluster), unit),
                     Key::Sha256 => named(&sha256(cluster), unit),
+                    Key::Parts(grain) => of_parts(cluster, grain, unit, &mut parts),
                 });
             }
         }

@@ -3,7 +3,8 @@
 pub mod directory;
 
 use crate::format::snapshot::Snapshot;
-use crate::units::HostOffset;
+use crate::units::{ClusterBits, HostOffset};
+use directory::DirectoryHeader;
 
 /// The name of the pool's snapshot.
 pub const NAME: &str = "dedup-pool";
@@ -28,6 +29,14 @@ pub enum Pin {
 #[must_use]
 pub fn is_pool(snapshot: &Snapshot) -> bool {
     snapshot.name == NAME.as_bytes() && snapshot.disk_size == Some(GUARD_SIZE)
+}
+
+/// The clusters that a pool of `members` members takes for itself, with an L1 table of at least `l1_entries` entries.
+#[must_use]
+pub fn clusters(members: u64, bits: ClusterBits, l1_entries: u32) -> u64 {
+    let directory = bits.clusters(DirectoryHeader::directory_bytes(members));
+    let tables = members.div_ceil(bits.entries()) + directory.div_ceil(bits.entries());
+    bits.clusters(tables.max(u64::from(l1_entries)) * 8) + tables + directory
 }
 
 /// The snapshot table entry of a pool.

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::check::finding::{Finding, Severity};
-use crate::check::{CheckOptions, Inspection, inspect};
+use crate::check::{CheckOptions, Inspection, Phase, inspect};
 use crate::dedup::sequence::Spill;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::table::L2Entry;
@@ -127,7 +127,7 @@ pub(crate) fn guests(
 /// The inspection of an image that is sound but perhaps for leaks; every leak goes to `leaks`.
 pub(crate) fn sound(
     storage: &dyn Storage,
-    phases: u32,
+    phase: Phase,
     work: &Work<'_>,
     mut leaks: impl FnMut(&Finding) + Send,
 ) -> Result<Inspection> {
@@ -139,7 +139,7 @@ pub(crate) fn sound(
             first.get_or_insert_with(|| finding.kind.to_string());
         }
     };
-    let inspection = inspect(storage, CheckOptions::default(), work, (0, phases), &mut sink)?;
+    let inspection = inspect(storage, CheckOptions::default(), work, phase, &mut sink)?;
     match first {
         None => Ok(inspection),
         Some(first) => {

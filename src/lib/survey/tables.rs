@@ -29,6 +29,12 @@ impl L2Table<'_> {
         self.references.len() as u64
     }
 
+    /// The layer that leads to it, where that is only one.
+    pub(crate) fn layer(&self) -> Option<u32> {
+        let (first, rest) = self.references.split_first()?;
+        rest.iter().all(|other| other.layer == first.layer).then_some(first.layer)
+    }
+
     /// The guest clusters that entry `index` maps: one for each L1 entry.
     pub(crate) fn guests(&self, index: u64) -> impl Iterator<Item = GuestCluster> {
         self.references.iter().map(move |reference| GuestCluster(u64::from(reference.index) * self.entries + index))
@@ -52,6 +58,12 @@ impl<'a> L2Tables<'a> {
     pub(crate) fn new(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
         let is_pool = |r: &&L2Reference| tables.layers.get(r.layer as usize).is_none_or(|layer| *layer == Layer::Pool);
         let references = tables.references.iter().filter(|r| !is_pool(r)).copied().collect();
+        Self { storage, header, references }
+    }
+
+    /// Those of `tables` that the active disk uses.
+    pub(crate) fn active(storage: &'a dyn Storage, header: &'a Header, tables: &Tables) -> Self {
+        let references = tables.references.iter().filter(|r| r.layer == 0).copied().collect();
         Self { storage, header, references }
     }
 

@@ -6,3 +6,4 @@ pub(crate) mod create;
 pub(crate) mod dedup;
 pub(crate) mod gc;
 mod in_place;
+pub(crate) mod stats;

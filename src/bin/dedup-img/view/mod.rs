@@ -4,6 +4,7 @@ pub(crate) mod check;
 pub(crate) mod dedup;
 pub(crate) mod gc;
 pub(crate) mod progress;
+pub(crate) mod stats;
 pub(crate) mod summary;
 mod units;
 
@@ -42,8 +43,10 @@ pub(crate) fn usage(error: &clap::Error) -> Exit {
         },
         kind => {
             let typed = std::env::args_os().nth(1).unwrap_or_default();
-            let command =
-                ["create", "convert", "dedup", "gc", "check"].into_iter().find(|&name| typed == name).unwrap_or("");
+            let command = ["create", "convert", "dedup", "gc", "check", "stats"]
+                .into_iter()
+                .find(|&name| typed == name)
+                .unwrap_or("");
             let text = error.render().to_string();
             let message = match kind {
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {

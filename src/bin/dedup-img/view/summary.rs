@@ -112,6 +112,11 @@ impl Rows {
     pub(super) fn finish(mut self, seconds: f64) -> String {
         let memory = format!("{} of memory at most", bytes(peak_memory()));
         self.add("time", format!("{seconds:.2} s"), &memory);
+        self.text()
+    }
+
+    /// The rows so far, without the time.
+    pub(super) fn text(mut self) -> String {
         if let Some(figures) = self.0.column_mut(1) {
             figures.set_cell_alignment(CellAlignment::Right);
         }

@@ -1,0 +1,129 @@
+//! `dedup-img stats`.
+
+use std::path::{Path, PathBuf};
+
+use dedup_img::ErrorKind;
+use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
+use dedup_img::progress::{Progress, Silent};
+use dedup_img::stats::{Named, StatsOptions, StatsReport, quick, stats};
+use dedup_img::storage::FileStorage;
+use dedup_img::storage::lock::LockMode;
+use dedup_img::units::ClusterBits;
+use dedup_img::work::Work;
+
+use crate::cli::{OutputArg, StatsArgs};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::view::stats::Gate;
+use crate::view::{self, progress::Shown};
+
+/// Runs the command.
+pub(crate) fn run(args: &StatsArgs) -> Result<Exit, Failure> {
+    let usage = |message: &str| Failure::Usage { command: "stats", message: message.to_owned() };
+    if args.files.is_empty() {
+        return Err(usage("Expecting image file names"));
+    }
+    let data_options = [
+        (args.max_duplicate.is_some(), "--max-duplicate"),
+        (args.cluster_size.is_some(), "--cluster-size"),
+        (args.top.is_some(), "--top"),
+    ];
+    if let Some((_, option)) = data_options.iter().find(|(given, _)| args.quick && *given) {
+        return Err(usage(&format!("{option} needs the data to be read, which --quick does not")));
+    }
+    let options = options(args)?;
+
+    let interrupt = Interrupt::watch();
+    let shown = (args.progress && !args.quiet).then(|| Shown::new(args.output == OutputArg::Json));
+    let progress: &dyn Progress = shown.as_ref().map_or(&Silent, |shown| shown);
+    let work = Work::new(args.threads.map(usize::from), args.memory, progress, &interrupt.cancel)?;
+    let result = count(args, options, &work);
+    if let Some(shown) = &shown {
+        shown.finish(result.is_ok());
+    }
+    let report = match result {
+        Err(error) if error.kind() == ErrorKind::Cancelled => {
+            interrupt.die();
+            return Err(error.into());
+        }
+        other => other?,
+    };
+    let gates = gates(args, &report);
+    if !args.quiet {
+        view::print(&view::stats::summary(&report, &gates, args.output))?;
+    }
+    for gate in gates.iter().filter(|gate| !gate.met) {
+        view::failure(gate);
+    }
+    Ok(if gates.iter().all(|gate| gate.met) { Exit::Done } else { Exit::Gate })
+}
+
+fn options(args: &StatsArgs) -> Result<StatsOptions, Failure> {
+    let cluster_size = match args.cluster_size {
+        None => None,
+        Some(bytes) => Some(
+            ClusterBits::from_bytes(bytes)
+                .ok_or_else(|| Failure::new("Cluster size must be a power of two between 512 and 2048k"))?,
+        ),
+    };
+    let default = StatsOptions::default();
+    let top = args.top.map_or(default.top, |top| usize::try_from(top).unwrap_or(usize::MAX));
+    Ok(StatsOptions { cluster_size, curve: !args.no_curve, top })
+}
+
+fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img::Result<StatsReport> {
+    // Nothing is left beside an image that is only read.
+    let scratch = std::env::var_os("TMPDIR").filter(|name| !name.is_empty());
+    let scratch = scratch.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let format = |file: &Path| {
+        let name = args.format.as_deref();
+        name.map(str::parse::<Format>)
+            .transpose()
+            .map_err(|e| e.prefixed(&format!("Could not open '{}'", file.display())))
+    };
+    if args.quick {
+        let open = |file: &PathBuf| open_quick(file, format(file)?, args.force_share);
+        let images: Vec<Named<FileStorage>> = args.files.iter().map(open).collect::<Result<_, _>>()?;
+        return quick(&images, &scratch, work);
+    }
+    let open = |file: &PathBuf| {
+        let options = DiskOptions {
+            format: format(file)?,
+            snapshot: None,
+            force_share: args.force_share,
+            no_backing: args.no_backing,
+        };
+        Ok(Named { path: file.clone(), item: Disk::open(file, &options)? })
+    };
+    let disks: Vec<Named<Disk>> = args.files.iter().map(open).collect::<dedup_img::Result<_>>()?;
+    stats(&disks, options, &scratch, work)
+}
+
+fn open_quick(file: &Path, format: Option<Format>, force_share: bool) -> dedup_img::Result<Named<FileStorage>> {
+    let mode = if force_share { LockMode::ReadShared } else { LockMode::Read };
+    match open_image(file, format, mode)? {
+        (item, Format::Qcow2) => Ok(Named { path: file.to_owned(), item }),
+        (_, Format::Raw) => {
+            let message = "--quick answers from the metadata of a QCOW2 image; a raw image has to be read";
+            let error = dedup_img::Error::new(ErrorKind::Unsupported, message);
+            Err(error.prefixed(&format!("'{}'", file.display())))
+        }
+    }
+}
+
+/// The gates that were asked for, for each image.
+fn gates(args: &StatsArgs, report: &StatsReport) -> Vec<Gate> {
+    let mut gates = Vec::new();
+    for image in &report.images {
+        let filename = &image.filename;
+        if let (Some(limit), Some(still)) = (args.max_duplicate, &image.still_duplicate) {
+            gates.push(Gate::max_duplicate(filename, limit, still.percent));
+        }
+        if let Some(limit) = args.min_saved {
+            let saved = image.qcow2.as_ref().map_or(0.0, |qcow2| qcow2.sharing.saved_percent);
+            gates.push(Gate::min_saved(filename, limit, saved));
+        }
+    }
+    gates
+}
