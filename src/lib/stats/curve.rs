@@ -10,54 +10,49 @@ use crate::error::{ErrorKind, Result};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 
-/// Records in guest order.
-pub(super) struct Ordered {
-    pub(super) records: Sequence,
-    pub(super) bits: ClusterBits,
-    /// L2 tables that map one of the clusters.
-    l2_tables: u64,
-    table: Option<u64>,
+/// The L2 tables that map clusters, counted in guest order.
+struct L2Count {
+    entries: u64,
+    tables: u64,
+    last: Option<u64>,
 }
 
-impl Ordered {
-    pub(super) fn new(bits: ClusterBits, spill: &Spill) -> Self {
-        Self { records: Sequence::new(spill), bits, l2_tables: 0, table: None }
-    }
-
-    pub(super) fn push(&mut self, word: u128) -> Result<()> {
-        let table = index(word) / self.bits.entries();
-        if self.table.replace(table) != Some(table) {
-            self.l2_tables += 1;
-        }
-        self.records.push(word)
-    }
-
-    /// The records of clusters twice the size.
-    fn doubled(&self, spill: &Spill) -> Result<Option<Self>> {
-        let Some(bits) = ClusterBits::new(self.bits.bits() + 1) else { return Ok(None) };
-        let mut larger = Self::new(bits, spill);
-        for word in Larger::new(self.records.iter(), 1) {
-            larger.push(word?)?;
-        }
-        Ok(Some(larger))
+impl L2Count {
+    fn add(&mut self, cluster: u64) {
+        let table = cluster / self.entries;
+        self.tables += u64::from(self.last.replace(table) != Some(table));
     }
 }
 
-/// Hands the sorted records of every cluster size from that of `ordered` up to `last` to `visit`, in turn. Each size is made from
-/// the one before, which halves the work from size to size.
+/// Hands the sorted records of each of `sizes`, which ascend, and the number of L2 tables to `visit`. `records` are those of the first
+/// size, in guest order. Each size is made from the one before: all together cost little more than the first.
 pub(super) fn each_size(
-    ordered: Ordered,
-    last: ClusterBits,
+    records: Sequence,
+    sizes: &[ClusterBits],
     spill: &Spill,
     work: &Work<'_>,
     mut visit: impl FnMut(ClusterBits, u64, &Sorted) -> Result<()>,
 ) -> Result<()> {
-    let mut next = Some(ordered);
-    while let Some(current) = next {
+    let mut current = records;
+    let larger = sizes.iter().skip(1).map(|&bits| Some(bits)).chain([None]);
+    for (&bits, larger) in sizes.iter().zip(larger) {
         work.cancel.check()?;
-        next = if current.bits < last { current.doubled(spill)? } else { None };
-        let Ordered { records, bits, l2_tables, .. } = current;
-        visit(bits, l2_tables, &records.into_sorted()?)?;
+        let mut count = L2Count { entries: bits.entries(), tables: 0, last: None };
+        let mut next = Sequence::new(spill);
+        let words = current.iter().inspect(|word| {
+            if let Ok(word) = word {
+                count.add(index(*word));
+            }
+        });
+        match larger {
+            Some(larger) => {
+                for word in Larger::new(words, bits, larger) {
+                    next.push(word?)?;
+                }
+            }
+            None => words.into_iter().try_for_each(|word| word.map(drop))?,
+        }
+        visit(bits, count.tables, &std::mem::replace(&mut current, next).into_sorted()?)?;
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ mod metadata;
 mod report;
 mod snapshots;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -42,7 +43,6 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::storage::Storage;
 use crate::units::ClusterBits;
 use crate::work::Work;
-use curve::Ordered;
 use groups::Groups;
 use map::Cells;
 
@@ -192,22 +192,20 @@ impl<'a> Count<'a> {
 
     fn run(&self, spill: &Spill, work: &Work<'_>) -> Result<StatsReport> {
         let phases = u32::try_from(self.disks.len() * 2 + 1).unwrap_or(u32::MAX);
-        let mut ordered = Ordered::new(self.grain, spill);
+        let mut records = Sequence::new(spill);
         let mut images = Vec::new();
         let mut cells = Vec::new();
         for ((disk, &base), k) in self.disks.iter().zip(&self.bases).zip(0..) {
             let said = disk.said();
-            let (image, map) = self.image(disk, base, &mut ordered, (2 * k, phases), spill, work).map_err(said)?;
+            let (image, map) = self.image(disk, base, &mut records, (2 * k, phases), spill, work).map_err(said)?;
             images.push(image);
             cells.push(map);
         }
         work.progress.phase(phases - 1, phases, "counting", 0);
         let mut curve = Vec::new();
         let mut groups = None;
-        let from = if self.options.curve { self.bits.min(ClusterBits::GRAIN) } else { self.bits };
-        let last = if self.options.curve { ClusterBits::MAX } else { self.bits };
-        curve::each_size(ordered, last, spill, work, |bits, l2_tables, records| {
-            if bits >= from && self.options.curve {
+        curve::each_size(records, &self.sizes(), spill, work, |bits, l2_tables, records| {
+            if self.options.curve && (bits == self.bits || bits >= ClusterBits::GRAIN) {
                 curve.extend(curve::point(bits, self.size, l2_tables, records)?);
             }
             if bits == self.bits {
@@ -230,12 +228,20 @@ impl<'a> Count<'a> {
         Ok(report)
     }
 
+    /// The cluster sizes that are looked at, in ascending order: that of the scans and that of the report, and for the curve 4 KiB
+    /// and more.
+    fn sizes(&self) -> Vec<ClusterBits> {
+        let curve = (ClusterBits::GRAIN.bits()..=ClusterBits::MAX.bits()).filter(|_| self.options.curve);
+        let sizes: BTreeSet<ClusterBits> = curve.filter_map(ClusterBits::new).chain([self.grain, self.bits]).collect();
+        sizes.into_iter().collect()
+    }
+
     /// Scans one disk, and appends its records to those of the disks before it.
     fn image(
         &self,
         named: &Named<Disk>,
         base: u64,
-        ordered: &mut Ordered,
+        records: &mut Sequence,
         (phase, phases): (u32, u32),
         spill: &Spill,
         work: &Work<'_>,
@@ -254,7 +260,7 @@ impl<'a> Count<'a> {
         match surveyed {
             None => stats.disk = self.raw_clusters(disk, &found.records)?,
             Some(surveyed) => {
-                let words = Larger::new(found.records.iter(), own.bits() - self.grain.bits());
+                let words = Larger::new(found.records.iter(), self.grain, own);
                 let joined = join::join(&surveyed, file, words, cells.as_mut(), spill, work)?;
                 stats.disk = DiskClusters { stored_zero_clusters: Some(joined.stored_zeros), ..surveyed.disk };
                 let mut qcow2 = surveyed.stats.clone();
@@ -264,9 +270,13 @@ impl<'a> Count<'a> {
                 stats.qcow2 = Some(qcow2);
             }
         }
+        if records.is_empty() && base == 0 {
+            *records = found.records;
+            return Ok((stats, cells));
+        }
         let base = u128::from(base >> self.grain.bits());
         for word in found.records.iter() {
-            ordered.push(word? + base)?;
+            records.push(word? + base)?;
         }
         Ok((stats, cells))
     }

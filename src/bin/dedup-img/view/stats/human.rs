@@ -231,7 +231,6 @@ fn many(text: &mut String, images: &[ImageStats], report: &StatsReport) {
             bytes(image.virtual_size_bytes)
         );
     }
-    text.push('\n');
     let mut table = Figures::new(["", "file", "data", "contents", "duplicates", "only here", "new", "so far"], &[]);
     let (growth, exclusive) = (report.growth.iter().flatten(), report.exclusive.iter().flatten());
     let contents = images.iter().map(|image| image.content.as_ref());
@@ -257,7 +256,7 @@ fn many(text: &mut String, images: &[ImageStats], report: &StatsReport) {
             bytes(all.distinct_bytes),
             share(all.duplicate_percent),
         ]);
-        *text += &table.text();
+        *text += &format!("\n{}", table.text());
         *text += "\ndata: not zeros; duplicates: data less contents, of the data; only here: contents\n\
                   that no other image has; new: contents that none before it has; so far: their sum\n";
     }
