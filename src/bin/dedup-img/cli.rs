@@ -99,6 +99,20 @@ pub(crate) struct ConvertArgs {
     /// Memory for tables; beyond that, temporary files beside the target
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]
     pub(crate) memory: u64,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+
+    /// The image to read
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: Option<PathBuf>,
+    /// The image to write
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: Option<PathBuf>,
+}
+
+/// What the commands have in common that take a while.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
     /// Worker threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Work")]
     pub(crate) threads: Option<u16>,
@@ -109,16 +123,9 @@ pub(crate) struct ConvertArgs {
     /// Print nothing but errors
     #[arg(short, long, help_heading = "Output")]
     pub(crate) quiet: bool,
-    /// How to print the summary
+    /// How to print the result
     #[arg(long, value_name = "FORMAT", default_value = "human", help_heading = "Output")]
     pub(crate) output: OutputArg,
-
-    /// The image to read
-    #[arg(value_name = "SOURCE")]
-    pub(crate) source: Option<PathBuf>,
-    /// The image to write
-    #[arg(value_name = "TARGET")]
-    pub(crate) target: Option<PathBuf>,
 }
 
 /// Deduplicate a QCOW2 image in place, with all its snapshots, and give the freed space back.
@@ -142,20 +149,11 @@ pub(crate) struct DedupArgs {
     #[arg(long, value_name = "WHAT")]
     pub(crate) pin: Option<PinArg>,
     /// Memory for tables; beyond that, temporary files beside the image
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]
     pub(crate) memory: u64,
-    /// Worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
-    /// Show progress
-    #[arg(short, long)]
-    pub(crate) progress: bool,
-    /// Print nothing but errors
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// How to print the summary
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    pub(crate) output: OutputArg,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+
     /// The image
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
@@ -185,20 +183,11 @@ pub(crate) struct GcArgs {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Memory for tables; beyond that, temporary files beside the image
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]
     pub(crate) memory: u64,
-    /// Worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
-    /// Show progress
-    #[arg(short, long)]
-    pub(crate) progress: bool,
-    /// Print nothing but errors
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// How to print the summary
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    pub(crate) output: OutputArg,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+
     /// The image
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
@@ -234,18 +223,9 @@ pub(crate) struct CheckArgs {
     /// Check although another program may have the image open for writing
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
-    /// Worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
-    /// Show progress
-    #[arg(short, long)]
-    pub(crate) progress: bool,
-    /// Print nothing but errors
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// How to print the result
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    pub(crate) output: OutputArg,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+
     /// The image
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
@@ -301,19 +281,8 @@ pub(crate) struct StatsArgs {
     /// Memory for tables; beyond that, temporary files in $TMPDIR or /var/tmp
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]
     pub(crate) memory: u64,
-    /// Worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Work")]
-    pub(crate) threads: Option<u16>,
-
-    /// Show progress
-    #[arg(short, long, help_heading = "Output")]
-    pub(crate) progress: bool,
-    /// Print nothing but errors and gates that are not met
-    #[arg(short, long, help_heading = "Output")]
-    pub(crate) quiet: bool,
-    /// How to print the figures
-    #[arg(long, value_name = "FORMAT", default_value = "human", help_heading = "Output")]
-    pub(crate) output: OutputArg,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 
     /// The images
     #[arg(value_name = "FILE")]

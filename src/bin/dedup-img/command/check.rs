@@ -5,16 +5,15 @@ use std::io::{self, Write};
 use dedup_img::check::finding::Finding;
 use dedup_img::check::{CheckOptions, Repair, Repaired, Report, check, repair};
 use dedup_img::disk::{Format, open_image};
-use dedup_img::progress::{Progress, Silent};
 use dedup_img::storage::lock::LockMode;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::DEFAULT_MEMORY;
 use dedup_img::{Error, ErrorKind};
 
+use super::run;
 use crate::cli::{CheckArgs, OutputArg, RepairArg};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::interrupt::Interrupt;
-use crate::view::{self, progress::Shown};
+use crate::view;
 
 /// Runs the command.
 pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
@@ -38,34 +37,26 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
         return Ok(Exit::NotCheckable);
     }
 
-    let interrupt = Interrupt::watch();
-    let shown = (args.progress && !args.quiet).then(|| Shown::new(args.output == OutputArg::Json));
-    let progress: &dyn Progress = shown.as_ref().map_or(&Silent, |shown| shown);
-    let work = Work::new(args.threads.map(usize::from), DEFAULT_MEMORY, progress, &interrupt.cancel)?;
-    let mut lines = io::BufWriter::new(io::stderr());
-    let mut sink = |finding: &Finding| {
-        // A standard error that nobody reads does not change what was found.
-        let _ = writeln!(lines, "{}", finding.kind);
-    };
     let options = CheckOptions { data: args.data };
-    let result = match args.repair {
-        None => check(&storage, options, &work, &mut sink).map(|report| Repaired {
-            report,
-            leaks_fixed: 0,
-            corruptions_fixed: 0,
-        }),
-        Some(RepairArg::Leaks) => repair(&storage, Repair::Leaks, options, &work, &mut sink),
-        Some(RepairArg::All) => repair(&storage, Repair::All, options, &work, &mut sink),
-    };
-    let _ = lines.flush();
-    if let Some(shown) = &shown {
-        shown.finish(result.is_ok());
-    }
-    let repaired = match result {
-        Err(error) if error.kind() == ErrorKind::Cancelled => {
-            interrupt.die();
-            return Err(error.into());
-        }
+    let result = run::run(&args.run, DEFAULT_MEMORY, |work| {
+        let mut lines = io::BufWriter::new(io::stderr());
+        let mut sink = |finding: &Finding| {
+            // A standard error that nobody reads does not change what was found.
+            let _ = writeln!(lines, "{}", finding.kind);
+        };
+        let result = match args.repair {
+            None => check(&storage, options, work, &mut sink).map(|report| Repaired {
+                report,
+                leaks_fixed: 0,
+                corruptions_fixed: 0,
+            }),
+            Some(RepairArg::Leaks) => repair(&storage, Repair::Leaks, options, work, &mut sink),
+            Some(RepairArg::All) => repair(&storage, Repair::All, options, work, &mut sink),
+        };
+        let _ = lines.flush();
+        result
+    });
+    let repaired = match result? {
         Err(error) if args.repair.is_some() && error.kind() == ErrorKind::Corrupt => {
             view::failure(&format_args!("'{}': {error}", file.display()));
             return Ok(Exit::Corruption);
@@ -74,8 +65,8 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
         Ok(repaired) => repaired,
     };
     let report = repaired.report;
-    if !args.quiet {
-        view::print(&match args.output {
+    if !args.run.quiet {
+        view::print(&match args.run.output {
             OutputArg::Human => view::check::human(&repaired),
             OutputArg::Json => view::check::json(file, &repaired),
         })?;

@@ -2,20 +2,18 @@
 
 use std::path::Path;
 
-use dedup_img::ErrorKind;
 use dedup_img::convert::{ConvertOptions, RawOptions, convert, to_raw};
 use dedup_img::disk::{Disk, DiskOptions, Format};
 use dedup_img::format::refcount::RefcountBits;
 use dedup_img::image::SnapshotName;
 use dedup_img::pool::Pin;
-use dedup_img::progress::{Progress, Silent};
 use dedup_img::work::Work;
 
-use crate::cli::{ConvertArgs, OutputArg};
+use super::run;
+use crate::cli::ConvertArgs;
 use crate::failure::Failure;
 use crate::image_options::{For, ImageOptions, help, wants_help};
-use crate::interrupt::Interrupt;
-use crate::view::{self, progress::Shown, summary};
+use crate::view::{self, summary};
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
@@ -37,26 +35,9 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         no_backing: args.no_backing,
     };
 
-    let interrupt = Interrupt::watch();
-    let shown = (args.progress && !args.quiet).then(|| Shown::new(args.output == OutputArg::Json));
-    let progress: &dyn Progress = shown.as_ref().map_or(&Silent, |shown| shown);
-    let work = Work::new(args.threads.map(usize::from), args.memory, progress, &interrupt.cancel)?;
-    let result = work_on(args, source, target, target_format, &disk_options, &options, &work);
-    if let Some(shown) = &shown {
-        shown.finish(result.is_ok());
-    }
-    match result {
-        Err(error) if error.kind() == ErrorKind::Cancelled => {
-            interrupt.die();
-            Err(error.into())
-        }
-        Err(error) => Err(error.into()),
-        Ok(summary) if args.quiet => {
-            drop(summary);
-            Ok(())
-        }
-        Ok(summary) => view::print(&summary),
-    }
+    let work_on = |work: &Work<'_>| work_on(args, source, target, target_format, &disk_options, &options, work);
+    let summary = run::run(&args.run, args.memory, work_on)??;
+    if args.run.quiet { Ok(()) } else { view::print(&summary) }
 }
 
 fn work_on(
@@ -73,11 +54,11 @@ fn work_on(
     match target_format {
         Format::Qcow2 => {
             let report = convert(&disk, target, options, work)?;
-            Ok(summary::convert(&context, &report, args.output))
+            Ok(summary::convert(&context, &report, args.run.output))
         }
         Format::Raw => {
             let report = to_raw(&disk, target, RawOptions { durable: options.durable }, work)?;
-            Ok(summary::raw(&context, &report, args.output))
+            Ok(summary::raw(&context, &report, args.run.output))
         }
     }
 }

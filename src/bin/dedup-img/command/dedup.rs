@@ -15,24 +15,16 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
     let Some(file) = args.file.as_deref() else {
         return Err(Failure::Usage { command: "dedup", message: "Expecting one image file name".to_owned() });
     };
-    let common = InPlace {
-        file,
-        format: args.format.as_deref(),
-        dry_run: args.dry_run,
-        memory: args.memory,
-        threads: args.threads,
-        progress: args.progress,
-        quiet: args.quiet,
-        output: args.output,
-    };
+    let common =
+        InPlace { file, format: args.format.as_deref(), dry_run: args.dry_run, memory: args.memory, run: &args.run };
     run_in_place(&common, |storage, scratch, work| {
         let started = Instant::now();
         let options = DedupOptions { pin: args.pin.map_or(Pin::Shared, Pin::from) };
         let plan = Plan::new(storage, options, scratch, work)?;
         if args.dry_run {
             let report = plan.report(storage, started)?;
-            return view::dedup::planned(file, &plan, &report, args.output);
+            return view::dedup::planned(file, &plan, &report, args.run.output);
         }
-        Ok(view::dedup::done(file, &plan.apply(storage, started, work)?, args.output))
+        Ok(view::dedup::done(file, &plan.apply(storage, started, work)?, args.run.output))
     })
 }

@@ -14,21 +14,13 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
     let Some(file) = args.file.as_deref() else {
         return Err(Failure::Usage { command: "gc", message: "Expecting one image file name".to_owned() });
     };
-    let common = InPlace {
-        file,
-        format: args.format.as_deref(),
-        dry_run: args.dry_run,
-        memory: args.memory,
-        threads: args.threads,
-        progress: args.progress,
-        quiet: args.quiet,
-        output: args.output,
-    };
+    let common =
+        InPlace { file, format: args.format.as_deref(), dry_run: args.dry_run, memory: args.memory, run: &args.run };
     run_in_place(&common, |storage, scratch, work| {
         let started = Instant::now();
         let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
         let plan = GcPlan::new(storage, options, scratch, work)?;
         let report = if args.dry_run { plan.report(started) } else { plan.apply(storage, started, work)? };
-        Ok(view::gc::summary(file, &report, options, args.dry_run, args.output))
+        Ok(view::gc::summary(file, &report, options, args.dry_run, args.run.output))
     })
 }

@@ -3,16 +3,15 @@
 use std::path::Path;
 
 use dedup_img::disk::{Format, open_image};
-use dedup_img::progress::{Progress, Silent};
 use dedup_img::storage::Storage;
 use dedup_img::storage::lock::LockMode;
 use dedup_img::work::Work;
 use dedup_img::{Error, ErrorKind, Result};
 
-use crate::cli::OutputArg;
+use super::run;
+use crate::cli::RunArgs;
 use crate::failure::Failure;
-use crate::interrupt::Interrupt;
-use crate::view::{self, progress::Shown};
+use crate::view;
 
 /// Their options.
 pub(super) struct InPlace<'a> {
@@ -20,10 +19,7 @@ pub(super) struct InPlace<'a> {
     pub(super) format: Option<&'a str>,
     pub(super) dry_run: bool,
     pub(super) memory: u64,
-    pub(super) threads: Option<u16>,
-    pub(super) progress: bool,
-    pub(super) quiet: bool,
-    pub(super) output: OutputArg,
+    pub(super) run: &'a RunArgs,
 }
 
 /// Opens the image, lets `operation` work on it with a directory for temporary files, and prints the summary that it returns.
@@ -33,26 +29,9 @@ pub(super) fn run_in_place(
 ) -> std::result::Result<(), Failure> {
     let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", args.file.display()));
     let format = args.format.map(str::parse::<Format>).transpose().map_err(opening)?;
-    let interrupt = Interrupt::watch();
-    let shown = (args.progress && !args.quiet).then(|| Shown::new(args.output == OutputArg::Json));
-    let progress: &dyn Progress = shown.as_ref().map_or(&Silent, |shown| shown);
-    let work = Work::new(args.threads.map(usize::from), args.memory, progress, &interrupt.cancel)?;
-    let result = open_and(args, format, |storage, scratch| operation(storage, scratch, &work));
-    if let Some(shown) = &shown {
-        shown.finish(result.is_ok());
-    }
-    match result {
-        Err(error) if error.kind() == ErrorKind::Cancelled => {
-            interrupt.die();
-            Err(error.into())
-        }
-        Err(error) => Err(error.into()),
-        Ok(summary) if args.quiet => {
-            drop(summary);
-            Ok(())
-        }
-        Ok(summary) => view::print(&summary),
-    }
+    let run_on = |work: &Work<'_>| open_and(args, format, |storage, scratch| operation(storage, scratch, work));
+    let summary = run::run(args.run, args.memory, run_on)??;
+    if args.run.quiet { Ok(()) } else { view::print(&summary) }
 }
 
 fn open_and(

@@ -6,4 +6,5 @@ pub(crate) mod create;
 pub(crate) mod dedup;
 pub(crate) mod gc;
 mod in_place;
+mod run;
 pub(crate) mod stats;

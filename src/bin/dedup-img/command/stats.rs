@@ -4,19 +4,18 @@ use std::path::{Path, PathBuf};
 
 use dedup_img::ErrorKind;
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
-use dedup_img::progress::{Progress, Silent};
 use dedup_img::stats::{Named, StatsOptions, StatsReport, quick, stats};
 use dedup_img::storage::FileStorage;
 use dedup_img::storage::lock::LockMode;
 use dedup_img::units::ClusterBits;
 use dedup_img::work::Work;
 
-use crate::cli::{OutputArg, StatsArgs};
+use super::run;
+use crate::cli::StatsArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::interrupt::Interrupt;
+use crate::view;
 use crate::view::stats::Gate;
-use crate::view::{self, progress::Shown};
 
 /// Runs the command.
 pub(crate) fn run(args: &StatsArgs) -> Result<Exit, Failure> {
@@ -34,24 +33,10 @@ pub(crate) fn run(args: &StatsArgs) -> Result<Exit, Failure> {
     }
     let options = options(args)?;
 
-    let interrupt = Interrupt::watch();
-    let shown = (args.progress && !args.quiet).then(|| Shown::new(args.output == OutputArg::Json));
-    let progress: &dyn Progress = shown.as_ref().map_or(&Silent, |shown| shown);
-    let work = Work::new(args.threads.map(usize::from), args.memory, progress, &interrupt.cancel)?;
-    let result = count(args, options, &work);
-    if let Some(shown) = &shown {
-        shown.finish(result.is_ok());
-    }
-    let report = match result {
-        Err(error) if error.kind() == ErrorKind::Cancelled => {
-            interrupt.die();
-            return Err(error.into());
-        }
-        other => other?,
-    };
+    let report = run::run(&args.run, args.memory, |work| count(args, options, work))??;
     let gates = gates(args, &report);
-    if !args.quiet {
-        view::print(&view::stats::summary(&report, &gates, args.output))?;
+    if !args.run.quiet {
+        view::print(&view::stats::summary(&report, &gates, args.run.output))?;
     }
     for gate in gates.iter().filter(|gate| !gate.met) {
         view::failure(gate);
