@@ -55,7 +55,7 @@ fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {
         refcount_bits: options.refcount_bits,
         size,
         l2_tables: clusters.div_ceil(bits.entries()),
-        members: 0,
+        members: Some(0),
         data: clusters,
     })?;
     let file = AtomicFile::create(target)?;

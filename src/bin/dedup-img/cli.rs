@@ -254,7 +254,7 @@ pub(crate) struct StatsArgs {
     /// Read although another program may have an image open for writing
     #[arg(short = 'U', long, help_heading = "Images")]
     pub(crate) force_share: bool,
-    /// Refuse images that need a backing file
+    /// Refuse images that need a backing file; --quick opens none
     #[arg(long, help_heading = "Images")]
     pub(crate) no_backing: bool,
 

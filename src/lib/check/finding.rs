@@ -391,9 +391,12 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Whether it is a cluster that is taken and that nothing refers to.
+    /// The cluster that is taken and that nothing refers to, if it is one.
     #[must_use]
-    pub fn is_lost_cluster(&self) -> bool {
-        matches!(&self.kind, Kind::Leaked(count) if count.references == 0)
+    pub fn lost_cluster(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Leaked(count) if count.references == 0 => Some(count.cluster),
+            _ => None,
+        }
     }
 }

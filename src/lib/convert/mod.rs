@@ -128,7 +128,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         refcount_bits: options.refcount_bits,
         size: disk.size(),
         l2_tables: 0,
-        members: 0,
+        members: Some(0),
         data: 0,
     };
     if let ClusterSize::Fixed(bits) = options.cluster_size {
@@ -148,7 +148,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
 
     let layout = Layout::new(Parts {
         l2_tables: options.l2_tables(bits, disk.size(), plan.l2_tables),
-        members: plan.members(),
+        members: Some(plan.members()),
         data: plan.stored,
         ..parts(bits)
     })

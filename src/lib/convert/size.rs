@@ -104,10 +104,10 @@ pub(crate) fn layout(
         refcount_bits: options.refcount_bits,
         size,
         l2_tables: options.l2_tables(cluster_bits, size, l2_tables),
-        members: match options.pin {
+        members: Some(match options.pin {
             Pin::Shared => distinct.shared,
             Pin::All => distinct.stored,
-        },
+        }),
         data: distinct.stored,
     })
 }

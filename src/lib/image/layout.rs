@@ -25,8 +25,8 @@ pub struct Parts {
     pub size: u64,
     /// L2 tables of the active disk.
     pub l2_tables: u64,
-    /// Pool members.
-    pub members: u64,
+    /// Pool members; `None` for an image without a pool.
+    pub members: Option<u64>,
     /// Stored data clusters.
     pub data: u64,
 }
@@ -102,8 +102,10 @@ impl Layout {
             _ => Err(too_large()),
         };
         let active = l1_entries(cluster_bits.clusters(parts.size).div_ceil(entries))?;
-        let directory_clusters = cluster_bits.clusters(DirectoryHeader::directory_bytes(parts.members));
-        let member_tables = parts.members.div_ceil(entries);
+        let directory = parts.members.map_or(0, DirectoryHeader::directory_bytes);
+        let directory_clusters = cluster_bits.clusters(directory);
+        let snapshot_clusters = u64::from(parts.members.is_some());
+        let member_tables = parts.members.unwrap_or(0).div_ceil(entries);
         let directory_tables = directory_clusters.div_ceil(entries);
         let pool = l1_entries(member_tables + directory_tables)?;
         // A disk of size 0 has an L1 table of 0 entries, which takes no cluster: QEMU counts it so.
@@ -114,7 +116,7 @@ impl Layout {
             + cluster_bits.clusters(u64::from(pool) * 8)
             + member_tables
             + directory_tables
-            + 1
+            + snapshot_clusters
             + directory_clusters
             + parts.data;
         let (table, blocks) = refcount_clusters(others, cluster_bits, refcount_bits);
@@ -129,7 +131,7 @@ impl Layout {
         let l2 = Region::after(l1, parts.l2_tables);
         let pool_l1 = Region::after(l2, cluster_bits.clusters(u64::from(pool) * 8));
         let pool_l2 = Region::after(pool_l1, member_tables + directory_tables);
-        let snapshot_table = Region::after(pool_l2, 1);
+        let snapshot_table = Region::after(pool_l2, snapshot_clusters);
         let directory = Region::after(snapshot_table, directory_clusters);
         let data = Region::after(directory, parts.data);
         Ok(Self {
@@ -215,7 +217,7 @@ mod tests {
             refcount_bits: RefcountBits::DEFAULT,
             size: 8 << 40,
             l2_tables: 0,
-            members: 0,
+            members: Some(0),
             data: 0,
         };
         assert!(Layout::new(parts).is_ok());

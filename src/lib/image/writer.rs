@@ -105,6 +105,7 @@ impl<'a> NewImage<'a> {
     pub fn new(storage: &'a dyn Storage, layout: Layout, gap: L2Entry) -> Result<Self> {
         let region = |region| RegionWriter::new(storage, layout.bytes(region));
         let records = layout.bytes(layout.directory);
+        let records_start = records.start + pool::directory::HEADER_LENGTH as u64;
         let mut image = Self {
             layout,
             storage,
@@ -113,7 +114,7 @@ impl<'a> NewImage<'a> {
             pool_l2: region(layout.pool_l2),
             refcounts: region(layout.refcount_blocks),
             counts: Vec::new(),
-            directory: RegionWriter::new(storage, records.start + pool::directory::HEADER_LENGTH as u64..records.end),
+            directory: RegionWriter::new(storage, records_start.min(records.end)..records.end),
             records: Sha256::new(),
             gap: gap.encode(layout.parts.cluster_bits).to_be_bytes(),
             next: GuestCluster(0),
@@ -180,7 +181,9 @@ impl<'a> NewImage<'a> {
             self.skip_to(GuestCluster(bits.clusters(layout.parts.size)))?;
         }
         self.l2.finish().map_err(writing)?;
-        self.finish_pool()?;
+        if let Some(members) = layout.parts.members {
+            self.finish_pool(members)?;
+        }
         self.counts.resize(self.counts.len().next_multiple_of(8), 0);
         self.flush_counts()?;
         self.refcounts.finish().map_err(writing)?;
@@ -194,10 +197,9 @@ impl<'a> NewImage<'a> {
         self.storage.write_at(&header, 0).map_err(writing)
     }
 
-    fn finish_pool(&mut self) -> Result<()> {
+    fn finish_pool(&mut self, members: u64) -> Result<()> {
         let layout = self.layout;
         let bits = layout.parts.cluster_bits;
-        let members = layout.parts.members;
         let header = DirectoryHeader {
             cluster_bits: bits,
             members,
@@ -322,8 +324,11 @@ fn header(layout: &Layout, traits: &Traits) -> Header {
         l1_offset: layout.offset(layout.l1),
         refcount_table_offset: layout.offset(layout.refcount_table),
         refcount_table_clusters: u32::try_from(layout.refcount_table.clusters).unwrap_or(u32::MAX),
-        snapshots: 1,
-        snapshots_offset: layout.offset(layout.snapshot_table),
+        snapshots: u32::from(layout.parts.members.is_some()),
+        snapshots_offset: match layout.parts.members {
+            Some(_) => layout.offset(layout.snapshot_table),
+            None => HostOffset(0),
+        },
         incompatible: match traits.compression {
             CompressionType::Zlib => 0,
             CompressionType::Zstd => incompatible::COMPRESSION,

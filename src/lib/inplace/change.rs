@@ -100,7 +100,9 @@ impl Change {
     pub(super) fn gone_clusters(&self) -> Bits {
         let Ground { units, members, inspection, .. } = &self.ground;
         let dropped = |unit: u64| members.bits().contains(unit) && !self.members_after.contains(unit);
-        let goes = |&unit: &u64| self.is_gone(unit) || units.users(unit) == 0 && dropped(unit);
+        // Entries with the zero flag may hold on to their place.
+        let kept = |unit: u64| !self.frees_kept && units.kept_by_zeros.contains(unit);
+        let goes = |&unit: &u64| self.is_gone(unit) || units.users(unit) == 0 && dropped(unit) && !kept(unit);
         let mut gone = Bits::new(units.plain().end);
         units.plain().filter(goes).for_each(|unit| gone.insert(unit));
         if self.frees_kept {

@@ -97,7 +97,7 @@ impl GcPlan {
         refuse(&header, options)?;
         let mut lost = 0;
         let inspection = sound(storage, (0, PHASES), work, |leak| {
-            lost += u64::from(leak.is_lost_cluster());
+            lost += u64::from(leak.lost_cluster().is_some());
         })?;
         if inspection.pool.is_some() && (header.extended_l2() || header.encryption.is_some()) {
             return Err(Error::unsupported("a deduplication pool in an encrypted image, or in one with subclusters"));

@@ -180,17 +180,19 @@ impl Plan {
         }
     }
 
-    /// What the file will occupy, in bytes; `lost` clusters of it are taken and nothing refers to them.
-    pub(crate) fn allocated_after(&self, storage: &dyn Storage, lost: u64) -> Result<u64> {
+    /// What the file will occupy, in bytes; the `lost` clusters of it are taken and nothing refers to them.
+    pub(crate) fn allocated_after(&self, storage: &dyn Storage, lost: &[u64]) -> Result<u64> {
         let change = &self.change;
         let bits = change.ground.inspection.header.cluster_bits;
         let allocated = storage.allocated().at("Could not get its size on disk")?;
         if change.is_empty() {
             return Ok(allocated);
         }
-        let mut freed = lost << bits.bits();
+        let mut gone = change.gone_clusters();
+        lost.iter().for_each(|&cluster| gone.insert(cluster));
+        let mut freed = 0;
         let mut data = Some(0..0);
-        for cluster in change.gone_clusters().iter() {
+        for cluster in gone.iter() {
             let bytes = cluster << bits.bits()..(cluster + 1) << bits.bits();
             if data.as_ref().is_some_and(|data| data.end <= bytes.start) {
                 data = storage.next_data(bytes.start).at("Could not look for holes")?;
@@ -198,7 +200,9 @@ impl Plan {
             let Some(data) = &data else { break };
             freed += data.end.min(bytes.end).saturating_sub(data.start.max(bytes.start));
         }
-        let (before, after) = change.pool_clusters();
+        let (before, mut after) = change.pool_clusters();
+        // The snapshot table, which an image without snapshots does not have.
+        after += u64::from(change.ground.inspection.snapshots.is_empty() && change.changes_pool());
         Ok((allocated + (after << bits.bits())).saturating_sub(freed + (before << bits.bits())))
     }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::report::{CurvePoint, Forecast, ImageStats};
 use crate::convert::size::{CANDIDATES, is_better};
+use crate::disk::Format;
 use crate::units::ClusterBits;
 
 /// What saves less than this percentage of the space that the file occupies now is not worth it: shared clusters are copied when a
@@ -36,7 +37,7 @@ pub struct Advice {
     pub predicted_bytes: u64,
     /// What it occupies now.
     pub now_bytes: u64,
-    /// A shell command for it. It overwrites no file that exists.
+    /// A shell command for it, which overwrites no file that exists; `None` also where the name has no form that all shells read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
     /// Why.
@@ -46,7 +47,8 @@ pub struct Advice {
 /// The best that can be done with `image`, which `converts` where nothing would be lost by converting it.
 pub(super) fn advise(image: &ImageStats, path: &Path, curve: &[CurvePoint], converts: bool) -> Advice {
     let now_bytes = match image.file_allocated_bytes {
-        0 => image.file_length_bytes,
+        // A block device does not say.
+        0 if image.disk.allocated_clusters > 0 => image.file_length_bytes,
         allocated => allocated,
     };
     let in_place = match image.qcow2.as_ref().and_then(|qcow2| qcow2.dedup.as_ref()) {
@@ -61,26 +63,22 @@ pub(super) fn advise(image: &ImageStats, path: &Path, curve: &[CurvePoint], conv
         }
         (in_place, Some((size, length))) if length < worth => {
             let reason = match in_place {
-                None => "one copy of each content, and no zeros; the best of all cluster sizes from 4 to 64 KiB",
-                Some(_) => "smaller than by deduplication in place; the best of all cluster sizes from 4 to 64 KiB",
+                None => "one copy of each content, and no zeros; the best of 4 to 64 KiB",
+                Some(_) => "smaller than deduplicated in place; the best of 4 to 64 KiB",
             };
             (Action::Convert, Some(size), length, reason)
         }
-        _ => (
-            Action::None,
-            None,
-            now_bytes,
-            "neither dedup nor convert would save 5 % of the space that the file occupies",
-        ),
+        _ => (Action::None, None, now_bytes, "neither dedup nor convert would save 5 % of the space"),
     };
-    let quoted = |path: &Path| quoted(&path.display().to_string());
     let command = match action {
         Action::None => None,
-        Action::Dedup => Some(format!("dedup-img dedup {}", quoted(path))),
+        Action::Dedup => quoted(path).map(|path| format!("dedup-img dedup {path}")),
         Action::Convert => {
             let size = cluster_size_bytes.unwrap_or(0) >> 10;
-            let target = quoted(&free_name(path));
-            Some(format!("dedup-img convert -o cluster_size={size}k {} {target}", quoted(path)))
+            // Nobody must take what a guest wrote into a raw disk for a format.
+            let format = if image.format == Format::Raw { " -f raw" } else { "" };
+            let names = quoted(path).zip(quoted(&free_name(path)));
+            names.map(|(path, target)| format!("dedup-img convert{format} -o cluster_size={size}k {path} {target}"))
         }
     };
     Advice { action, cluster_size_bytes, predicted_bytes, now_bytes, command, reason }
@@ -107,14 +105,16 @@ fn free_name(path: &Path) -> PathBuf {
     std::iter::once(plain).chain(numbered).find(|name| name.symlink_metadata().is_err()).unwrap_or_default()
 }
 
-/// `text` as a shell reads it back.
-fn quoted(text: &str) -> String {
+/// `path` as a shell reads it back. What is no text, or would need more than quotes, has no such form.
+fn quoted(path: &Path) -> Option<String> {
+    let text = path.to_str().filter(|text| !text.is_empty() && !text.contains(char::is_control))?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%=".contains(c);
-    match !text.is_empty() && !text.starts_with('-') && text.chars().all(is_plain) {
-        true => text.to_owned(),
-        false if text.starts_with('-') => quoted(&format!("./{text}")),
+    // What begins with a dash is no option.
+    let text = if text.starts_with('-') { format!("./{text}") } else { text.to_owned() };
+    Some(match text.chars().all(is_plain) {
+        true => text,
         false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -123,10 +123,11 @@ mod tests {
 
     #[test]
     fn names_are_quoted_for_a_shell() {
-        assert_eq!(quoted("/a/b-1.raw"), "/a/b-1.raw");
-        assert_eq!(quoted("my disk.raw"), "'my disk.raw'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(quoted("-o"), "./-o");
+        let cases = [("/a/b-1.raw", "/a/b-1.raw"), ("my disk", "'my disk'"), ("it's", r"'it'\''s'"), ("-o", "./-o")];
+        for (name, expected) in cases {
+            assert_eq!(quoted(Path::new(name)).as_deref(), Some(expected));
+        }
+        assert_eq!(quoted(Path::new("a\x1b[31m")), None);
     }
 
     #[test]

@@ -4,9 +4,10 @@ use super::report::CurvePoint;
 use crate::convert::ConvertOptions;
 use crate::convert::size::layout;
 use crate::dedup::index;
-use crate::dedup::level::{Distinct, Larger, distinct};
+use crate::dedup::level::{Larger, distinct};
 use crate::dedup::sequence::{Sequence, Sorted, Spill};
 use crate::error::{ErrorKind, Result};
+use crate::image::layout::{Layout, Parts};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 
@@ -63,10 +64,8 @@ pub(super) fn point(bits: ClusterBits, size: u64, l2_tables: u64, records: &Sort
     let data = records.len();
     let found = distinct(records, options.refcount_bits.sharer_limit().unwrap_or(u64::MAX))?;
     let lengths = layout(&options, bits, size, found, l2_tables).and_then(|file| {
-        let plain = layout(&options, bits, size, Distinct { stored: data, shared: 0 }, l2_tables)?;
-        // Without deduplication there is no pool.
-        let pool = plain.data.start.0 - plain.pool_l1.start.0;
-        Ok((file.file_len(), plain.file_len() - (pool << bits.bits())))
+        let plain = Layout::new(Parts { data, members: None, ..file.parts })?;
+        Ok((file.file_len(), plain.file_len()))
     });
     let (file, plain) = match lengths {
         Ok(lengths) => lengths,

@@ -68,7 +68,7 @@ pub(super) fn forecast(
         freed_clusters: figures.freed,
         freed_bytes: figures.freed * size,
         pool_members: figures.pool_members,
-        file_allocated_after_bytes: plan.allocated_after(storage, lost)?,
+        file_allocated_after_bytes: plan.allocated_after(storage, &lost)?,
     };
     Ok((still, Forecast::Done(done)))
 }

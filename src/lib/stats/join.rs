@@ -45,8 +45,8 @@ pub(super) fn join(
     let Ground { inspection, units, .. } = &metadata.ground;
     let header = &inspection.header;
     let total = header.cluster_bits.clusters(header.size);
-    // Of a cluster that reaches past the end of the disk the scan has seen a part only.
-    let whole = header.size >> header.cluster_bits.bits();
+    // Of a cluster that reaches past the end of the disk the scan has seen a part only. With subclusters no more counts.
+    let whole = if header.extended_l2() { total } else { header.size >> header.cluster_bits.bits() };
     let mut references: Vec<L2Reference> =
         inspection.tables.references.iter().filter(|reference| reference.layer == 0).copied().collect();
     references.sort_unstable_by_key(|reference| reference.index);

@@ -26,7 +26,7 @@ pub(super) struct Metadata {
     /// How many clusters of the disk use each unit.
     pub(super) users: Tally,
     /// Clusters that are taken and that nothing refers to.
-    pub(super) lost: u64,
+    pub(super) lost: Vec<u64>,
 }
 
 /// How an entry has its guest cluster.
@@ -55,8 +55,8 @@ pub(super) fn mapped(bytes: &[u8], header: &Header) -> Mapped {
 
 /// Checks the image in `storage` and counts what its metadata tells.
 pub(super) fn survey(storage: &dyn Storage, phase: (u32, u32), spill: &Spill, work: &Work<'_>) -> Result<Metadata> {
-    let mut lost = 0;
-    let inspection = sound(storage, phase, work, |leak| lost += u64::from(leak.is_lost_cluster()))?;
+    let mut lost = Vec::new();
+    let inspection = sound(storage, phase, work, |leak| lost.extend(leak.lost_cluster()))?;
     let ground = Ground::new(storage, inspection)?;
     let (disk, users) = disk_clusters(&ground, storage)?;
     let stats = Qcow2Stats {

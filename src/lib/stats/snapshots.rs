@@ -1,9 +1,13 @@
 //! What deleting a snapshot would give back.
 
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use zerocopy::FromZeros;
+
 use super::report::SnapshotStats;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::snapshot::Snapshot;
 use crate::format::table::L2Entry;
 use crate::format::u64_at;
 use crate::storage::Storage;
@@ -38,7 +42,11 @@ pub(super) fn exclusive(ground: &Ground, storage: &dyn Storage) -> Result<Vec<Sn
     if snapshots.is_empty() {
         return Ok(Vec::new());
     }
-    let owners = Owners(units.plain().map(|_| AtomicU32::new(0)).collect());
+    let limit = usize::try_from(units.plain().end).unwrap_or(usize::MAX);
+    // Zeroed memory that nothing touches is not taken: a file may be much longer than what it holds.
+    let owners = AtomicU32::new_vec_zeroed(limit)
+        .map_err(|_| Error::io("Could not get memory", ErrorKind::OutOfMemory.into()))?;
+    let owners = Owners(owners);
     L2Tables::new(storage, header, &inspection.tables).visit(
         |table, content| {
             let layer = table.layer();
@@ -60,14 +68,15 @@ pub(super) fn exclusive(ground: &Ground, storage: &dyn Storage) -> Result<Vec<Sn
         |()| Ok(()),
     )?;
     let mut exclusive = vec![0u64; inspection.snapshots.len() + 2];
-    for owner in &owners.0 {
+    let used = (0..inspection.counts.clusters()).filter(|&cluster| inspection.counts.get(cluster) > 0);
+    for owner in used.filter_map(|cluster| owners.0.get(usize::try_from(cluster).ok()?)) {
         let owner = usize::try_from(owner.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
         if let Some(count) = exclusive.get_mut(owner) {
             *count += 1;
         }
     }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let stats = |&(snapshot, index): &(&crate::format::snapshot::Snapshot, usize)| {
+    let stats = |&(snapshot, index): &(&Snapshot, usize)| {
         // Layer 0 is the disk, and no owner is number 0.
         let tables = exclusive.get(index + 2).copied().unwrap_or(0);
         let clusters = tables + bits.clusters(u64::from(snapshot.l1_entries) * 8);

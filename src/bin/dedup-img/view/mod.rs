@@ -27,6 +27,11 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// A name from a stranger, without what a terminal would obey.
+fn shown(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// Says why the program fails.
 pub(crate) fn failure(failure: &dyn Display) -> Exit {
     // There is nowhere to complain about a standard error that cannot be written.

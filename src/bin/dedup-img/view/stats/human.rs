@@ -6,11 +6,12 @@ use dedup_img::stats::{
 
 use super::map;
 use super::table::Figures;
+use crate::view::shown;
 use crate::view::summary::{Rows, peak_memory};
 use crate::view::units::{bytes, count, grouped};
 
 /// Columns of the overlap matrix that fit beside each other.
-const ACROSS: usize = 9;
+const ACROSS: usize = 8;
 /// Digits of a SHA-256 that are shown.
 const DIGITS: usize = 16;
 
@@ -40,11 +41,6 @@ pub(super) fn summary(report: &StatsReport) -> String {
 /// A percentage.
 fn share(percent: f64) -> String {
     format!("{percent:.1} %")
-}
-
-/// A name from a stranger, without what a terminal would obey.
-fn shown(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// `12,345 clusters` and a remark.
@@ -257,8 +253,8 @@ fn many(text: &mut String, images: &[ImageStats], report: &StatsReport) {
             share(all.duplicate_percent),
         ]);
         *text += &format!("\n{}", table.text());
-        *text += "\ndata: not zeros; duplicates: data less contents, of the data; only here: contents\n\
-                  that no other image has; new: contents that none before it has; so far: their sum\n";
+        *text += "\ndata: not zeros; duplicates: data less contents, of the data; only here: what no\n\
+                  other image has; new: what none before it has; so far: the sum of what is new\n";
     }
     if images.iter().any(|image| image.qcow2.is_some()) {
         *text += &stored(images);
@@ -301,7 +297,7 @@ fn stored(images: &[ImageStats]) -> String {
 }
 
 fn matrix(overlap: &[Vec<u64>]) -> String {
-    let mut text = "\nOverlap: how much of the data of the image in the row the one in the column has too\n".to_owned();
+    let mut text = "\nOverlap: how much of the data of the image in the row that in the column has too\n".to_owned();
     let columns: Vec<usize> = (0..overlap.len()).collect();
     for columns in columns.chunks(ACROSS) {
         let headings = columns.iter().map(|column| (column + 1).to_string());
@@ -376,20 +372,18 @@ fn curve(points: &[CurvePoint], report: &StatsReport) -> String {
             if best == Some(point.cluster_size_bytes) { "<" } else { "" }.to_owned(),
         ]);
     }
-    let what = if report.images.len() > 1 { "one image of all of them" } else { "convert" };
+    let what = if report.images.len() > 1 { "one image of all these" } else { "convert" };
     format!("\nWhat {what} takes at each cluster size; saved: against the same without sharing\n\n{}", table.text())
 }
 
 fn recommended(advice: &Advice) -> String {
     let (now, then) = (advice.now_bytes, advice.predicted_bytes);
     let left = percent(then, now.max(1));
-    match (advice.action, &advice.command) {
-        (Action::None, _) | (_, None) => format!("\nNot worth it: {}.\n", advice.reason),
-        (_, Some(command)) => format!(
-            "\nRecommended: {} instead of {}, {left:.0} %\n({})\n\n  {command}\n",
-            bytes(then),
-            bytes(now),
-            advice.reason
-        ),
+    if advice.action == Action::None {
+        return format!("\nNot worth it: {}.\n", advice.reason);
     }
+    let what = if advice.action == Action::Dedup { "dedup" } else { "convert" };
+    let command = advice.command.as_ref().map_or(String::new(), |command| format!("\n  {command}\n"));
+    let (now, then) = (bytes(now), bytes(then));
+    format!("\nRecommended: {what}, {then} instead of {now}, {left:.0} %\n({})\n{command}", advice.reason)
 }

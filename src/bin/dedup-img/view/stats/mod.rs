@@ -9,6 +9,7 @@ use std::fmt;
 use dedup_img::stats::StatsReport;
 use serde::Serialize;
 
+use super::shown;
 use super::summary::{SCHEMA_VERSION, peak_memory, pretty};
 use crate::cli::OutputArg;
 
@@ -36,7 +37,8 @@ impl Gate {
 
 impl fmt::Display for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { filename, limit_percent, percent, .. } = self;
+        let Self { limit_percent, percent, .. } = self;
+        let filename = shown(&self.filename);
         // As many digits as it takes to tell the two apart.
         let digits = (1..=6).find(|&digits| format!("{percent:.digits$}") != format!("{limit_percent:.digits$}"));
         let digits = digits.unwrap_or(6);
