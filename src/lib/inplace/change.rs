@@ -10,6 +10,9 @@ use crate::pool::clusters;
 use crate::survey::Ground;
 use crate::survey::bits::{Bits, Ranked};
 
+/// The block of most file systems, in bytes.
+const BLOCK: u64 = 4096;
+
 /// A change of an image.
 pub(super) struct Change {
     pub(super) ground: Ground,
@@ -77,6 +80,13 @@ impl Change {
         !self.joining.is_empty()
             || has_pool && (self.drops_pool || !self.ground.has_records() || !self.ground.is_ascending)
             || self.ground.members.bits().len() != self.members_after.len()
+    }
+
+    /// Whether the block of the file system in which `cluster` lies holds nothing but clusters of `gone`.
+    pub(super) fn frees_block(&self, cluster: u64, gone: &Bits) -> bool {
+        let per_block = (BLOCK >> self.ground.inspection.header.cluster_bits.bits()).max(1);
+        let first = cluster - cluster % per_block;
+        (first..first + per_block).all(|cluster| gone.contains(cluster))
     }
 
     /// The clusters that the pool takes for itself before and after; 0 and 0 where it stays as it is.

@@ -192,7 +192,8 @@ impl Plan {
         lost.iter().for_each(|&cluster| gone.insert(cluster));
         let mut freed = 0;
         let mut data = Some(0..0);
-        for cluster in gone.iter() {
+        // Neighbours of small clusters keep the file system's block.
+        for cluster in gone.iter().filter(|&cluster| change.frees_block(cluster, &gone)) {
             let bytes = cluster << bits.bits()..(cluster + 1) << bits.bits();
             if data.as_ref().is_some_and(|data| data.end <= bytes.start) {
                 data = storage.next_data(bytes.start).at("Could not look for holes")?;

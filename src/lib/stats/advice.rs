@@ -46,20 +46,22 @@ pub struct Advice {
 
 /// The best that can be done with `image`, which `converts` where nothing would be lost by converting it.
 pub(super) fn advise(image: &ImageStats, path: &Path, curve: &[CurvePoint], converts: bool) -> Advice {
-    let now_bytes = match image.file_allocated_bytes {
-        // A block device does not say.
-        0 if image.disk.allocated_clusters > 0 => image.file_length_bytes,
-        allocated => allocated,
-    };
+    // A block device does not say what it occupies, and has nothing to give back.
+    let is_device = image.file_allocated_bytes == 0 && image.disk.allocated_clusters > 0;
+    let now_bytes = if is_device { image.file_length_bytes } else { image.file_allocated_bytes };
     let in_place = match image.qcow2.as_ref().and_then(|qcow2| qcow2.dedup.as_ref()) {
-        Some(Forecast::Done(done)) => Some(done.file_allocated_after_bytes),
+        Some(Forecast::Done(done)) if !is_device => Some(done.file_allocated_after_bytes),
         _ => None,
     };
     let new = best(curve).filter(|_| converts);
     let worth = now_bytes.saturating_sub(now_bytes / 100 * WORTH);
     let (action, cluster_size_bytes, predicted_bytes, reason) = match (in_place, new) {
-        (Some(in_place), new) if in_place < worth && new.is_none_or(|new| !is_better(new.1, Some(in_place))) => {
-            (Action::Dedup, None, in_place, "in place, with all snapshots, and nothing is much smaller")
+        (Some(in_place), Some(new)) if in_place < worth && !is_better(new.1, Some(in_place)) => {
+            (Action::Dedup, None, in_place, "in place; no conversion would be much smaller")
+        }
+        (Some(in_place), None) if in_place < worth => {
+            let reason = "in place; a conversion would lose its snapshots, bitmaps or backing file";
+            (Action::Dedup, None, in_place, reason)
         }
         (in_place, Some((size, length))) if length < worth => {
             let reason = match in_place {
@@ -68,7 +70,12 @@ pub(super) fn advise(image: &ImageStats, path: &Path, curve: &[CurvePoint], conv
             };
             (Action::Convert, Some(size), length, reason)
         }
-        _ => (Action::None, None, now_bytes, "neither dedup nor convert would save 5 % of the space"),
+        (_, Some(_)) => (Action::None, None, now_bytes, "neither dedup nor convert would save 5 % of the space"),
+        (_, None) => {
+            let reason =
+                "dedup would not save 5 % of the space, and convert would lose its snapshots, bitmaps or backing file";
+            (Action::None, None, now_bytes, reason)
+        }
     };
     let command = match action {
         Action::None => None,
@@ -77,7 +84,9 @@ pub(super) fn advise(image: &ImageStats, path: &Path, curve: &[CurvePoint], conv
             let size = cluster_size_bytes.unwrap_or(0) >> 10;
             // Nobody must take what a guest wrote into a raw disk for a format.
             let format = if image.format == Format::Raw { " -f raw" } else { "" };
-            let names = quoted(path).zip(quoted(&free_name(path)));
+            // Not among the devices.
+            let beside = if is_device { Path::new(path.file_name().unwrap_or_default()) } else { path };
+            let names = quoted(path).zip(quoted(&free_name(beside)));
             names.map(|(path, target)| format!("dedup-img convert{format} -o cluster_size={size}k {path} {target}"))
         }
     };

@@ -35,7 +35,10 @@ pub(super) fn forecast(
 
     let Joined { mut records, known, mut zeros, .. } = joined;
     // What a cluster with subclusters holds depends on who reads it: snapshots of such images are left out.
-    let wanted = if header.extended_l2() { Bits::new(0) } else { used.filtered(|&unit| !known.contains(unit)) };
+    if header.extended_l2() {
+        used = used.filtered(|&unit| known.contains(unit));
+    }
+    let wanted = used.filtered(|&unit| !known.contains(unit));
     add(&ground, storage, &wanted, grain, (&mut records, &mut zeros), spill, work)?;
     let records = records.finish()?;
     let stored = used.len();

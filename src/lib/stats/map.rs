@@ -9,13 +9,15 @@ const CELLS: u64 = 64;
 pub(super) struct Cells {
     clusters: u64,
     cells: Vec<Cell>,
+    /// The last cluster, if it is shared: where the disk ends inside it, it may read like no other one all the same.
+    shared_end: Option<u64>,
 }
 
 impl Cells {
     /// The pieces of a disk of `clusters` clusters.
     pub(super) fn new(clusters: u64) -> Self {
         let count = usize::try_from(clusters.min(CELLS)).unwrap_or(0);
-        Self { clusters, cells: vec![Cell::default(); count] }
+        Self { clusters, cells: vec![Cell::default(); count], shared_end: None }
     }
 
     /// The piece of a cluster: piece k begins at cluster k * clusters / pieces, rounded down.
@@ -26,10 +28,14 @@ impl Cells {
     }
 
     pub(super) fn add_shared(&mut self, cluster: u64) {
+        self.shared_end = Some(cluster).filter(|cluster| cluster + 1 == self.clusters);
         self.cell(cluster).into_iter().for_each(|cell| cell.shared_clusters += 1);
     }
 
     pub(super) fn add_unique(&mut self, cluster: u64) {
+        if self.shared_end == Some(cluster) {
+            return self.add_repeated(cluster);
+        }
         self.cell(cluster).into_iter().for_each(|cell| cell.unique_clusters += 1);
     }
 

@@ -40,6 +40,8 @@ use crate::digest::sha256;
 use crate::disk::chunks::CHUNK;
 use crate::disk::{Disk, Format, Reader};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::format::header::extension;
+use crate::image::Qcow2;
 use crate::storage::Storage;
 use crate::units::ClusterBits;
 use crate::work::Work;
@@ -97,16 +99,17 @@ pub fn stats(disks: &[Named<Disk>], options: StatsOptions, scratch: &Path, work:
 ///
 /// # Errors
 /// Those of reading; [`ErrorKind::Corrupt`] for a damaged image.
-pub fn quick<S: Storage>(images: &[Named<S>], scratch: &Path, work: &Work<'_>) -> Result<StatsReport> {
+pub fn quick(images: &[Named<Qcow2>], scratch: &Path, work: &Work<'_>) -> Result<StatsReport> {
     let started = Instant::now();
     let spill = work.spill(scratch);
     let phases = u32::try_from(images.len()).unwrap_or(u32::MAX);
     let mut all = Vec::new();
     for (image, phase) in images.iter().zip(0..) {
-        let surveyed = work.run(|| metadata::survey(&image.item, (phase, phases), &spill, work));
+        let storage = image.item.storage();
+        let surveyed = work.run(|| metadata::survey(storage, (phase, phases), &spill, work));
         let surveyed = surveyed.map_err(image.said())?;
         let size = surveyed.ground.inspection.header.size;
-        let mut stats = ImageStats::new(&image.path, Format::Qcow2, size, &image.item).map_err(image.said())?;
+        let mut stats = ImageStats::new(&image.path, Format::Qcow2, size, storage).map_err(image.said())?;
         stats.disk = surveyed.disk;
         stats.qcow2 = Some(surveyed.stats);
         all.push(stats);
@@ -182,7 +185,9 @@ impl<'a> Count<'a> {
             let base = size.next_multiple_of(CHUNK);
             size = base.saturating_add(disk.item.size());
             if grain.clusters(size) > 1 << INDEX_BITS {
-                let message = format!("the disks have more than 2^{INDEX_BITS} clusters; use a larger --cluster-size");
+                let message = format!(
+                    "the disks have more than 2^{INDEX_BITS} clusters; count with a larger --cluster-size and --no-curve"
+                );
                 return Err(Error::new(ErrorKind::Limit, message));
             }
             bases.push(base);
@@ -196,8 +201,7 @@ impl<'a> Count<'a> {
         let mut images = Vec::new();
         let mut cells = Vec::new();
         for ((disk, &base), k) in self.disks.iter().zip(&self.bases).zip(0..) {
-            let said = disk.said();
-            let (image, map) = self.image(disk, base, &mut records, (2 * k, phases), spill, work).map_err(said)?;
+            let (image, map) = self.image(disk, base, &mut records, (2 * k, phases), spill, work)?;
             images.push(image);
             cells.push(map);
         }
@@ -219,9 +223,11 @@ impl<'a> Count<'a> {
             self.fill(&mut report, &groups, cells)?;
         }
         if let ([image], [disk], true) = (report.images.as_slice(), self.disks, self.options.curve) {
-            let is_alone = disk.item.qcow2().is_none_or(|image| image.header().backing_name.is_none())
+            let header = disk.item.qcow2().map(Qcow2::header);
+            let is_alone = header
+                .is_none_or(|header| header.backing_name.is_none() && header.extension(extension::BITMAPS).is_none())
                 && image.qcow2.as_ref().is_none_or(|qcow2| qcow2.snapshots.is_empty());
-            // A conversion leaves snapshots behind, and takes in the backing file.
+            // A conversion leaves snapshots and bitmaps behind, and takes in the backing file.
             report.recommendation = Some(advice::advise(image, &disk.path, &curve, is_alone));
         }
         report.curve = self.options.curve.then_some(curve);
@@ -250,7 +256,7 @@ impl<'a> Count<'a> {
         let Some(file) = disk.file() else { return Err(Error::invalid("statistics of no file")) };
         let mut stats = ImageStats::new(&named.path, disk.format(), disk.size(), file)?;
         let surveyed = match disk.qcow2() {
-            Some(image) => Some(metadata::survey(image.storage(), (phase, phases), spill, work)?),
+            Some(image) => Some(metadata::survey(image.storage(), (phase, phases), spill, work).map_err(named.said())?),
             None => None,
         };
         work.progress.phase(phase + 1, phases, "scanning", disk.size());
@@ -261,10 +267,11 @@ impl<'a> Count<'a> {
             None => stats.disk = self.raw_clusters(disk, &found.records)?,
             Some(surveyed) => {
                 let words = Larger::new(found.records.iter(), self.grain, own);
-                let joined = join::join(&surveyed, file, words, cells.as_mut(), spill, work)?;
+                let joined = join::join(&surveyed, file, words, cells.as_mut(), spill, work).map_err(named.said())?;
                 stats.disk = DiskClusters { stored_zero_clusters: Some(joined.stored_zeros), ..surveyed.disk };
                 let mut qcow2 = surveyed.stats.clone();
-                let (still, forecast) = forecast::forecast(surveyed, joined, file, self.grain, spill, work)?;
+                let forecast = forecast::forecast(surveyed, joined, file, self.grain, spill, work);
+                let (still, forecast) = forecast.map_err(named.said())?;
                 qcow2.dedup = Some(forecast);
                 stats.still_duplicate = Some(still);
                 stats.qcow2 = Some(qcow2);

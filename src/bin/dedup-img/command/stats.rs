@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use dedup_img::ErrorKind;
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
+use dedup_img::image::Qcow2;
 use dedup_img::stats::{Named, StatsOptions, StatsReport, quick, stats};
-use dedup_img::storage::FileStorage;
 use dedup_img::storage::lock::LockMode;
 use dedup_img::units::ClusterBits;
 use dedup_img::work::Work;
@@ -69,7 +69,7 @@ fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img:
     };
     if args.quick {
         let open = |file: &PathBuf| open_quick(file, format(file)?, args.force_share);
-        let images: Vec<Named<FileStorage>> = args.files.iter().map(open).collect::<Result<_, _>>()?;
+        let images: Vec<Named<Qcow2>> = args.files.iter().map(open).collect::<Result<_, _>>()?;
         return quick(&images, &scratch, work);
     }
     let open = |file: &PathBuf| {
@@ -85,10 +85,14 @@ fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img:
     stats(&disks, options, &scratch, work)
 }
 
-fn open_quick(file: &Path, format: Option<Format>, force_share: bool) -> dedup_img::Result<Named<FileStorage>> {
+fn open_quick(file: &Path, format: Option<Format>, force_share: bool) -> dedup_img::Result<Named<Qcow2>> {
     let mode = if force_share { LockMode::ReadShared } else { LockMode::Read };
     match open_image(file, format, mode)? {
-        (item, Format::Qcow2) => Ok(Named { path: file.to_owned(), item }),
+        (storage, Format::Qcow2) => {
+            let opened = Qcow2::open(Box::new(storage), None);
+            let item = opened.map_err(|e| e.prefixed(&format!("Could not open '{}'", file.display())))?;
+            Ok(Named { path: file.to_owned(), item })
+        }
         (_, Format::Raw) => {
             let message = "--quick answers from the metadata of a QCOW2 image; a raw image has to be read";
             let error = dedup_img::Error::new(ErrorKind::Unsupported, message);

@@ -12,6 +12,8 @@ use crate::view::units::{bytes, count, grouped};
 
 /// Columns of the overlap matrix that fit beside each other.
 const ACROSS: usize = 8;
+/// The width of a terminal.
+const COLUMNS: usize = 80;
 /// Digits of a SHA-256 that are shown.
 const DIGITS: usize = 16;
 
@@ -54,7 +56,7 @@ fn single(text: &mut String, image: &ImageStats, report: &StatsReport) {
     disk_rows(&mut rows, image);
     if let Some(content) = &image.content {
         if image.disk.cluster_size_bytes != report.cluster_size_bytes {
-            let remark = "in which content is counted from here on";
+            let remark = "in which the next three are counted";
             rows.add("clusters of", bytes(report.cluster_size_bytes), remark);
         }
         content_rows(&mut rows, content);
@@ -84,11 +86,12 @@ fn disk_rows(rows: &mut Rows, image: &ImageStats) {
         bytes(image.virtual_size_bytes),
         &clusters(disk.total_clusters, &of(disk.cluster_size_bytes)),
     );
-    rows.add(
-        "file",
-        bytes(image.file_allocated_bytes),
-        &format!("on the disk, of a length of {}", bytes(image.file_length_bytes)),
-    );
+    let length = bytes(image.file_length_bytes);
+    if image.file_allocated_bytes == 0 && disk.allocated_clusters > 0 {
+        rows.add("file", length, "long; a device does not say what it occupies");
+    } else {
+        rows.add("file", bytes(image.file_allocated_bytes), &format!("on the disk, of a length of {length}"));
+    }
     let how = if image.qcow2.is_some() { "that have a place in the file" } else { "that are no holes" };
     rows.add("allocated", size(disk.allocated_clusters), &clusters(disk.allocated_clusters, how));
     if disk.compressed_clusters > 0 {
@@ -153,9 +156,7 @@ fn file(qcow2: &Qcow2Stats) -> String {
     rows.add("net", format!("{sign}{}", bytes(net)), "saved now less the pool's own metadata");
     match &qcow2.dedup {
         None => {}
-        Some(Forecast::Refused { .. }) => {
-            rows.add("dedup frees", "-".to_owned(), "this image is not deduplicated in place");
-        }
+        Some(Forecast::Refused { .. }) => rows.add("dedup frees", "-".to_owned(), "refused, see below"),
         Some(Forecast::Done(done)) => {
             let remark =
                 format!("{} duplicates, {} of zeros", grouped(done.duplicate_clusters), grouped(done.zero_clusters));
@@ -179,9 +180,35 @@ fn file(qcow2: &Qcow2Stats) -> String {
         }
     }
     let refcounts = &qcow2.refcounts;
-    let room = format!("the highest of a data cluster; {} would fit", grouped(refcounts.max_references));
+    let most = match refcounts.refcount_bits {
+        ..=16 => grouped(refcounts.max_references),
+        bits => format!("2^{bits} - 1"),
+    };
+    let room = format!("the highest of a data cluster; {most} would fit");
     rows.add("refcount", grouped(refcounts.highest_references), &room);
-    format!("\n{}", rows.text())
+    let mut text = format!("\n{}", rows.text());
+    if let Some(Forecast::Refused { refused }) = &qcow2.dedup {
+        text += &format!("\n{}", wrapped(&format!("dedup refuses: {refused}")));
+    }
+    text
+}
+
+/// `text` in lines of at most 80 columns, broken between words.
+fn wrapped(text: &str) -> String {
+    let mut lines = String::new();
+    let mut width = 0;
+    for word in text.split(' ') {
+        if width > 0 && width + 1 + word.len() > COLUMNS {
+            lines.push('\n');
+            width = 0;
+        } else if width > 0 {
+            lines.push(' ');
+            width += 1;
+        }
+        lines += word;
+        width += word.len();
+    }
+    lines + "\n"
 }
 
 fn snapshots(qcow2: &Qcow2Stats) -> String {
@@ -194,6 +221,9 @@ fn snapshots(qcow2: &Qcow2Stats) -> String {
 }
 
 fn users(qcow2: &Qcow2Stats) -> String {
+    if qcow2.sharing.histogram.is_empty() {
+        return String::new();
+    }
     let mut table = Figures::new(["users", "stored", "size", "used by", "size"], &[]);
     let size = |n: u64| bytes(n * qcow2.file.cluster_size_bytes);
     for row in &qcow2.sharing.histogram {
@@ -257,41 +287,43 @@ fn many(text: &mut String, images: &[ImageStats], report: &StatsReport) {
                   other image has; new: what none before it has; so far: the sum of what is new\n";
     }
     if images.iter().any(|image| image.qcow2.is_some()) {
-        *text += &stored(images);
+        *text += &stored(images, report.quick);
     }
     if let Some(overlap) = &report.overlap {
         *text += &matrix(overlap);
     }
-    for (image, number) in images.iter().zip(1..) {
-        if let Some(map) = image.map.as_ref().filter(|map| !map.cells.is_empty()) {
-            if number == 1 {
-                *text += "\nWhere: . zeros, u unique, d duplicate, s shared\n\n";
-            }
-            *text += &format!(" {number:>3}  {}\n", map::line(map));
-        }
+    let maps = images.iter().zip(1..).filter_map(|(image, number)| Some((image.map.as_ref()?, number)));
+    let lines: String = maps
+        .filter(|(map, _)| !map.cells.is_empty())
+        .map(|(map, number)| format!(" {number:>3}  {}\n", map::line(map)))
+        .collect();
+    if !lines.is_empty() {
+        *text += &format!("\nWhere: . zeros, u unique, d duplicate, s shared\n\n{lines}");
     }
 }
 
 /// How the QCOW2 images among many share.
-fn stored(images: &[ImageStats]) -> String {
-    let mut table =
-        Figures::new(["", "allocated", "stored", "saved now", "of it", "metadata", "dedup frees", "members"], &[]);
+fn stored(images: &[ImageStats], quick: bool) -> String {
+    let headings = ["", "allocated", "stored", "saved now", "of it", "metadata", "members", "dedup frees"];
+    let columns = if quick { headings.len() - 1 } else { headings.len() };
+    let mut table = Figures::with_headings(headings.into_iter().take(columns).map(str::to_owned), &[]);
     for (image, number) in images.iter().zip(1..) {
         let Some(qcow2) = &image.qcow2 else { continue };
         let size = |n: u64| bytes(n * image.disk.cluster_size_bytes);
-        table.add([
+        let cells = [
             number.to_string(),
             size(image.disk.allocated_clusters),
             size(qcow2.sharing.stored_clusters),
             bytes(qcow2.sharing.saved_bytes),
             share(qcow2.sharing.saved_percent),
             bytes(qcow2.file.metadata_bytes),
+            qcow2.pool.map_or("no pool".to_owned(), |pool| grouped(pool.members)),
             match &qcow2.dedup {
                 Some(Forecast::Done(done)) => bytes(done.freed_bytes),
                 _ => "-".to_owned(),
             },
-            qcow2.pool.map_or("no pool".to_owned(), |pool| grouped(pool.members)),
-        ]);
+        ];
+        table.add(cells.into_iter().take(columns));
     }
     format!("\nSharing now: allocated less stored is saved\n\n{}", table.text())
 }
@@ -373,14 +405,14 @@ fn curve(points: &[CurvePoint], report: &StatsReport) -> String {
         ]);
     }
     let what = if report.images.len() > 1 { "one image of all these" } else { "convert" };
-    format!("\nWhat {what} takes at each cluster size; saved: against the same without sharing\n\n{}", table.text())
+    format!("\nWhat {what} takes at each cluster size; saved: by sharing\n\n{}", table.text())
 }
 
 fn recommended(advice: &Advice) -> String {
     let (now, then) = (advice.now_bytes, advice.predicted_bytes);
     let left = percent(then, now.max(1));
     if advice.action == Action::None {
-        return format!("\nNot worth it: {}.\n", advice.reason);
+        return format!("\n{}", wrapped(&format!("Not worth it: {}.", advice.reason)));
     }
     let what = if advice.action == Action::Dedup { "dedup" } else { "convert" };
     let command = advice.command.as_ref().map_or(String::new(), |command| format!("\n  {command}\n"));
