@@ -56,6 +56,7 @@ pub(super) fn join(
         zeros: Bits::new(units.limit()),
         stored_zeros: 0,
     };
+    let end = if whole < total { unit_at(&metadata.ground, storage, &references, whole)? } else { NONE };
     let mut words = words.peekable();
     let per_batch = usize::try_from(BATCH / header.cluster_bits.bytes()).unwrap_or(1).max(8);
     for batch in references.chunks(per_batch) {
@@ -67,7 +68,7 @@ pub(super) fn join(
             for (guest, unit) in (first..total).zip(table?).filter(|(_, unit)| *unit != NONE) {
                 let word = word_of(&mut words, guest)?;
                 if word.is_some() && metadata.users.get(unit) > 1 {
-                    cells.iter_mut().for_each(|cells| cells.add_shared(guest));
+                    cells.iter_mut().for_each(|cells| cells.add_shared(guest, unit == end));
                 }
                 joined.stored_zeros += u64::from(word.is_none());
                 if guest < whole && !joined.known.contains(unit) {
@@ -88,6 +89,16 @@ fn word_of<I: Iterator<Item = Result<u128>>>(words: &mut Peekable<I>, guest: u64
     let before = |word: &Result<u128>| word.as_ref().is_ok_and(|&word| index(word) < guest);
     while words.next_if(before).is_some() {}
     words.next_if(|word| word.as_ref().is_ok_and(|&word| index(word) == guest) || word.is_err()).transpose()
+}
+
+/// The unit that guest cluster `guest` is stored in.
+fn unit_at(ground: &Ground, storage: &dyn Storage, references: &[L2Reference], guest: u64) -> Result<u64> {
+    let entries = ground.inspection.header.l2_entries();
+    let Some(reference) = references.iter().find(|reference| u64::from(reference.index) == guest / entries) else {
+        return Ok(NONE);
+    };
+    let at = usize::try_from(guest % entries).unwrap_or(usize::MAX);
+    Ok(units_of(ground, storage, *reference)?.get(at).copied().unwrap_or(NONE))
 }
 
 /// The units that the entries of an L2 table lead to.

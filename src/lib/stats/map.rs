@@ -9,15 +9,15 @@ const CELLS: u64 = 64;
 pub(super) struct Cells {
     clusters: u64,
     cells: Vec<Cell>,
-    /// The last cluster, if it is shared: where the disk ends inside it, it may read like no other one all the same.
-    shared_end: Option<u64>,
+    /// Some that share a cluster of the file with one in which the disk ends, which reads like no other one perhaps.
+    odd: Vec<u64>,
 }
 
 impl Cells {
     /// The pieces of a disk of `clusters` clusters.
     pub(super) fn new(clusters: u64) -> Self {
         let count = usize::try_from(clusters.min(CELLS)).unwrap_or(0);
-        Self { clusters, cells: vec![Cell::default(); count], shared_end: None }
+        Self { clusters, cells: vec![Cell::default(); count], odd: Vec::new() }
     }
 
     /// The piece of a cluster: piece k begins at cluster k * clusters / pieces, rounded down.
@@ -27,13 +27,17 @@ impl Cells {
         self.cells.get_mut(usize::try_from(at).ok()?)
     }
 
-    pub(super) fn add_shared(&mut self, cluster: u64) {
-        self.shared_end = Some(cluster).filter(|cluster| cluster + 1 == self.clusters);
+    /// Counts a shared cluster; `odd` says that the disk ends inside one of its sharers.
+    pub(super) fn add_shared(&mut self, cluster: u64, odd: bool) {
+        // Three of them: two with the same content, and the last one.
+        if odd && self.odd.len() < 3 || cluster + 1 == self.clusters {
+            self.odd.push(cluster);
+        }
         self.cell(cluster).into_iter().for_each(|cell| cell.shared_clusters += 1);
     }
 
     pub(super) fn add_unique(&mut self, cluster: u64) {
-        if self.shared_end == Some(cluster) {
+        if self.odd.contains(&cluster) {
             return self.add_repeated(cluster);
         }
         self.cell(cluster).into_iter().for_each(|cell| cell.unique_clusters += 1);

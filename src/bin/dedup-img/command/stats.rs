@@ -35,12 +35,14 @@ pub(crate) fn run(args: &StatsArgs) -> Result<Exit, Failure> {
 
     let report = run::run(&args.run, args.memory, |work| count(args, options, work))??;
     let gates = gates(args, &report);
-    if !args.run.quiet {
-        view::print(&view::stats::summary(&report, &gates, args.run.output))?;
-    }
+    let printed = match args.run.quiet {
+        true => Ok(()),
+        false => view::print(&view::stats::summary(&report, &gates, args.run.output)),
+    };
     for gate in gates.iter().filter(|gate| !gate.met) {
         view::failure(gate);
     }
+    printed?;
     Ok(if gates.iter().all(|gate| gate.met) { Exit::Done } else { Exit::Gate })
 }
 

@@ -92,7 +92,7 @@ fn disk_rows(rows: &mut Rows, image: &ImageStats) {
     } else {
         rows.add("file", bytes(image.file_allocated_bytes), &format!("on the disk, of a length of {length}"));
     }
-    let how = if image.qcow2.is_some() { "that have a place in the file" } else { "that are no holes" };
+    let how = if image.qcow2.is_some() { "with a place in the file" } else { "outside of holes" };
     rows.add("allocated", size(disk.allocated_clusters), &clusters(disk.allocated_clusters, how));
     if disk.compressed_clusters > 0 {
         rows.add(
@@ -102,11 +102,11 @@ fn disk_rows(rows: &mut Rows, image: &ImageStats) {
         );
     }
     if let Some(zeros) = disk.stored_zero_clusters {
-        rows.add("zeros stored", size(zeros), &clusters(zeros, "of these, which need no place"));
+        rows.add("zeros stored", size(zeros), &clusters(zeros, "of these, all zeros"));
     }
     if image.qcow2.is_some() {
         let zeros = disk.zero_flagged_clusters;
-        rows.add("zero flag", size(zeros), &clusters(zeros, "that are zeros by a flag"));
+        rows.add("zero flag", size(zeros), &clusters(zeros, "with the zero flag"));
     }
 }
 
@@ -115,11 +115,11 @@ fn of(size: u64) -> String {
 }
 
 fn content_rows(rows: &mut Rows, content: &Content) {
-    rows.add("data", bytes(content.data_bytes), &clusters(content.data_clusters, "that are not zeros"));
+    rows.add("data", bytes(content.data_bytes), &format!("{}, not zeros", count(content.data_clusters, "cluster")));
     rows.add(
         "contents",
         bytes(content.distinct_bytes),
-        &format!("{} different ones in the data", grouped(content.distinct_clusters)),
+        &format!("{} in the data", count(content.distinct_clusters, "different content")),
     );
     let remark = format!("data less contents, {} of the data", share(content.duplicate_percent));
     rows.add("duplicates", bytes(content.duplicate_bytes), &remark);
