@@ -48,6 +48,7 @@
 //! | [`image`] | an open QCOW2, the layout and the metadata of a new one |
 //! | [`disk`] | what the guest sees: a raw file or an image with its chain |
 //! | [`dedup`] | finding equal clusters, and the plan |
+//! | [`compress`] | compressed clusters as QEMU writes them |
 //! | [`mod@convert`], [`mod@create`], [`mod@check`] | the operations; `check` also repairs |
 //! | [`inplace`] | deduplication, gc and compaction of an image where it lies: the plan, the order of writes |
 //! | [`mod@stats`] | what is duplicated, what is saved, what could be |
@@ -64,6 +65,7 @@
 
 pub mod cancel;
 pub mod check;
+pub mod compress;
 pub mod convert;
 pub mod create;
 pub mod dedup;

@@ -89,6 +89,12 @@ pub(crate) struct ConvertArgs {
     /// Image options; '-o help' lists them
     #[arg(short = 'o', value_name = "KEY=VALUE,...", help_heading = "Target")]
     pub(crate) options: Vec<String>,
+    /// Compress what becomes smaller by it; -o compression_type=zlib or zstd
+    #[arg(short = 'c', long = "compress", help_heading = "Target")]
+    pub(crate) compress: bool,
+    /// How hard to compress: 1 to 9 for zlib, 1 to 19 for zstd [default: QEMU's, 6 and 3]
+    #[arg(long, value_name = "N", help_heading = "Target", requires = "compress")]
+    pub(crate) compression_level: Option<u32>,
     /// What to pool: shared clusters, or all data clusters (golden images and archives) [default: shared]
     #[arg(long, value_name = "WHAT", help_heading = "Target")]
     pub(crate) pin: Option<PinArg>,

@@ -1,8 +1,10 @@
 //! A disk becomes a deduplicated QCOW2, or a raw file.
 
 mod copy;
+mod packed;
 mod raw;
 pub(crate) mod size;
+mod tasks;
 
 use std::path::Path;
 use std::time::Instant;
@@ -12,6 +14,7 @@ use serde::Serialize;
 pub use raw::{RawOptions, RawReport, to_raw};
 pub use size::SizeChoice;
 
+use crate::compress::CompressionLevel;
 use crate::dedup::group::group;
 use crate::dedup::plan::Plan;
 use crate::dedup::verify::{GuestClusters, verify};
@@ -46,6 +49,8 @@ pub struct ConvertOptions {
     pub traits: Traits,
     /// Which clusters are pooled.
     pub pin: Pin,
+    /// Whether and how clusters are compressed; of the kind that the header fields say.
+    pub compress: Option<CompressionLevel>,
     /// Whether the output is on the disk when [`convert`] returns; without, a power failure soon after may lose it.
     pub durable: bool,
 }
@@ -57,6 +62,7 @@ impl Default for ConvertOptions {
             refcount_bits: RefcountBits::DEFAULT,
             traits: Traits::default(),
             pin: Pin::Shared,
+            compress: None,
             durable: true,
         }
     }
@@ -93,6 +99,10 @@ pub struct ConvertReport {
     pub saved_bytes: u64,
     /// The same as a share of all data clusters.
     pub saved_percent: f64,
+    /// Stored clusters that are compressed.
+    pub compressed_clusters: u64,
+    /// What they take.
+    pub compressed_bytes: u64,
     /// Members of the pool.
     pub pool_members: u64,
     /// Length of the output file.
@@ -146,15 +156,26 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         Ok::<_, Error>((plan, bits, found.bytes_read, found.choices))
     })?;
 
-    let layout = Layout::new(Parts {
+    let parts = Parts {
         l2_tables: options.l2_tables(bits, disk.size(), plan.l2_tables),
         members: Some(plan.members()),
         data: plan.stored,
         ..parts(bits)
-    })
-    .map_err(said)?;
+    };
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
-    work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, file.storage(), work)).map_err(said)?;
+    let (layout, compressed_clusters, compressed_bytes) = match options.compress {
+        None => {
+            let layout = Layout::new(parts).map_err(said)?;
+            work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, file.storage(), work))
+                .map_err(said)?;
+            (layout, 0, 0)
+        }
+        Some(level) => {
+            let packed = work.run(|| packed::write(disk, &plan, parts, (options, level), file.storage(), &spill, work));
+            let packed = packed.map_err(said)?;
+            (packed.layout, packed.clusters, packed.bytes)
+        }
+    };
     disk.ensure_unchanged()?;
     work.cancel.check()?;
     let allocated_bytes = file.commit(options.durable)?;
@@ -171,6 +192,8 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         duplicate_clusters: duplicates,
         saved_bytes: duplicates * bits.bytes(),
         saved_percent: percent(duplicates, plan.data_clusters),
+        compressed_clusters,
+        compressed_bytes,
         pool_members: plan.members(),
         file_length_bytes: layout.file_len(),
         allocated_bytes,

@@ -13,6 +13,7 @@
 
 pub mod group;
 pub mod level;
+pub(crate) mod numbers;
 pub mod plan;
 pub mod scan;
 pub mod sequence;

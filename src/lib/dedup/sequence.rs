@@ -42,7 +42,12 @@ impl Spill {
         Self { words: (self.words / of).max(1024), directory: self.directory.clone() }
     }
 
-    fn error(&self, source: io::Error) -> Error {
+    /// An unnamed temporary file.
+    pub(crate) fn file(&self) -> Result<File> {
+        tempfile::tempfile_in(&self.directory).map_err(|e| self.error(e))
+    }
+
+    pub(crate) fn error(&self, source: io::Error) -> Error {
         Error::io(format_args!("Could not use a temporary file in '{}'", self.directory.display()), source)
     }
 }
@@ -82,10 +87,7 @@ impl Store {
     fn flush(&mut self) -> Result<Range<u64>> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => {
-                let file = tempfile::tempfile_in(&self.spill.directory).map_err(|e| self.spill.error(e))?;
-                none.insert(SpillFile { file, words: 0 })
-            }
+            none => none.insert(SpillFile { file: self.spill.file()?, words: 0 }),
         };
         let range = file.append(&self.memory).map_err(|e| self.spill.error(e))?;
         self.memory.clear();

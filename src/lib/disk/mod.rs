@@ -16,9 +16,11 @@ pub(crate) use read::Inflater;
 pub use read::Reader;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::CompressionType;
 use crate::image::Qcow2;
 use crate::storage::open::FileId;
 use crate::storage::{FileStorage, Storage};
+use crate::units::ClusterBits;
 
 /// A disk open for reading, with all the files that its content comes from, locked.
 pub struct Disk {
@@ -112,6 +114,14 @@ impl Disk {
     /// The file of the image itself.
     pub(crate) fn file(&self) -> Option<&dyn Storage> {
         self.layers.first().map(Layer::storage)
+    }
+
+    /// Whether an image of the chain may have compressed clusters of this kind and size.
+    pub(crate) fn may_have_packed(&self, bits: ClusterBits, kind: CompressionType) -> bool {
+        self.layers.iter().any(|layer| match &layer.content {
+            Content::Raw { .. } => false,
+            Content::Qcow2(image) => (image.header().cluster_bits, image.header().compression) == (bits, kind),
+        })
     }
 
     /// The largest cluster of the chain's compressed clusters: reads in such pieces decompress nothing twice.

@@ -12,6 +12,7 @@ use crate::format::compressed::CompressedExtent;
 use crate::format::header::{CompressionType, Header};
 use crate::image::{Extent, Place};
 use crate::storage::{Storage, read_padded};
+use crate::units::ClusterBits;
 
 /// A run of guest bytes and where its content is, after the whole chain was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +125,28 @@ impl<'a> Reader<'a> {
             rest = remaining;
         }
         Ok(())
+    }
+
+    /// The compressed bytes of the cluster of `bits` that begins at `start`, where that is what an image of the chain has there, of
+    /// this kind and of the same size.
+    pub(crate) fn packed(&mut self, start: u64, bits: ClusterBits, kind: CompressionType) -> Result<Option<&[u8]>> {
+        let range = start..start + bits.bytes();
+        if range.end > self.disk.size() {
+            return Ok(None);
+        }
+        if !self.mapped.contains(&start) || !self.mapped.contains(&(range.end - 1)) {
+            self.map(range.clone())?;
+        }
+        let index = self.segments.partition_point(|s| s.end() <= start);
+        let Some(&Segment { start: first, len, source }) = self.segments.get(index) else { return Ok(None) };
+        let Source::Compressed { layer, extent, skip: 0 } = source else { return Ok(None) };
+        let Some(Content::Qcow2(image)) = self.disk.layers.get(layer).map(|l| &l.content) else { return Ok(None) };
+        let header = image.header();
+        if (first, len, header.cluster_bits, header.compression) != (start, bits.bytes(), bits, kind) {
+            return Ok(None);
+        }
+        self.inflater.cluster(image.storage(), header, layer, extent)?;
+        Ok(Some(self.inflater.compressed()))
     }
 
     fn map(&mut self, range: Range<u64>) -> Result<()> {

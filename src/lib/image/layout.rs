@@ -4,7 +4,8 @@
 //!  header | refcount table | refcount blocks | L1 | L2 tables | pool L1 | pool L2 tables | snapshot table | directory | data
 //! ```
 //!
-//! Metadata is contiguous and in front; data follows in guest order and ends the file.
+//! Metadata is contiguous and in front; data follows in guest order and ends the file. How long compressed data is, is known when
+//! it is written: there the data comes right after the header, and the metadata behind it.
 
 use std::ops::Range;
 
@@ -79,16 +80,30 @@ pub struct Layout {
     pub snapshot_table: Region,
     /// The pool's directory.
     pub directory: Region,
-    /// The data clusters, to the end of the file.
+    /// The data clusters.
     pub data: Region,
+    /// The cluster after the last one.
+    pub end: HostCluster,
 }
 
 impl Layout {
-    /// The layout of `parts`.
+    /// The layout of `parts`, metadata first.
     ///
     /// # Errors
     /// [`ErrorKind::Limit`] where a table would be larger than QEMU accepts.
     pub fn new(parts: Parts) -> Result<Self> {
+        Self::in_order(parts, false)
+    }
+
+    /// The layout of `parts`, data first.
+    ///
+    /// # Errors
+    /// As [`Layout::new`].
+    pub fn data_first(parts: Parts) -> Result<Self> {
+        Self::in_order(parts, true)
+    }
+
+    fn in_order(parts: Parts, data_first: bool) -> Result<Self> {
         let Parts { cluster_bits, refcount_bits, .. } = parts;
         let entries = cluster_bits.entries();
         let too_large = || {
@@ -125,7 +140,8 @@ impl Layout {
         }
 
         let header = Region { start: HostCluster(0), clusters: 1 };
-        let refcount_table = Region::after(header, table);
+        let front = Region::after(header, if data_first { parts.data } else { 0 });
+        let refcount_table = Region::after(front, table);
         let refcount_blocks = Region::after(refcount_table, blocks);
         let l1 = Region::after(refcount_blocks, l1_clusters);
         let l2 = Region::after(l1, parts.l2_tables);
@@ -133,7 +149,7 @@ impl Layout {
         let pool_l2 = Region::after(pool_l1, member_tables + directory_tables);
         let snapshot_table = Region::after(pool_l2, snapshot_clusters);
         let directory = Region::after(snapshot_table, directory_clusters);
-        let data = Region::after(directory, parts.data);
+        let behind = Region::after(directory, if data_first { 0 } else { parts.data });
         Ok(Self {
             parts,
             l1_entries: active,
@@ -147,14 +163,15 @@ impl Layout {
             pool_l2,
             snapshot_table,
             directory,
-            data,
+            data: if data_first { front } else { behind },
+            end: behind.end(),
         })
     }
 
     /// Bytes of the file.
     #[must_use]
     pub fn file_len(&self) -> u64 {
-        self.data.end().offset(self.parts.cluster_bits).0
+        self.end.offset(self.parts.cluster_bits).0
     }
 
     /// Where a region begins.

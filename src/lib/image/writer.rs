@@ -140,7 +140,7 @@ impl<'a> NewImage<'a> {
             Step::Member { guest, sharers } => {
                 let host = self.layout.stored(self.stored);
                 self.map(guest, host, false)?;
-                self.pool_l2_entry(host)?;
+                self.pool_as(L2Entry::Data { host: host.offset(self.layout.parts.cluster_bits), copied: false })?;
                 self.stored += 1;
                 self.count(sharers + 1, 1)
             }
@@ -184,6 +184,7 @@ impl<'a> NewImage<'a> {
         if let Some(members) = layout.parts.members {
             self.finish_pool(members)?;
         }
+        self.count(1, layout.end.0 - layout.data.end().0)?;
         self.counts.resize(self.counts.len().next_multiple_of(8), 0);
         self.flush_counts()?;
         self.refcounts.finish().map_err(writing)?;
@@ -214,7 +215,7 @@ impl<'a> NewImage<'a> {
         let member_tables = u64::from(layout.member_l1_entries) * bits.bytes();
         self.pool_l2.zeros_until(layout.offset(layout.pool_l2).0 + member_tables).map_err(writing)?;
         for cluster in layout.directory.start.0..layout.directory.end().0 {
-            self.pool_l2_entry(HostCluster(cluster))?;
+            self.pool_as(L2Entry::Data { host: HostCluster(cluster).offset(bits), copied: false })?;
         }
         self.pool_l2.finish().map_err(writing)?;
         let tables = (layout.pool_l2.start.0..layout.pool_l2.end().0)
@@ -231,10 +232,17 @@ impl<'a> NewImage<'a> {
     }
 
     fn map(&mut self, guest: GuestCluster, host: HostCluster, copied: bool) -> Result<()> {
-        let bits = self.layout.parts.cluster_bits;
+        let host = host.offset(self.layout.parts.cluster_bits);
+        self.map_as(guest, L2Entry::Data { host, copied })
+    }
+
+    /// Gives `guest` an L2 entry; guest clusters come in order.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn map_as(&mut self, guest: GuestCluster, entry: L2Entry) -> Result<()> {
         self.skip_to(guest)?;
-        let entry = L2Entry::Data { host: host.offset(bits), copied }.encode(bits);
-        self.entry(entry.to_be_bytes())
+        self.entry(entry.encode(self.layout.parts.cluster_bits).to_be_bytes())
     }
 
     /// Fills the gap before `guest`.
@@ -267,14 +275,19 @@ impl<'a> NewImage<'a> {
         self.l2.write(&entry).map_err(writing)
     }
 
-    fn pool_l2_entry(&mut self, host: HostCluster) -> Result<()> {
-        let bits = self.layout.parts.cluster_bits;
-        let entry = L2Entry::Data { host: host.offset(bits), copied: false }.encode(bits);
-        self.pool_l2.write(&entry.to_be_bytes()).map_err(writing)
+    /// Gives the next member of the pool its L2 entry; members come in the order of the file.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn pool_as(&mut self, entry: L2Entry) -> Result<()> {
+        self.pool_l2.write(&entry.encode(self.layout.parts.cluster_bits).to_be_bytes()).map_err(writing)
     }
 
     /// Gives the next `clusters` host clusters the count `refcount`.
-    fn count(&mut self, refcount: u64, clusters: u64) -> Result<()> {
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn count(&mut self, refcount: u64, clusters: u64) -> Result<()> {
         let mut left = clusters;
         while left > 0 {
             let some = left.min(4096);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use dedup_img::compress::CompressionLevel;
 use dedup_img::convert::{ConvertOptions, RawOptions, convert, to_raw};
 use dedup_img::disk::{Disk, DiskOptions, Format};
 use dedup_img::format::refcount::RefcountBits;
@@ -64,6 +65,9 @@ fn work_on(
 }
 
 fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, Failure> {
+    if args.target_format == "raw" && args.compress {
+        return Err(Failure::new("Compression not supported for this file format"));
+    }
     if args.target_format == "raw" && (!args.options.is_empty() || args.pin.is_some()) {
         return Err(Failure::new(format_args!(
             "{}: a raw image has no options (-o) and no pool (--pin)",
@@ -76,10 +80,13 @@ fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, 
         Some("unsafe") => false,
         Some(other) => return Err(Failure::new(format_args!("Invalid cache option: {other}"))),
     };
+    let traits = options.traits(target)?;
+    let level = CompressionLevel::new(traits.compression, args.compression_level)?;
     Ok(ConvertOptions {
         cluster_size: options.cluster_size.unwrap_or_default(),
         refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
-        traits: options.traits(target)?,
+        traits,
+        compress: args.compress.then_some(level),
         pin: args.pin.map_or(Pin::Shared, Pin::from),
         durable,
     })

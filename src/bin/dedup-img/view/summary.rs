@@ -55,6 +55,10 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
         size(report.shared_clusters),
         &format!("{}, each with two or more users", clusters(report.shared_clusters)),
     );
+    if report.compressed_clusters > 0 {
+        let remark = format!("for {} of the stored", clusters(report.compressed_clusters));
+        rows.add("compressed", bytes(report.compressed_bytes), &remark);
+    }
     rows.add("saved", bytes(report.saved_bytes), &format!("{:.1} % of the data", report.saved_percent));
     rows.add("file", bytes(report.file_length_bytes), &context.target.display().to_string());
     rows.add("cluster size", bytes(report.cluster_size_bytes), &reason(report));

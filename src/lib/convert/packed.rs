@@ -1,0 +1,337 @@
+//! Writing what a plan says in compressed clusters.
+//!
+//! Every content is compressed once, on all threads, and packed byte by byte as QEMU does; its sharers have the same descriptor.
+//! What does not become smaller is stored as it is. The data comes first in the file: where the metadata lies is known when all of
+//! it is written.
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use super::ConvertOptions;
+use super::tasks::{Member, TASK, Task, Tasks};
+use crate::compress::{CompressionLevel, Compressor};
+use crate::dedup::numbers::Numbers;
+use crate::dedup::plan::{Plan, Step};
+use crate::dedup::sequence::{Sequence, Spill};
+use crate::digest::{Sha, sha256};
+use crate::disk::{Disk, Reader};
+use crate::error::{Error, Result};
+use crate::format::compressed::CompressedExtent;
+use crate::format::table::L2Entry;
+use crate::image::layout::{Layout, Parts};
+use crate::image::writer::NewImage;
+use crate::storage::Storage;
+use crate::storage::buffer::BufferPool;
+use crate::storage::region::RegionWriter;
+use crate::units::{ClusterBits, GuestCluster, HostOffset};
+use crate::work::Work;
+
+/// Bytes of clusters that did not become smaller, which wait until it pays to leave the rest of a cluster unused for them.
+const WAITING: usize = 16 << 20;
+
+/// What was written.
+pub(super) struct Packed {
+    pub(super) layout: Layout,
+    /// Stored clusters that are compressed.
+    pub(super) clusters: u64,
+    /// The bytes that they take.
+    pub(super) bytes: u64,
+}
+
+/// What a worker made of a task: the stored form of its clusters, one after the other.
+struct Done {
+    bytes: Vec<u8>,
+    /// The length of each; that of a cluster for what is not compressed.
+    lengths: Vec<usize>,
+    /// The SHA-256 of the members.
+    names: Vec<Sha>,
+}
+
+/// Writes the image that `plan` describes to `storage`, which is empty. `parts` are those of the image but for its data.
+pub(super) fn write(
+    disk: &Disk,
+    plan: &Plan,
+    parts: Parts,
+    (options, level): (&ConvertOptions, CompressionLevel),
+    storage: &dyn Storage,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<Packed> {
+    let bits = parts.cluster_bits;
+    let limit = parts.refcount_bits.sharer_limit().unwrap_or(0);
+    let per_task = (TASK >> bits.bits()).max(1);
+    let buffers = BufferPool::new(usize::try_from(per_task * bits.bytes()).unwrap_or(usize::MAX));
+    let mut packer = Packer::new(storage, bits, limit, plan.stored, spill)?;
+    let mut tasks = Tasks::new(per_task);
+    let run = |tasks: &mut Vec<Task>, packer: &mut Packer<'_>| -> Result<()> {
+        work.cancel.check()?;
+        let done: Vec<Result<Done>> =
+            tasks.par_iter().map(|task| pack(disk, bits, level, task, &buffers, work)).collect();
+        for (task, done) in tasks.drain(..).zip(done) {
+            packer.add(&task, done?)?;
+        }
+        Ok(())
+    };
+    let batch = work.batch();
+    for step in plan.steps(per_task * batch as u64) {
+        tasks.step(&step?);
+        if tasks.done.len() >= batch {
+            run(&mut tasks.done, &mut packer)?;
+        }
+    }
+    tasks.close();
+    run(&mut tasks.done, &mut packer)?;
+    packer.finish_data()?;
+
+    let layout = Layout::data_first(Parts { data: packer.next_cluster() - 1, ..parts })?;
+    let mut image = NewImage::new(storage, layout, options.traits.gap())?;
+    packer.write_tables(plan, per_task * batch as u64, &mut image)?;
+    image.finish(&options.traits)?;
+    Ok(Packed { layout, clusters: packer.packed, bytes: packer.packed_bytes })
+}
+
+/// Reads, names and compresses the clusters of `task`.
+fn pack(
+    disk: &Disk,
+    bits: ClusterBits,
+    level: CompressionLevel,
+    task: &Task,
+    buffers: &BufferPool,
+    work: &Work<'_>,
+) -> Result<Done> {
+    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+    let len = usize::try_from(task.count * bits.bytes()).unwrap_or(usize::MAX);
+    let content = buffer.get_mut(..len).unwrap_or_default();
+    let mut reader = Reader::sequential(disk);
+    let mut compressor = Compressor::new(level)?;
+    let mut done = Done { bytes: Vec::with_capacity(len), lengths: Vec::new(), names: Vec::new() };
+    let reuses = disk.may_have_packed(bits, level.kind());
+    if !reuses {
+        task.read(&mut reader, bits, content)?;
+    }
+    let guests = task.pieces.iter().flat_map(|&(first, count)| (first.0..first.0 + count).map(GuestCluster));
+    let mut members = task.members.iter().peekable();
+    for ((cluster, guest), at) in content.chunks_exact_mut(bits.len()).zip(guests).zip(0u64..) {
+        let start = done.bytes.len();
+        let mut length = None;
+        if reuses {
+            let offset = guest.offset(bits).0;
+            reader.read(offset, cluster)?;
+            if let Some(packed) = reader.packed(offset, bits, level.kind())?.filter(|packed| packed.len() < bits.len())
+            {
+                done.bytes.extend_from_slice(packed);
+                length = Some(packed.len());
+            }
+        }
+        let length = length.or_else(|| compressor.append(cluster, &mut done.bytes)).unwrap_or(bits.len());
+        if length == bits.len() {
+            done.bytes.truncate(start);
+            done.bytes.extend_from_slice(cluster);
+        }
+        done.lengths.push(length);
+        if members.next_if(|member| member.at == at).is_some() {
+            done.names.push(sha256(cluster));
+        }
+        work.progress.advance(bits.bytes());
+    }
+    Ok(done)
+}
+
+/// A stored cluster on its way to its place.
+struct Piece {
+    /// Its number.
+    stored: u64,
+    /// What is known of it as a member of the pool.
+    member: Option<(Member, Sha)>,
+}
+
+impl Piece {
+    /// References to it, the pool's included.
+    fn references(&self) -> u64 {
+        self.member.as_ref().map_or(1, |(member, _)| member.sharers + 1)
+    }
+}
+
+/// Gives stored clusters their places, one after the other.
+struct Packer<'a> {
+    bits: ClusterBits,
+    limit: u64,
+    file: RegionWriter<'a>,
+    /// The cluster in which the last piece ends, and the references to it so far.
+    last: u64,
+    references: u64,
+    /// Complete refcounts in the order of the file, as runs: the count, how many clusters.
+    counts: Sequence,
+    run: (u64, u64),
+    /// The L2 entry of each stored cluster.
+    entries: Numbers,
+    /// Members in the order of the file, three words each.
+    members: Sequence,
+    /// Clusters that did not become smaller.
+    waiting: Vec<(Piece, Vec<u8>)>,
+    packed: u64,
+    packed_bytes: u64,
+}
+
+impl<'a> Packer<'a> {
+    fn new(storage: &'a dyn Storage, bits: ClusterBits, limit: u64, stored: u64, spill: &Spill) -> Result<Self> {
+        Ok(Self {
+            bits,
+            limit,
+            file: RegionWriter::new(storage, bits.bytes()..u64::MAX),
+            last: 1,
+            references: 0,
+            counts: Sequence::new(&spill.share(4)),
+            run: (0, 0),
+            entries: Numbers::new(stored, spill)?,
+            members: Sequence::new(spill),
+            waiting: Vec::new(),
+            packed: 0,
+            packed_bytes: 0,
+        })
+    }
+
+    /// The first cluster that nothing was written to.
+    fn next_cluster(&self) -> u64 {
+        self.bits.clusters(self.file.position())
+    }
+
+    fn add(&mut self, task: &Task, done: Done) -> Result<()> {
+        let mut members = task.members.iter().zip(done.names).peekable();
+        let mut rest = done.bytes.as_slice();
+        for (length, at) in done.lengths.into_iter().zip(0u64..) {
+            let (bytes, after) = rest.split_at(length);
+            rest = after;
+            let member = members.next_if(|(member, _)| member.at == at).map(|(member, sha)| (*member, sha));
+            let piece = Piece { stored: task.first + at, member };
+            if length == self.bits.len() {
+                self.waiting.push((piece, bytes.to_vec()));
+                if self.waiting.len() << self.bits.bits() >= WAITING {
+                    self.place_waiting()?;
+                }
+            } else {
+                self.place_packed(&piece, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the rest of a cluster unused.
+    fn align(&mut self) -> Result<()> {
+        let end = self.next_cluster() << self.bits.bits();
+        self.file.zeros_until(end).map_err(writing)
+    }
+
+    fn place_packed(&mut self, piece: &Piece, bytes: &[u8]) -> Result<()> {
+        let references = piece.references();
+        let first = self.file.position() >> self.bits.bits();
+        // The references to all that lies in a cluster add up.
+        if first == self.last && self.references > 0 && self.references + references > self.limit {
+            self.align()?;
+        }
+        let host = self.file.position();
+        let end = host + bytes.len() as u64;
+        self.file.write(bytes).map_err(writing)?;
+        for cluster in host >> self.bits.bits()..self.bits.clusters(end) {
+            self.refer(cluster, references)?;
+        }
+        self.packed += 1;
+        self.packed_bytes += bytes.len() as u64;
+        let more_sectors = (end - 1) / 512 - host / 512;
+        self.placed(piece, L2Entry::Compressed(CompressedExtent { host: HostOffset(host), more_sectors }))
+    }
+
+    fn place_waiting(&mut self) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        self.align()?;
+        for (piece, bytes) in std::mem::take(&mut self.waiting) {
+            let host = HostOffset(self.file.position());
+            self.file.write(&bytes).map_err(writing)?;
+            self.refer(host.0 >> self.bits.bits(), piece.references())?;
+            self.placed(&piece, L2Entry::Data { host, copied: piece.member.is_none() })?;
+        }
+        Ok(())
+    }
+
+    fn placed(&mut self, piece: &Piece, entry: L2Entry) -> Result<()> {
+        let word = entry.encode(self.bits);
+        self.entries.set(piece.stored, word)?;
+        if let Some((member, sha)) = &piece.member {
+            let retired = u64::from(member.sharers >= self.limit);
+            self.members.push(u128::from(word) << 64 | u128::from(member.guest.0 << 1 | retired))?;
+            for half in sha.as_chunks().0 {
+                self.members.push(u128::from_be_bytes(*half))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts references to `cluster`. What comes before it is complete: nothing is placed there any more.
+    fn refer(&mut self, cluster: u64, references: u64) -> Result<()> {
+        while self.last < cluster {
+            let count = std::mem::take(&mut self.references);
+            self.last += 1;
+            if count == self.run.0 {
+                self.run.1 += 1;
+            } else {
+                self.end_run()?;
+                self.run = (count, 1);
+            }
+        }
+        self.references += references;
+        Ok(())
+    }
+
+    fn end_run(&mut self) -> Result<()> {
+        let (count, clusters) = std::mem::take(&mut self.run);
+        if clusters > 0 {
+            self.counts.push(u128::from(count) << 64 | u128::from(clusters))?;
+        }
+        Ok(())
+    }
+
+    fn finish_data(&mut self) -> Result<()> {
+        self.place_waiting()?;
+        self.align()?;
+        self.file.flush().map_err(writing)?;
+        self.refer(self.next_cluster(), 0)?;
+        self.end_run()
+    }
+
+    /// Writes refcounts, pool and mapping.
+    fn write_tables(&self, plan: &Plan, most: u64, image: &mut NewImage<'_>) -> Result<()> {
+        let low = |word: u128| u64::try_from(word & u128::from(u64::MAX)).unwrap_or(u64::MAX);
+        let high = |word: u128| low(word >> 64);
+        for word in self.counts.iter() {
+            let word = word?;
+            image.count(high(word), low(word))?;
+        }
+        let mut words = self.members.iter();
+        while let Some(word) = words.next().transpose()? {
+            let halves = [words.next().transpose()?, words.next().transpose()?];
+            let halves = halves.map(|half| half.unwrap_or_default().to_be_bytes());
+            let sha: Sha = halves.as_flattened().first_chunk().copied().unwrap_or_default();
+            image.pool_as(L2Entry::decode(high(word), self.bits, true))?;
+            image.member(sha, GuestCluster(low(word) >> 1), low(word) & 1 == 1)?;
+        }
+        let mut next = 0;
+        for step in plan.steps(most) {
+            let (guest, stored, count) = match step? {
+                Step::Shared { guest, stored } => (guest, stored, 1),
+                Step::Private { guest, count } => (guest, next, count),
+                Step::Member { guest, .. } => (guest, next, 1),
+            };
+            next = next.max(stored + count);
+            for n in 0..count {
+                let entry = L2Entry::decode(self.entries.get(stored + n)?, self.bits, true);
+                image.map_as(GuestCluster(guest.0 + n), entry)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn writing(source: std::io::Error) -> Error {
+    Error::io("Could not write", source)
+}

@@ -1,0 +1,96 @@
+//! What a plan stores, cut into tasks for workers.
+
+use crate::dedup::plan::Step;
+use crate::disk::Reader;
+use crate::error::Result;
+use crate::units::{ClusterBits, GuestCluster};
+
+/// Bytes that a worker reads, names and writes in one go.
+pub(super) const TASK: u64 = 1 << 20;
+
+/// A run of stored clusters: one after the other in the file, from several places of the disk.
+#[derive(Default)]
+pub(super) struct Task {
+    /// The number of the first stored cluster.
+    pub(super) first: u64,
+    /// How many.
+    pub(super) count: u64,
+    /// Where they come from.
+    pub(super) pieces: Vec<(GuestCluster, u64)>,
+    /// Which of them, counted from `first`, enter the pool.
+    pub(super) members: Vec<Member>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Member {
+    pub(super) at: u64,
+    pub(super) guest: GuestCluster,
+    /// Guest clusters that use it.
+    pub(super) sharers: u64,
+}
+
+/// Collects steps into tasks.
+pub(super) struct Tasks {
+    per_task: u64,
+    /// Those that are full.
+    pub(super) done: Vec<Task>,
+    open: Task,
+}
+
+impl Tasks {
+    /// Tasks of up to `per_task` clusters.
+    pub(super) fn new(per_task: u64) -> Self {
+        Self { per_task, done: Vec::new(), open: Task::default() }
+    }
+
+    fn add(&mut self, guest: GuestCluster, count: u64) {
+        let (mut guest, mut count) = (guest, count);
+        while count > 0 {
+            let some = count.min(self.per_task - self.open.count);
+            match self.open.pieces.last_mut() {
+                Some((start, len)) if start.0 + *len == guest.0 => *len += some,
+                _ => self.open.pieces.push((guest, some)),
+            }
+            self.open.count += some;
+            guest = GuestCluster(guest.0 + some);
+            count -= some;
+            if self.open.count == self.per_task {
+                self.close();
+            }
+        }
+    }
+
+    /// Adds what `step` stores.
+    pub(super) fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Private { guest, count } => self.add(guest, count),
+            Step::Member { guest, sharers } => {
+                self.open.members.push(Member { at: self.open.count, guest, sharers });
+                self.add(guest, 1);
+            }
+            Step::Shared { .. } => {}
+        }
+    }
+
+    /// Ends the task that is being filled.
+    pub(super) fn close(&mut self) {
+        let next = Task { first: self.open.first + self.open.count, ..Task::default() };
+        let done = std::mem::replace(&mut self.open, next);
+        if done.count > 0 {
+            self.done.push(done);
+        }
+    }
+}
+
+impl Task {
+    /// Reads the clusters into `content`.
+    pub(super) fn read(&self, reader: &mut Reader<'_>, bits: ClusterBits, content: &mut [u8]) -> Result<()> {
+        let mut rest = content;
+        for (guest, count) in &self.pieces {
+            let (piece, after) = rest.split_at_mut(usize::try_from(count * bits.bytes()).unwrap_or(usize::MAX));
+            reader.read(guest.offset(bits).0, piece)?;
+            rest = after;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,49 @@
+//! 64-bit numbers by place, more than memory may hold.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::sequence::Spill;
+use crate::error::Result;
+
+/// A fixed count of numbers, each of which is set once and read in any order; 0 until then.
+pub(crate) enum Numbers {
+    Memory(Vec<u64>),
+    File(File, Spill),
+}
+
+impl Numbers {
+    /// `count` zeros, in a temporary file where they would take more than twice the words that stay in memory.
+    pub(crate) fn new(count: u64, spill: &Spill) -> Result<Self> {
+        match usize::try_from(count).ok().filter(|&count| count / 2 <= spill.words()) {
+            Some(count) => Ok(Self::Memory(vec![0; count])),
+            None => Ok(Self::File(spill.file()?, spill.clone())),
+        }
+    }
+
+    /// Sets number `at`.
+    pub(crate) fn set(&mut self, at: u64, number: u64) -> Result<()> {
+        match self {
+            Self::Memory(numbers) => {
+                let place = usize::try_from(at).ok().and_then(|at| numbers.get_mut(at));
+                place.into_iter().for_each(|place| *place = number);
+                Ok(())
+            }
+            Self::File(file, spill) => file.write_all_at(&number.to_be_bytes(), at * 8).map_err(|e| spill.error(e)),
+        }
+    }
+
+    /// Number `at`.
+    pub(crate) fn get(&self, at: u64) -> Result<u64> {
+        match self {
+            Self::Memory(numbers) => {
+                Ok(usize::try_from(at).ok().and_then(|at| numbers.get(at)).copied().unwrap_or_default())
+            }
+            Self::File(file, spill) => {
+                let mut bytes = [0; 8];
+                file.read_exact_at(&mut bytes, at * 8).map_err(|e| spill.error(e))?;
+                Ok(u64::from_be_bytes(bytes))
+            }
+        }
+    }
+}
