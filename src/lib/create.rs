@@ -6,7 +6,6 @@ use crate::convert::too_narrow;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
-use crate::format::table::L2Entry;
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::{NewImage, Traits};
 use crate::storage::atomic_file::AtomicFile;
@@ -59,7 +58,7 @@ fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {
         data: clusters,
     })?;
     let file = AtomicFile::create(target)?;
-    let mut image = NewImage::new(file.storage(), layout, L2Entry::Unallocated)?;
+    let mut image = NewImage::new(file.storage(), layout)?;
     image.map_private(GuestCluster(0), clusters)?;
     image.finish(&options.traits)?;
     file.commit(true)?;

@@ -89,6 +89,12 @@ pub(crate) struct ConvertArgs {
     /// Image options; '-o help' lists them
     #[arg(short = 'o', value_name = "KEY=VALUE,...", help_heading = "Target")]
     pub(crate) options: Vec<String>,
+    /// Backing file of the target: what it reads in the same way is left to it
+    #[arg(short = 'B', long = "backing", value_name = "FILE", help_heading = "Target")]
+    pub(crate) backing_file: Option<String>,
+    /// Format of the backing file: raw or qcow2
+    #[arg(short = 'F', long = "backing-format", value_name = "FMT", help_heading = "Target")]
+    pub(crate) backing_format: Option<String>,
     /// Compress what becomes smaller by it; -o compression_type=zlib or zstd
     #[arg(short = 'c', long = "compress", help_heading = "Target")]
     pub(crate) compress: bool,

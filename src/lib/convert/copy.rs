@@ -27,7 +27,7 @@ pub(super) fn write(
     let bits = layout.parts.cluster_bits;
     let per_task = (TASK >> bits.bits()).max(1);
     let buffers = BufferPool::new(usize::try_from(per_task * bits.bytes()).unwrap_or(usize::MAX));
-    let mut image = NewImage::new(storage, layout, traits.gap())?;
+    let mut image = NewImage::new(storage, layout)?;
     let mut tasks = Tasks::new(per_task);
     let run = |tasks: &mut Vec<Task>, image: &mut NewImage<'_>| -> Result<()> {
         work.cancel.check()?;

@@ -68,16 +68,6 @@ impl Default for ConvertOptions {
     }
 }
 
-impl ConvertOptions {
-    /// The L2 tables of a disk of `size` bytes of which `used` tables map data: over a backing file zeros need entries too.
-    fn l2_tables(&self, bits: ClusterBits, size: u64, used: u64) -> u64 {
-        match self.traits.backing {
-            None => used,
-            Some(_) => bits.clusters(size).div_ceil(bits.entries()),
-        }
-    }
-}
-
 /// What a conversion did. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConvertReport {
@@ -87,7 +77,9 @@ pub struct ConvertReport {
     pub read_bytes: u64,
     /// Part of the virtual size that reads as zeros and is not stored.
     pub zero_bytes: u64,
-    /// Guest clusters that are not zero.
+    /// Guest clusters that are not zero and that the backing file has: they are left to it.
+    pub backing_clusters: u64,
+    /// Other guest clusters that are not zero.
     pub data_clusters: u64,
     /// Data clusters in the file: one for each distinct content, and the copies that the sharer limit forces.
     pub stored_clusters: u64,
@@ -111,7 +103,7 @@ pub struct ConvertReport {
     pub allocated_bytes: u64,
     /// Cluster size of the output.
     pub cluster_size_bytes: u64,
-    /// `option` or `auto`.
+    /// `option`, `auto`, or `backing` for the backing file's.
     pub cluster_size_reason: &'static str,
     /// The file lengths from which `auto` chose.
     pub cluster_sizes: Vec<SizeChoice>,
@@ -141,27 +133,30 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         members: Some(0),
         data: 0,
     };
+    let asked_for = options.cluster_size;
+    let mut options = options.clone();
+    if let (ClusterSize::Auto, Some(backing)) = (options.cluster_size, &backing) {
+        // What differs from the backing file depends on the cluster size; its own one fits.
+        let own = backing.qcow2().map_or(ClusterBits::DEFAULT, |image| image.header().cluster_bits);
+        options.cluster_size = ClusterSize::Fixed(own);
+    }
+    let options = &options;
     if let ClusterSize::Fixed(bits) = options.cluster_size {
         Layout::new(parts(bits)).map_err(said)?;
     }
 
-    let (plan, bits, bytes_read, choices) = work.run(|| {
-        let found = size::scan_and_choose(disk, options, limit, &spill, work)?;
+    let (plan, bits, seen) = work.run(|| {
+        let found = size::scan_and_choose(disk, backing.as_ref(), options, limit, &spill, work)?;
         let bits = found.level.cluster_bits;
         let links = group(&found.level.records, limit, &spill)?;
         work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
         let clusters = GuestClusters { disk, cluster_bits: bits };
         let links = verify(&clusters, links, |records| group(records, limit, &spill), &spill, work)?;
         let plan = Plan::new(found.level, &links, options.pin, &spill)?;
-        Ok::<_, Error>((plan, bits, found.bytes_read, found.choices))
+        Ok::<_, Error>((plan, bits, found.seen))
     })?;
 
-    let parts = Parts {
-        l2_tables: options.l2_tables(bits, disk.size(), plan.l2_tables),
-        members: Some(plan.members()),
-        data: plan.stored,
-        ..parts(bits)
-    };
+    let parts = Parts { l2_tables: plan.l2_tables, members: Some(plan.members()), data: plan.stored, ..parts(bits) };
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
     let (layout, compressed_clusters, compressed_bytes) = match options.compress {
         None => {
@@ -171,21 +166,25 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
             (layout, 0, 0)
         }
         Some(level) => {
-            let packed = work.run(|| packed::write(disk, &plan, parts, (options, level), file.storage(), &spill, work));
+            let packed =
+                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), file.storage(), &spill, work));
             let packed = packed.map_err(said)?;
             (packed.layout, packed.clusters, packed.bytes)
         }
     };
     disk.ensure_unchanged()?;
+    if let Some(backing) = &backing {
+        backing.ensure_unchanged()?;
+    }
     work.cancel.check()?;
     let allocated_bytes = file.commit(options.durable)?;
-    drop(backing);
 
     let duplicates = plan.data_clusters - plan.stored;
     Ok(ConvertReport {
         virtual_size_bytes: disk.size(),
-        read_bytes: bytes_read,
-        zero_bytes: disk.size() - plan.data_bytes(bits, disk.size()),
+        read_bytes: seen.bytes_read,
+        zero_bytes: (disk.size() - plan.data_bytes(bits, disk.size())).saturating_sub(seen.same * bits.bytes()),
+        backing_clusters: seen.same,
         data_clusters: plan.data_clusters,
         stored_clusters: plan.stored,
         shared_clusters: plan.shared,
@@ -198,11 +197,12 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         file_length_bytes: layout.file_len(),
         allocated_bytes,
         cluster_size_bytes: bits.bytes(),
-        cluster_size_reason: match options.cluster_size {
-            ClusterSize::Auto => "auto",
-            ClusterSize::Fixed(_) => "option",
+        cluster_size_reason: match (asked_for, &backing) {
+            (ClusterSize::Fixed(_), _) => "option",
+            (ClusterSize::Auto, None) => "auto",
+            (ClusterSize::Auto, Some(_)) => "backing",
         },
-        cluster_sizes: choices,
+        cluster_sizes: seen.choices,
         l2_cache_size_bytes: l2_cache_size(disk.size(), bits),
         seconds: started.elapsed().as_secs_f64(),
     })

@@ -6,7 +6,6 @@
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::ConvertOptions;
 use super::tasks::{Member, TASK, Task, Tasks};
 use crate::compress::{CompressionLevel, Compressor};
 use crate::dedup::numbers::Numbers;
@@ -18,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::table::L2Entry;
 use crate::image::layout::{Layout, Parts};
-use crate::image::writer::NewImage;
+use crate::image::writer::{NewImage, Traits};
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::region::RegionWriter;
@@ -51,7 +50,7 @@ pub(super) fn write(
     disk: &Disk,
     plan: &Plan,
     parts: Parts,
-    (options, level): (&ConvertOptions, CompressionLevel),
+    (traits, level): (&Traits, CompressionLevel),
     storage: &dyn Storage,
     spill: &Spill,
     work: &Work<'_>,
@@ -83,9 +82,9 @@ pub(super) fn write(
     packer.finish_data()?;
 
     let layout = Layout::data_first(Parts { data: packer.next_cluster() - 1, ..parts })?;
-    let mut image = NewImage::new(storage, layout, options.traits.gap())?;
+    let mut image = NewImage::new(storage, layout)?;
     packer.write_tables(plan, per_task * batch as u64, &mut image)?;
-    image.finish(&options.traits)?;
+    image.finish(traits)?;
     Ok(Packed { layout, clusters: packer.packed, bytes: packer.packed_bytes })
 }
 
@@ -321,6 +320,10 @@ impl<'a> Packer<'a> {
                 Step::Shared { guest, stored } => (guest, stored, 1),
                 Step::Private { guest, count } => (guest, next, count),
                 Step::Member { guest, .. } => (guest, next, 1),
+                Step::Zero { guest, count } => {
+                    image.map_zeros(guest, count)?;
+                    continue;
+                }
             };
             next = next.max(stored + count);
             for n in 0..count {

@@ -32,13 +32,21 @@ pub struct SizeChoice {
 /// The level to go on with.
 pub(super) struct Found {
     pub level: Level,
+    pub seen: Seen,
+}
+
+/// What a scan tells beside the level.
+pub(super) struct Seen {
     pub bytes_read: u64,
+    /// Clusters that are not zero and that the backing file has.
+    pub same: u64,
     pub choices: Vec<SizeChoice>,
 }
 
 /// Reads the disk once and returns its level at the given cluster size, or at the best one.
 pub(super) fn scan_and_choose(
     disk: &Disk,
+    backing: Option<&Disk>,
     options: &ConvertOptions,
     limit: u64,
     spill: &Spill,
@@ -49,10 +57,11 @@ pub(super) fn scan_and_choose(
         ClusterSize::Auto => ClusterBits::GRAIN,
     };
     work.progress.phase(0, PHASES, "scanning", disk.size());
-    let scan = scan(disk, grain, spill, work)?;
-    let bytes_read = scan.bytes_read;
+    let scan = scan(disk, backing, grain, spill, work)?;
+    let (bytes_read, same) = (scan.bytes_read, scan.same);
     if options.cluster_size != ClusterSize::Auto {
-        return Ok(Found { level: Level::of(scan, spill)?, bytes_read, choices: Vec::new() });
+        let seen = Seen { bytes_read, same, choices: Vec::new() };
+        return Ok(Found { level: Level::of(scan, spill)?, seen });
     }
 
     let mut choices = Vec::new();
@@ -78,7 +87,7 @@ pub(super) fn scan_and_choose(
     }
     consider(Level::of(scan, spill)?, &mut best)?;
     match best {
-        Some((level, _)) => Ok(Found { level, bytes_read, choices }),
+        Some((level, _)) => Ok(Found { level, seen: Seen { bytes_read, same, choices } }),
         None => Err(crate::Error::new(
             ErrorKind::Limit,
             "The image size is too large for every cluster size that auto considers; give cluster_size=2M",
@@ -103,7 +112,7 @@ pub(crate) fn layout(
         cluster_bits,
         refcount_bits: options.refcount_bits,
         size,
-        l2_tables: options.l2_tables(cluster_bits, size, l2_tables),
+        l2_tables,
         members: Some(match options.pin {
             Pin::Shared => distinct.shared,
             Pin::All => distinct.stored,

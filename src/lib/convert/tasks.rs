@@ -68,7 +68,7 @@ impl Tasks {
                 self.open.members.push(Member { at: self.open.count, guest, sharers });
                 self.add(guest, 1);
             }
-            Step::Shared { .. } => {}
+            Step::Shared { .. } | Step::Zero { .. } => {}
         }
     }
 

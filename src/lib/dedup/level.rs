@@ -1,10 +1,13 @@
 //! The records of one cluster size, derived from a scan at a smaller one.
 
+use std::iter::Peekable;
+
 use twox_hash::XxHash3_128;
 use zerocopy::IntoBytes;
 
-use super::scan::{Scan, record};
-use super::sequence::{Sequence, Sorted, Sorter, Spill};
+use super::plan::split_run;
+use super::scan::{Runs, Scan, record};
+use super::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use super::{INDEX, index};
 use crate::digest::{fingerprint, is_zero};
 use crate::error::Result;
@@ -20,7 +23,9 @@ pub struct Level {
     pub runs: Sequence,
     /// Clusters that are not zero.
     pub data_clusters: u64,
-    /// L2 tables that map at least one of them.
+    /// Over a backing file: clusters that read as zeros and there as something else, as runs like those.
+    pub zeros: Sequence,
+    /// L2 tables that map at least one of all these.
     pub l2_tables: u64,
     /// The cluster after the last one of them; 0 where there is none.
     pub end: u64,
@@ -43,14 +48,14 @@ impl Level {
     /// # Errors
     /// Those of the temporary files.
     pub fn derive(scan: &Scan, cluster_bits: ClusterBits, spill: &Spill) -> Result<Self> {
-        let mut runs = Runs::new(&spill.share(4), cluster_bits);
+        let mut runs = DataRuns::new(&spill.share(4), cluster_bits);
         let mut sorter = Sorter::new(spill);
         for word in Larger::new(scan.records.iter(), scan.grain, cluster_bits) {
             let word = word?;
             runs.push(index(word))?;
             sorter.push(word)?;
         }
-        runs.into_level(sorter.finish()?)
+        runs.into_level(sorter.finish()?, Sequence::new(&spill.share(4)))
     }
 
     /// The level of the scan's own grain, made of its records without a copy.
@@ -58,11 +63,16 @@ impl Level {
     /// # Errors
     /// Those of the temporary files.
     pub fn of(scan: Scan, spill: &Spill) -> Result<Self> {
-        let mut runs = Runs::new(&spill.share(4), scan.grain);
+        let mut runs = DataRuns::new(&spill.share(4), scan.grain);
+        let mut zeros = scan.zeros.iter().peekable();
         for word in scan.records.iter() {
-            runs.push(index(word?))?;
+            let cluster = index(word?);
+            runs.tables_of_zeros(&mut zeros, cluster)?;
+            runs.push(cluster)?;
         }
-        runs.into_level(scan.records.into_sorted()?)
+        runs.tables_of_zeros(&mut zeros, u64::MAX)?;
+        drop(zeros);
+        runs.into_level(scan.records.into_sorted()?, scan.zeros)
     }
 
     /// How many clusters would be stored with at most `limit` sharers each, taking equal fingerprints for equal contents.
@@ -162,55 +172,54 @@ fn joined(parts: &[u128], cluster: u64) -> u128 {
 }
 
 /// Collects the clusters that are not zero.
-struct Runs {
+struct DataRuns {
     cluster_bits: ClusterBits,
     runs: Sequence,
-    last: Option<(u64, u64)>,
+    last: Runs,
     data_clusters: u64,
     l2_tables: u64,
     table: Option<u64>,
 }
 
-impl Runs {
+impl DataRuns {
     fn new(spill: &Spill, cluster_bits: ClusterBits) -> Self {
-        Self { cluster_bits, runs: Sequence::new(spill), last: None, data_clusters: 0, l2_tables: 0, table: None }
+        let (runs, last) = (Sequence::new(spill), Runs::default());
+        Self { cluster_bits, runs, last, data_clusters: 0, l2_tables: 0, table: None }
     }
 
     fn push(&mut self, cluster: u64) -> Result<()> {
         self.data_clusters += 1;
-        let table = cluster / self.cluster_bits.entries();
-        if self.table != Some(table) {
-            self.table = Some(table);
-            self.l2_tables += 1;
-        }
-        match &mut self.last {
-            Some((start, len)) if *start + *len == cluster => *len += 1,
-            last => {
-                if let Some(done) = last.replace((cluster, 1)) {
-                    self.runs.push(run_word(done))?;
-                }
-            }
+        self.map(cluster / self.cluster_bits.entries());
+        self.last.add(cluster, &mut self.runs)
+    }
+
+    /// Counts L2 table `table`; tables come in order.
+    fn map(&mut self, table: u64) {
+        self.l2_tables += u64::from(self.table.is_none_or(|last| last < table));
+        self.table = self.table.max(Some(table));
+    }
+
+    /// Counts the tables that map the runs of `zeros` before `cluster`.
+    fn tables_of_zeros(&mut self, zeros: &mut Peekable<Words<'_>>, cluster: u64) -> Result<()> {
+        let entries = self.cluster_bits.entries();
+        while let Some(word) = zeros.next_if(|word| word.as_ref().map_or(true, |&word| split_run(word).0 < cluster)) {
+            let (start, len) = split_run(word?);
+            (start / entries..=(start + len - 1) / entries).for_each(|table| self.map(table));
         }
         Ok(())
     }
 
-    fn into_level(mut self, records: Sorted) -> Result<Level> {
-        if let Some(done) = self.last {
-            self.runs.push(run_word(done))?;
-        }
+    fn into_level(mut self, records: Sorted, zeros: Sequence) -> Result<Level> {
         Ok(Level {
-            end: self.last.map_or(0, |(start, len)| start + len),
+            end: self.last.end(&mut self.runs)?,
             cluster_bits: self.cluster_bits,
             records,
+            zeros,
             runs: self.runs,
             data_clusters: self.data_clusters,
             l2_tables: self.l2_tables,
         })
     }
-}
-
-fn run_word((start, len): (u64, u64)) -> u128 {
-    u128::from(start) << 64 | u128::from(len)
 }
 
 #[cfg(test)]

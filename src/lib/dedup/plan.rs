@@ -14,6 +14,8 @@ use crate::units::{ClusterBits, GuestCluster};
 pub struct Plan {
     /// See [`Level::runs`].
     runs: Sequence,
+    /// See [`Level::zeros`].
+    zeros: Sequence,
     /// Duplicate, then the number of the stored cluster that it shares; sorted by duplicate.
     links: Sorted,
     /// Keepers with two or more sharers in guest order, and their sharers in the low bits.
@@ -37,7 +39,7 @@ impl Plan {
     /// # Errors
     /// Those of the temporary files.
     pub fn new(level: Level, links: &Sorted, pin: Pin, spill: &Spill) -> Result<Self> {
-        let Level { data_clusters, l2_tables, runs, end, .. } = level;
+        let Level { data_clusters, l2_tables, runs, zeros, end, .. } = level;
         let mut by_keeper = Sorter::new(spill);
         for word in links.iter() {
             by_keeper.push(Link::from_duplicate(word?).by_keeper())?;
@@ -72,6 +74,7 @@ impl Plan {
             l2_tables,
             end,
             runs,
+            zeros,
             links: numbered.finish()?,
             keepers,
         })
@@ -101,6 +104,7 @@ impl Plan {
             most,
             pin: self.pin,
             runs: self.runs.iter(),
+            zeros: self.zeros.iter().peekable(),
             links: self.links.iter().peekable(),
             keepers: self.keepers.iter().peekable(),
             run: (0, 0),
@@ -151,7 +155,7 @@ impl<'a> Numbers<'a> {
     }
 }
 
-fn split_run(word: u128) -> (u64, u64) {
+pub(crate) fn split_run(word: u128) -> (u64, u64) {
     let low = u128::from(u64::MAX);
     (u64::try_from(word >> 64).unwrap_or(u64::MAX), u64::try_from(word & low).unwrap_or(u64::MAX))
 }
@@ -173,6 +177,13 @@ pub enum Step {
         /// Guest clusters that use it, this one included.
         sharers: u64,
     },
+    /// `count` clusters from `guest` are zeros that a backing file must not show through.
+    Zero {
+        /// The first.
+        guest: GuestCluster,
+        /// How many.
+        count: u64,
+    },
     /// A cluster uses what another one has stored.
     Shared {
         /// The cluster.
@@ -187,6 +198,7 @@ pub struct Steps<'a> {
     most: u64,
     pin: Pin,
     runs: Words<'a>,
+    zeros: Peekable<Words<'a>>,
     links: Peekable<Words<'a>>,
     keepers: Peekable<Words<'a>>,
     /// What is left of the current run.
@@ -197,9 +209,18 @@ impl Steps<'_> {
     fn try_next(&mut self) -> Result<Option<Step>> {
         if self.run.1 == 0 {
             match self.runs.next().transpose()? {
-                None => return Ok(None),
+                // Behind all data only zeros are left.
+                None => self.run = (u64::MAX, 0),
                 Some(word) => self.run = split_run(word),
             }
+        }
+        let zeros = peek(&mut self.zeros)?.map(split_run);
+        if let Some((start, count)) = zeros.filter(|(start, _)| *start < self.run.0) {
+            self.zeros.next();
+            return Ok(Some(Step::Zero { guest: GuestCluster(start), count }));
+        }
+        if self.run.1 == 0 {
+            return Ok(None);
         }
         let (at, end) = (self.run.0, self.run.0 + self.run.1);
         let guest = GuestCluster(at);

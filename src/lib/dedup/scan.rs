@@ -21,24 +21,31 @@ const PIECE: u64 = 256 << 10;
 pub struct Scan {
     /// For each cluster that is not zero, in guest order: the high 88 bits of its fingerprint, then its index.
     pub records: Sequence,
+    /// Over a backing file: clusters that read as zeros and there as something else, in guest order, as runs of the first and the
+    /// length.
+    pub zeros: Sequence,
+    /// Clusters that are not zero and left out, because the backing file has them.
+    pub same: u64,
     /// The cluster size of the records.
     pub grain: ClusterBits,
     /// Bytes read: what was not known to be zeros without reading.
     pub bytes_read: u64,
 }
 
-/// Scans `disk` in clusters of `grain`.
+/// Scans `disk` in clusters of `grain`. Clusters that `backing`, where there is one, reads in the same way are left out.
 ///
 /// # Errors
 /// Those of reading; [`ErrorKind::Limit`] for a disk of more than 2^40 clusters.
-pub fn scan(disk: &Disk, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
     if grain.clusters(disk.size()) > 1 << INDEX_BITS {
         let message = format!("the disk has more than 2^{INDEX_BITS} clusters; use a larger cluster_size");
         return Err(Error::new(ErrorKind::Limit, message));
     }
     let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX));
-    let mut scan = Scan { records: Sequence::new(spill), grain, bytes_read: 0 };
-    let mut chunks = Chunks::new(disk);
+    let small = spill.share(4);
+    let mut scan = Scan { records: Sequence::new(spill), zeros: Sequence::new(&small), same: 0, grain, bytes_read: 0 };
+    let mut zeros = Runs::default();
+    let mut chunks = Chunks::over(disk, backing);
     let mut position = 0;
     loop {
         work.cancel.check()?;
@@ -47,30 +54,48 @@ pub fn scan(disk: &Disk, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> 
             break;
         }
         let results: Vec<Result<ChunkScan>> =
-            batch.par_iter().map(|chunk| scan_chunk(disk, grain, chunk.clone(), &buffers)).collect();
+            batch.par_iter().map(|chunk| scan_chunk(disk, backing, grain, chunk.clone(), &buffers)).collect();
         for result in results {
             let chunk = result?;
             scan.records.extend(&chunk.records)?;
             scan.bytes_read += chunk.bytes_read;
+            scan.same += chunk.same;
+            for cluster in chunk.zeros {
+                zeros.add(cluster, &mut scan.zeros)?;
+            }
         }
         work.progress.advance(chunks.position() - position);
         position = chunks.position();
     }
+    zeros.end(&mut scan.zeros)?;
     Ok(scan)
 }
 
+#[derive(Default)]
 struct ChunkScan {
     records: Vec<u128>,
+    zeros: Vec<u64>,
+    same: u64,
     bytes_read: u64,
 }
 
-fn scan_chunk(disk: &Disk, grain: ClusterBits, chunk: Range<u64>, buffers: &BufferPool) -> Result<ChunkScan> {
+fn scan_chunk(
+    disk: &Disk,
+    backing: Option<&Disk>,
+    grain: ClusterBits,
+    chunk: Range<u64>,
+    buffers: &BufferPool,
+) -> Result<ChunkScan> {
+    if let Some(backing) = backing {
+        return compare_chunk(disk, backing, grain, chunk, buffers);
+    }
     let mut reader = Reader::sequential(disk);
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
     let mut runs = Vec::new();
     reader.data_runs(chunk, grain.bytes(), &mut runs)?;
     let clusters: u64 = runs.iter().map(|run| grain.clusters(run.end - run.start)).sum();
-    let mut found = ChunkScan { records: Vec::with_capacity(usize::try_from(clusters).unwrap_or(0)), bytes_read: 0 };
+    let records = Vec::with_capacity(usize::try_from(clusters).unwrap_or(0));
+    let mut found = ChunkScan { records, ..ChunkScan::default() };
     let step = PIECE.max(disk.preferred_read()).max(grain.bytes());
     for run in runs {
         found.bytes_read += run.end - run.start;
@@ -90,6 +115,66 @@ fn scan_chunk(disk: &Disk, grain: ClusterBits, chunk: Range<u64>, buffers: &Buff
         }
     }
     Ok(found)
+}
+
+/// Scans what differs from the backing file.
+fn compare_chunk(
+    disk: &Disk,
+    backing: &Disk,
+    grain: ClusterBits,
+    chunk: Range<u64>,
+    buffers: &BufferPool,
+) -> Result<ChunkScan> {
+    let mut found = ChunkScan::default();
+    let no_memory = |e| Error::io("Could not get memory", e);
+    let (mut ours, mut theirs) = (buffers.take().map_err(no_memory)?, buffers.take().map_err(no_memory)?);
+    let len = usize::try_from((chunk.end - chunk.start).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
+    let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(found) };
+    Reader::sequential(disk).read(chunk.start, ours)?;
+    Reader::sequential(backing).read(chunk.start, theirs)?;
+    found.bytes_read = chunk.end - chunk.start;
+    // What the backing file has behind the end of the disk nobody reads.
+    let end = usize::try_from(chunk.end - chunk.start).unwrap_or(usize::MAX);
+    theirs.get_mut(end..).unwrap_or_default().fill(0);
+    let clusters = ours.chunks_exact(grain.len()).zip(theirs.chunks_exact(grain.len()));
+    for (cluster, (content, theirs)) in (chunk.start >> grain.bits()..).zip(clusters) {
+        match (content == theirs, is_zero(content)) {
+            (true, true) => {}
+            (true, false) => found.same += 1,
+            (false, true) => found.zeros.push(cluster),
+            (false, false) => found.records.push(record(fingerprint(content), cluster)),
+        }
+    }
+    Ok(found)
+}
+
+/// Collects ascending clusters as runs: the first in the high 64 bits, the length in the low ones.
+#[derive(Default)]
+pub(crate) struct Runs(Option<(u64, u64)>);
+
+impl Runs {
+    /// Adds a cluster; a run that it ends goes to `runs`.
+    pub(crate) fn add(&mut self, cluster: u64, runs: &mut Sequence) -> Result<()> {
+        match &mut self.0 {
+            Some((start, len)) if *start + *len == cluster => {
+                *len += 1;
+                Ok(())
+            }
+            last => {
+                let done = last.replace((cluster, 1));
+                done.map_or(Ok(()), |run| runs.push(run_word(run)))
+            }
+        }
+    }
+
+    /// Ends the last run, and tells the cluster behind it; 0 where there was none.
+    pub(crate) fn end(self, runs: &mut Sequence) -> Result<u64> {
+        self.0.map_or(Ok(0), |(start, len)| runs.push(run_word((start, len))).map(|()| start + len))
+    }
+}
+
+fn run_word((start, len): (u64, u64)) -> u128 {
+    u128::from(start) << 64 | u128::from(len)
 }
 
 /// A record: 88 bits of a fingerprint, then the cluster that has it.

@@ -11,6 +11,7 @@ pub const CHUNK: u64 = 2 << 20;
 /// The chunks of a disk that may hold something else than zeros, in order.
 pub struct Chunks<'a> {
     disk: &'a Disk,
+    backing: Option<&'a Disk>,
     at: u64,
     data: Range<u64>,
 }
@@ -19,7 +20,27 @@ impl<'a> Chunks<'a> {
     /// The chunks of `disk`.
     #[must_use]
     pub fn new(disk: &'a Disk) -> Self {
-        Self { disk, at: 0, data: 0..0 }
+        Self::over(disk, None)
+    }
+
+    /// The chunks of `disk` and those for which `backing` has data.
+    #[must_use]
+    pub fn over(disk: &'a Disk, backing: Option<&'a Disk>) -> Self {
+        Self { disk, backing, at: 0, data: 0..0 }
+    }
+
+    /// The first range at or after `offset` for which one of them may have data.
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        let ours = self.disk.next_data(offset)?;
+        let Some(backing) = self.backing else { return Ok(ours) };
+        let size = self.disk.size();
+        let theirs = backing.next_data(offset)?.filter(|data| data.start < size);
+        Ok(match (ours, theirs) {
+            // The other one comes with the next call.
+            (Some(ours), Some(theirs)) if theirs.start < ours.start => Some(theirs.start..theirs.end.min(size)),
+            (None, Some(theirs)) => Some(theirs.start..theirs.end.min(size)),
+            (ours, _) => ours,
+        })
     }
 
     /// Up to `count` more chunks; empty at the end.
@@ -30,7 +51,7 @@ impl<'a> Chunks<'a> {
         let mut chunks = Vec::with_capacity(count);
         while chunks.len() < count && self.at < self.disk.size() {
             if self.at >= self.data.end {
-                match self.disk.next_data(self.at)? {
+                match self.next_data(self.at)? {
                     None => {
                         self.at = self.disk.size();
                         break;

@@ -55,8 +55,6 @@ pub struct NewImage<'a> {
     counts: Vec<u64>,
     directory: RegionWriter<'a>,
     records: Sha256,
-    /// The L2 entry of clusters that are not mapped.
-    gap: [u8; 8],
     /// The guest cluster of the next L2 entry.
     next: GuestCluster,
     /// Stored clusters so far.
@@ -83,26 +81,14 @@ impl Traits {
             }
         }
     }
-
-    /// The L2 entry of clusters that hold nothing but zeros.
-    #[must_use]
-    pub fn gap(&self) -> L2Entry {
-        match self.backing {
-            None => L2Entry::Unallocated,
-            Some(_) => L2Entry::Zero { host: None, copied: false },
-        }
-    }
 }
 
 impl<'a> NewImage<'a> {
     /// Starts an image of `layout` in `storage`, which is empty.
     ///
-    /// `gap` is the L2 entry of clusters that are not mapped: unallocated, or zero where a backing file must not show through.
-    /// With the latter the layout has an L2 table for all of the disk.
-    ///
     /// # Errors
     /// Those of writing.
-    pub fn new(storage: &'a dyn Storage, layout: Layout, gap: L2Entry) -> Result<Self> {
+    pub fn new(storage: &'a dyn Storage, layout: Layout) -> Result<Self> {
         let region = |region| RegionWriter::new(storage, layout.bytes(region));
         let records = layout.bytes(layout.directory);
         let records_start = records.start + pool::directory::HEADER_LENGTH as u64;
@@ -116,7 +102,6 @@ impl<'a> NewImage<'a> {
             counts: Vec::new(),
             directory: RegionWriter::new(storage, records_start.min(records.end)..records.end),
             records: Sha256::new(),
-            gap: gap.encode(layout.parts.cluster_bits).to_be_bytes(),
             next: GuestCluster(0),
             stored: 0,
         };
@@ -145,6 +130,7 @@ impl<'a> NewImage<'a> {
                 self.count(sharers + 1, 1)
             }
             Step::Shared { guest, stored } => self.map(guest, self.layout.stored(stored), false),
+            Step::Zero { guest, count } => self.map_zeros(guest, count),
         }
     }
 
@@ -158,6 +144,15 @@ impl<'a> NewImage<'a> {
         }
         self.stored += count;
         self.count(1, count)
+    }
+
+    /// Maps `count` guest clusters from `guest` to zeros.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn map_zeros(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
+        let zero = L2Entry::Zero { host: None, copied: false };
+        (guest.0..guest.0 + count).try_for_each(|guest| self.map_as(GuestCluster(guest), zero))
     }
 
     /// Appends the directory's record of the next member.
@@ -177,9 +172,6 @@ impl<'a> NewImage<'a> {
     pub fn finish(mut self, traits: &Traits) -> Result<()> {
         let layout = self.layout;
         let bits = layout.parts.cluster_bits;
-        if self.gap != [0; 8] {
-            self.skip_to(GuestCluster(bits.clusters(layout.parts.size)))?;
-        }
         self.l2.finish().map_err(writing)?;
         if let Some(members) = layout.parts.members {
             self.finish_pool(members)?;
@@ -249,14 +241,14 @@ impl<'a> NewImage<'a> {
     fn skip_to(&mut self, guest: GuestCluster) -> Result<()> {
         let entries = self.layout.parts.cluster_bits.entries();
         let table_start = GuestCluster(guest.0 - guest.0 % entries);
-        if self.gap == [0; 8] && self.next < table_start {
+        if self.next < table_start {
             // The rest of the table before stays unallocated, and tables with nothing in them do not exist.
             let end = self.l2.position().next_multiple_of(self.layout.parts.cluster_bits.bytes());
             self.l2.zeros_until(end).map_err(writing)?;
             self.next = table_start;
         }
         while self.next < guest {
-            self.entry(self.gap)?;
+            self.entry([0; 8])?;
         }
         Ok(())
     }

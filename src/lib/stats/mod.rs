@@ -260,7 +260,7 @@ impl<'a> Count<'a> {
             None => None,
         };
         work.progress.phase(phase + 1, phases, "scanning", disk.size());
-        let found = scan(disk, self.grain, spill, work)?;
+        let found = scan(disk, None, self.grain, spill, work)?;
         let own = own_size(disk).unwrap_or(self.bits);
         let mut cells = (own == self.bits).then(|| Cells::new(own.clusters(disk.size())));
         match surveyed {

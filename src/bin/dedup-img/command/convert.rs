@@ -68,13 +68,18 @@ fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, 
     if args.target_format == "raw" && args.compress {
         return Err(Failure::new("Compression not supported for this file format"));
     }
-    if args.target_format == "raw" && (!args.options.is_empty() || args.pin.is_some()) {
+    if args.target_format == "raw" && (!args.options.is_empty() || args.pin.is_some() || args.backing_file.is_some()) {
         return Err(Failure::new(format_args!(
-            "{}: a raw image has no options (-o) and no pool (--pin)",
+            "{}: a raw image has no options (-o), no backing file (-B) and no pool (--pin)",
             target.display()
         )));
     }
-    let options = ImageOptions::parse(&args.options, For::Convert, target)?;
+    let mut options = ImageOptions::parse(&args.options, For::Convert, target)?;
+    if args.backing_file.is_some() && options.backing_file.is_some() {
+        return Err(Failure::new("-B is not allowed when -o backing_file is used"));
+    }
+    options.backing_file = args.backing_file.clone().or(options.backing_file);
+    options.backing_format = args.backing_format.clone().or(options.backing_format);
     let durable = match args.target_cache.as_deref() {
         None | Some("none" | "off" | "directsync" | "writeback" | "writethrough") => true,
         Some("unsafe") => false,

@@ -44,6 +44,10 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
     rows.add("virtual size", bytes(report.virtual_size_bytes), "");
     rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
     rows.add("zeros", bytes(report.zero_bytes), "not stored");
+    if report.backing_clusters > 0 {
+        let remark = format!("{} that the backing file has", clusters(report.backing_clusters));
+        rows.add("unchanged", size(report.backing_clusters), &remark);
+    }
     rows.add("data", size(report.data_clusters), &clusters(report.data_clusters));
     rows.add(
         "stored",
@@ -86,7 +90,8 @@ pub(crate) fn raw(context: &Context<'_>, report: &RawReport, output: OutputArg) 
 
 fn reason(report: &ConvertReport) -> String {
     if report.cluster_sizes.is_empty() {
-        return "as asked for".to_owned();
+        let why = if report.cluster_size_reason == "backing" { "that of the backing file" } else { "as asked for" };
+        return why.to_owned();
     }
     let shortest = report.cluster_sizes.iter().map(|choice| choice.file_length_bytes).min();
     let chosen = report.cluster_sizes.iter().find(|choice| choice.cluster_size_bytes == report.cluster_size_bytes);
