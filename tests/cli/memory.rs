@@ -118,6 +118,33 @@ fn a_large_image_is_deduplicated_within_memory_plus_64_mib() {
     }
 }
 
+/// I9 for figures of many images at once, and the same ones whatever the memory: six times 600,000 records of 16 bytes at 512-byte
+/// clusters.
+#[test]
+fn six_large_images_are_counted_within_memory_plus_32_mib() {
+    let small = cached("large-1-4k.qcow2", |path| {
+        qemu::convert("raw", &large_disk(), "qcow2", path, &["-o", "cluster_size=4k"]);
+    });
+    let large = large_disk();
+    let images = [&large, &small, &large, &large, &large, &large].map(PathBuf::as_path);
+    let words = |memory: &str| args!["stats", "--cluster-size", "512", "--threads", "2", "--memory", memory];
+    let free = peak_of(words("1G").into_iter(), &images);
+    assert!(free > 56 * M, "{} MiB: the test needs larger images", free / M);
+    for memory in [16, 4] {
+        let peak = peak_of(words(&format!("{memory}M")).into_iter(), &images);
+        assert!(peak <= (memory + 32) * M, "{} MiB with {memory}", peak / M);
+    }
+    let figures = |memory: &str| {
+        let ran = dedup_img(words(memory).into_iter().chain(args!["--output", "json"]).chain(images.map(Into::into)));
+        let mut told: Value = serde_json::from_str(&ran.ok().stdout).unwrap();
+        for key in ["seconds", "peak_memory_bytes"] {
+            told.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        told
+    };
+    assert!(figures("4M") == figures("1G"));
+}
+
 /// Converts and returns the file's SHA-256.
 fn sum(source: &Path, words: &[&str]) -> String {
     let home = scratch();

@@ -16,6 +16,8 @@ mod locks;
 mod memory;
 mod program;
 mod running;
+mod stats;
+mod stats_output;
 mod targets;
 
 use crate::args;
@@ -27,6 +29,14 @@ use std::path::{Path, PathBuf};
 /// What every command promises.
 macro_rules! command_contract {
     ($command:literal) => {
+        $crate::cli::command_contract!($command, any number of images);
+
+        #[test]
+        fn rejects_an_operand_too_many() {
+            crate::cli::rejects_an_operand_too_many($command);
+        }
+    };
+    ($command:literal, any number of images) => {
         #[test]
         fn accepts_help() {
             crate::cli::accepts_help($command);
@@ -40,11 +50,6 @@ macro_rules! command_contract {
         #[test]
         fn rejects_missing_operands() {
             crate::cli::rejects_missing_operands($command);
-        }
-
-        #[test]
-        fn rejects_an_operand_too_many() {
-            crate::cli::rejects_an_operand_too_many($command);
         }
     };
 }

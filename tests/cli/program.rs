@@ -18,7 +18,7 @@ fn tells_its_version() {
 fn its_help_names_every_command() {
     for flag in ["--help", "-h"] {
         let ran = dedup_img(args![flag]).ok();
-        for word in ["Usage:", "create", "convert", "check", "dedup", "gc"] {
+        for word in ["Usage:", "create", "convert", "check", "dedup", "gc", "stats"] {
             assert!(ran.stdout.contains(word), "no {word}: {}", ran.told());
         }
         assert_eq!(ran.stderr, "", "{}", ran.told());
@@ -37,7 +37,12 @@ fn no_command_and_an_unknown_one_are_wrong_usage() {
 fn a_closed_pipe_is_no_failure() {
     use crate::support::dedup_command;
     use std::process::Stdio;
-    for words in [&args!["--help"][..], &args!["convert", "--help"], &args!["convert", "-o", "help", "a", "b"]] {
+    for words in [
+        &args!["--help"][..],
+        &args!["convert", "--help"],
+        &args!["convert", "-o", "help", "a", "b"],
+        &args!["stats", "--help"],
+    ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = dedup_command(words.to_vec());

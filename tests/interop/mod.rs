@@ -29,3 +29,6 @@ mod random_sources;
 mod refusals;
 mod round_trips;
 mod soak;
+mod stats_figures;
+mod stats_many;
+mod stats_predict;

@@ -7,6 +7,7 @@
 )]
 
 pub(crate) mod corpus;
+pub(crate) mod count;
 pub(crate) mod crash;
 pub(crate) mod failing;
 pub(crate) mod families;
