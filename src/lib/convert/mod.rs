@@ -4,6 +4,7 @@ mod copy;
 mod raw;
 pub(crate) mod size;
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ use crate::image::layout::{Layout, Parts};
 use crate::image::writer::Traits;
 use crate::pool::Pin;
 use crate::storage::atomic_file::AtomicFile;
+use crate::storage::rate::Paced;
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 
@@ -48,6 +50,10 @@ pub struct ConvertOptions {
     pub pin: Pin,
     /// Whether the output is on the disk when [`convert`] returns; without, a power failure soon after may lose it.
     pub durable: bool,
+    /// Whether the output is taken out of the host's page cache in the end.
+    pub uncached: bool,
+    /// How many bytes may be written in a second.
+    pub rate: Option<NonZeroU64>,
 }
 
 impl Default for ConvertOptions {
@@ -58,6 +64,8 @@ impl Default for ConvertOptions {
             traits: Traits::default(),
             pin: Pin::Shared,
             durable: true,
+            uncached: false,
+            rate: None,
         }
     }
 }
@@ -154,9 +162,13 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     })
     .map_err(said)?;
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
-    work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, file.storage(), work)).map_err(said)?;
+    let storage = Paced::new(file.storage(), options.rate, work.cancel);
+    work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, &storage, work)).map_err(said)?;
     disk.ensure_unchanged()?;
     work.cancel.check()?;
+    if options.uncached {
+        file.uncache()?;
+    }
     let allocated_bytes = file.commit(options.durable)?;
     drop(backing);
 

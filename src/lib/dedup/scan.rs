@@ -56,6 +56,7 @@ pub fn scan(disk: &Disk, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> 
         work.progress.advance(chunks.position() - position);
         position = chunks.position();
     }
+    disk.settle();
     Ok(scan)
 }
 
