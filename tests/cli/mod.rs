@@ -8,6 +8,7 @@
 
 mod check;
 mod convert;
+mod convert_options;
 mod create;
 mod dedup;
 mod failure;

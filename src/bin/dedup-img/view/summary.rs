@@ -38,13 +38,10 @@ impl Context<'_> {
 
 /// A part of a source that could not be read, in the words of qemu-img and with how much it is.
 pub(crate) fn unreadable(part: &Unreadable) -> String {
-    format!(
-        "error while reading offset {}: {} ('{}': {} bytes, zeros in the target)",
-        part.range.start,
-        part.reason,
-        part.path.display(),
-        part.range.end - part.range.start
-    )
+    // Where a table or a compressed cluster is damaged the reason names the file.
+    let file = if part.reason.starts_with('\'') { String::new() } else { format!("'{}': ", part.path.display()) };
+    let (start, length) = (part.range.start, part.range.end - part.range.start);
+    format!("error while reading offset {start}: {} ({file}{length} bytes, zeros in the target)", part.reason)
 }
 
 #[derive(Serialize)]
