@@ -1,6 +1,6 @@
 //! Each option of `qemu-img convert`: in the table of the man page, and doing what the table says.
 
-use super::running::is_root;
+use super::running::{Running, is_root};
 use super::{dedup_img_in, wrong_usage};
 use crate::args;
 use crate::support::corpus::{K, M, content, patch, write_sparse};
@@ -92,7 +92,8 @@ fn wrong_values_are_refused_in_the_words_of_qemu_img() {
         let words = [words, &["-O", "raw"]].concat();
         assert_eq!(convert(home.path(), &words).refused(&[]).stderr.trim_end(), format!("dedup-img: {due}"));
     }
-    assert_eq!(names_in(home.path()), ["source.raw"]);
+    // Theirs leaves a target where it refuses a cache mode.
+    assert!(!home.path().join("target").exists());
 }
 
 #[test]
@@ -119,6 +120,22 @@ fn what_cannot_mean_anything_is_refused_by_name() {
     }
     wrong_usage(convert(home.path(), &["-D"]), "convert", &["-D"]);
     assert_eq!(names_in(home.path()), ["source.raw", "target"]);
+}
+
+#[test]
+fn every_one_of_several_sources_is_locked() {
+    let home = source();
+    let parts = ["a", "b", "c"].map(|name| home.path().join(name));
+    parts.iter().for_each(|part| fs::write(part, [7; 4096]).unwrap());
+    let target = home.path().join("target");
+    let join = || dedup_img(args!["convert", "-q", "-f", "raw", parts[0], parts[1], parts[2], target]);
+    for part in &parts {
+        let _writer = Running::qemu_io(args!["-f", "raw", part]);
+        let ran = join();
+        assert!(ran.code == 1 && ran.stderr.contains("Failed to get shared \"write\" lock"), "{}", ran.told());
+        assert!(ran.stderr.contains(&format!("Could not open '{}'", part.display())), "{}", ran.told());
+    }
+    join().ok();
 }
 
 /// What changes nothing about the file but how it is made.

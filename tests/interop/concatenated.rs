@@ -166,7 +166,7 @@ fn a_snapshot_with_several_sources_is_what_qemu_img_makes_of_it() {
 }
 
 #[test]
-fn every_source_is_opened_locked_and_kept_from_being_the_target() {
+fn every_source_is_opened_and_kept_from_being_the_target() {
     let home = scratch();
     let parts = files(home.path(), &[M, M]);
     let absent = home.path().join("absent");
@@ -180,19 +180,4 @@ fn every_source_is_opened_locked_and_kept_from_being_the_target() {
         assert_eq!(sums(), before);
     }
     ours(&["-f", "qcow2"], &parts, &target).refused(&["Image is not in qcow2 format"]);
-    let mut writer = qemu::spawn("qemu-io", args!["-f", "raw", parts[1]]);
-    std::io::Write::write_all(writer.stdin.as_mut().unwrap(), b"write -P 1 0 4k\n").unwrap();
-    let held = || ours(&[], &parts, &target);
-    let mut ran = held();
-    // QEMU takes its locks when it is ready to.
-    for _ in 0..100 {
-        if ran.code == 1 {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        ran = held();
-    }
-    drop(writer.stdin.take());
-    writer.wait().unwrap();
-    assert!(ran.code == 1 && ran.stderr.contains("Failed to get shared \"write\" lock"), "{}", ran.told());
 }
