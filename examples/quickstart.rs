@@ -51,7 +51,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("   cluster size       {:>6} KiB\n", report.cluster_size_bytes >> 10);
 
     println!("3. Is it the same disk? Back to raw, byte by byte:");
-    to_raw(&Disk::open(&image, &DiskOptions::default())?, &back, RawOptions { durable: false }, &work)?;
+    to_raw(
+        &Disk::open(&image, &DiskOptions::default())?,
+        &back,
+        RawOptions { durable: false, ..RawOptions::default() },
+        &work,
+    )?;
     if !same(&disk, &back)? {
         return Err("the content differs".into());
     }

@@ -92,6 +92,14 @@ impl Error {
         self
     }
 
+    /// Why, without what was done: the operating system's words where it refused, else the whole sentence.
+    pub(crate) fn reason(&self) -> String {
+        match self.source.as_ref().and_then(|source| source.downcast_ref()) {
+            Some(source) => io_reason(source),
+            None => self.message.clone(),
+        }
+    }
+
     /// The kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -8,6 +8,7 @@
 
 mod check;
 mod convert;
+mod convert_options;
 mod create;
 mod dedup;
 mod failure;
@@ -142,7 +143,9 @@ fn rejects_an_operand_too_many(command: &str) {
         "check" | "dedup" | "gc" => args![source, "surplus"].to_vec(),
         _ => args![source, target, "surplus"].to_vec(),
     };
-    wrong_usage(dedup_img(args![command].into_iter().chain(operands)), command, &["surplus"]);
+    // What convert has too many of are sources: the one that should have been the target is not there.
+    let told = if command == "convert" { "Could not open" } else { "surplus" };
+    wrong_usage(dedup_img(args![command].into_iter().chain(operands)), command, &[told]);
     assert!(!target.exists());
 }
 

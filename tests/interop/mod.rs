@@ -13,6 +13,7 @@ mod check_repair;
 mod check_repair_all;
 mod check_sound;
 mod collisions;
+mod concatenated;
 mod content;
 mod dedup_content;
 mod dedup_crash;

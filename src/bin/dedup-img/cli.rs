@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use dedup_img::pool::Pin;
 
+use crate::qemu_options::QemuArgs;
 use crate::size::{parse_percent, parse_size};
 
 /// Deduplicated QCOW2 images that stock QEMU reads and writes.
@@ -20,7 +21,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Create(CreateArgs),
-    Convert(ConvertArgs),
+    Convert(Box<ConvertArgs>),
     Dedup(DedupArgs),
     Gc(GcArgs),
     Check(CheckArgs),
@@ -62,6 +63,7 @@ pub(crate) struct CreateArgs {
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
+    override_usage = "dedup-img convert [OPTIONS] SOURCE... TARGET",
     after_help = "\
 Examples:
   dedup-img convert disk.raw disk.qcow2
@@ -87,7 +89,7 @@ pub(crate) struct ConvertArgs {
     #[arg(short = 'O', long = "target-format", value_name = "FMT", default_value = "qcow2", help_heading = "Target")]
     pub(crate) target_format: String,
     /// Image options; '-o help' lists them
-    #[arg(short = 'o', value_name = "KEY=VALUE,...", help_heading = "Target")]
+    #[arg(short = 'o', long = "target-options", value_name = "KEY=VALUE,...", help_heading = "Target")]
     pub(crate) options: Vec<String>,
     /// Backing file of the target: what it reads in the same way is left to it
     #[arg(short = 'B', long = "backing", value_name = "FILE", help_heading = "Target")]
@@ -104,26 +106,22 @@ pub(crate) struct ConvertArgs {
     /// What to pool: shared clusters, or all data clusters (golden images and archives) [default: shared]
     #[arg(long, value_name = "WHAT", help_heading = "Target")]
     pub(crate) pin: Option<PinArg>,
-    /// Cache mode; 'unsafe' does not wait for the disk at the end [default: writeback]
-    #[arg(short = 't', long = "target-cache", value_name = "CACHE", help_heading = "Target")]
-    pub(crate) target_cache: Option<String>,
 
     /// Memory for tables; beyond that, temporary files beside the target
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]
     pub(crate) memory: u64,
     #[command(flatten)]
     pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) qemu: QemuArgs,
 
-    /// The image to read
-    #[arg(value_name = "SOURCE")]
-    pub(crate) source: Option<PathBuf>,
-    /// The image to write
-    #[arg(value_name = "TARGET")]
-    pub(crate) target: Option<PathBuf>,
+    /// The image to read, or several that make one disk, and the image to write
+    #[arg(value_name = "SOURCE... TARGET")]
+    pub(crate) files: Vec<PathBuf>,
 }
 
 /// What the commands have in common that take a while.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
     /// Worker threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Work")]

@@ -6,6 +6,7 @@ mod exit;
 mod failure;
 mod image_options;
 mod interrupt;
+mod qemu_options;
 mod size;
 mod view;
 

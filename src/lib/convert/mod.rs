@@ -6,6 +6,7 @@ mod raw;
 pub(crate) mod size;
 mod tasks;
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Instant;
 
@@ -25,6 +26,7 @@ use crate::image::layout::{Layout, Parts};
 use crate::image::writer::Traits;
 use crate::pool::Pin;
 use crate::storage::atomic_file::AtomicFile;
+use crate::storage::rate::Paced;
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 
@@ -53,6 +55,10 @@ pub struct ConvertOptions {
     pub compress: Option<CompressionLevel>,
     /// Whether the output is on the disk when [`convert`] returns; without, a power failure soon after may lose it.
     pub durable: bool,
+    /// Whether the output is taken out of the host's page cache in the end.
+    pub uncached: bool,
+    /// How many bytes may be written in a second.
+    pub rate: Option<NonZeroU64>,
 }
 
 impl Default for ConvertOptions {
@@ -64,6 +70,8 @@ impl Default for ConvertOptions {
             pin: Pin::Shared,
             compress: None,
             durable: true,
+            uncached: false,
+            rate: None,
         }
     }
 }
@@ -158,16 +166,16 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
 
     let parts = Parts { l2_tables: plan.l2_tables, members: Some(plan.members()), data: plan.stored, ..parts(bits) };
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+    let storage = Paced::new(file.storage(), options.rate, work.cancel);
     let (layout, compressed_clusters, compressed_bytes) = match options.compress {
         None => {
             let layout = Layout::new(parts).map_err(said)?;
-            work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, file.storage(), work))
-                .map_err(said)?;
+            work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, &storage, work)).map_err(said)?;
             (layout, 0, 0)
         }
         Some(level) => {
             let packed =
-                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), file.storage(), &spill, work));
+                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), &storage, &spill, work));
             let packed = packed.map_err(said)?;
             (packed.layout, packed.clusters, packed.bytes)
         }
@@ -177,6 +185,9 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         backing.ensure_unchanged()?;
     }
     work.cancel.check()?;
+    if options.uncached {
+        file.uncache()?;
+    }
     let allocated_bytes = file.commit(options.durable)?;
 
     let duplicates = plan.data_clusters - plan.stored;

@@ -1,5 +1,6 @@
 //! A disk becomes a sparse raw file.
 
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
@@ -15,16 +16,48 @@ use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::storage::atomic_file::AtomicFile;
 use crate::storage::buffer::BufferPool;
+use crate::storage::rate::Paced;
 use crate::work::Work;
 
-/// Zeros in runs of at least this many bytes, aligned, become holes (`qemu-img convert -S`, default 4k).
-const SPARSE: usize = 4096;
+/// The grain in which zeros are looked for where file systems have no finer holes anyway.
+const BLOCK: u64 = 4096;
+/// The finest grain.
+const SECTOR: u64 = 512;
+/// Zeros that are written in one go.
+const ZEROS: u64 = 1 << 20;
 
 /// How to write a raw file.
 #[derive(Debug, Clone, Copy)]
 pub struct RawOptions {
+    /// So many zero bytes in a row become a hole, a multiple of 512; with 0 there are no holes, and zeros are written.
+    pub sparse: u64,
     /// Whether the output is on the disk when [`to_raw`] returns.
     pub durable: bool,
+    /// Whether the output is taken out of the host's page cache in the end.
+    pub uncached: bool,
+    /// How many bytes may be written in a second.
+    pub rate: Option<NonZeroU64>,
+}
+
+impl RawOptions {
+    /// What qemu-img makes a hole of where it is not told.
+    pub const DEFAULT_SPARSE: u64 = BLOCK;
+
+    /// Whether `zeros` bytes of zeros are a hole.
+    fn is_hole(self, zeros: u64) -> bool {
+        self.sparse > 0 && zeros >= self.sparse
+    }
+
+    /// The grain in which zeros are looked for.
+    fn grain(self) -> u64 {
+        if self.sparse.is_multiple_of(BLOCK) { BLOCK } else { SECTOR }
+    }
+}
+
+impl Default for RawOptions {
+    fn default() -> Self {
+        Self { sparse: Self::DEFAULT_SPARSE, durable: true, uncached: false, rate: None }
+    }
 }
 
 /// What a conversion to raw did. Sizes are in bytes.
@@ -55,26 +88,41 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
     let said = |e: Error| e.prefixed(&target.display().to_string());
     file.storage().set_len(disk.size()).map_err(|e| said(Error::io("Could not set the length", e)))?;
     work.progress.phase(0, 1, "writing", disk.size());
-    let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX));
+    let storage = Paced::new(file.storage(), options.rate, work.cancel);
+    let copy = Copy { disk, storage: &storage, options, buffers: BufferPool::new(usize::try_from(CHUNK).unwrap_or(0)) };
     let mut chunks = Chunks::new(disk);
     let (mut read_bytes, mut written_bytes, mut position) = (0, 0, 0);
+    // Zeros reach over the ends of chunks: where the data before them ended.
+    let mut zeros_from = 0;
     loop {
         work.cancel.check()?;
         let batch = chunks.batch(work.batch())?;
         if batch.is_empty() {
             break;
         }
-        let results: Vec<Result<(u64, u64)>> = work
-            .run(|| batch.par_iter().map(|chunk| copy_chunk(disk, chunk.clone(), file.storage(), &buffers)).collect());
+        let results: Vec<Result<Copied>> =
+            work.run(|| batch.par_iter().map(|chunk| copy.chunk(chunk.clone())).collect());
         for result in results {
-            let (read, written) = result.map_err(said)?;
-            read_bytes += read;
-            written_bytes += written;
+            let copied = result.map_err(said)?;
+            read_bytes += copied.read;
+            written_bytes += copied.written;
+            let Some(data) = copied.data else { continue };
+            if !options.is_hole(data.start - zeros_from) {
+                written_bytes += copy.zeros(zeros_from..data.start, work).map_err(said)?;
+            }
+            zeros_from = data.end;
         }
         work.progress.advance(chunks.position() - position);
         position = chunks.position();
     }
+    // As qemu-img does it, zeros at the end are a hole however few they are.
+    if options.sparse == 0 {
+        written_bytes += copy.zeros(zeros_from..disk.size(), work).map_err(said)?;
+    }
     disk.ensure_unchanged()?;
+    if options.uncached {
+        file.uncache()?;
+    }
     let allocated_bytes = file.commit(options.durable)?;
     Ok(RawReport {
         virtual_size_bytes: disk.size(),
@@ -86,42 +134,96 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
     })
 }
 
-/// Copies what is not zero of `chunk`; returns the bytes read and written.
-fn copy_chunk(disk: &Disk, chunk: Range<u64>, storage: &dyn Storage, buffers: &BufferPool) -> Result<(u64, u64)> {
-    let mut reader = Reader::sequential(disk);
-    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
-    let mut runs = Vec::new();
-    reader.data_runs(chunk, SPARSE as u64, &mut runs)?;
-    let (mut read, mut written) = (0, 0);
-    for run in runs {
-        let len = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
-        let Some(content) = buffer.get_mut(..len) else { break };
-        reader.read(run.start, content)?;
-        read += len as u64;
-        // Consecutive pieces that are not zero go out in one write.
-        let mut start = None;
-        let mut at = 0;
-        for piece in content.chunks(SPARSE) {
-            match (is_zero(piece), start) {
-                (false, None) => start = Some(at),
-                (true, Some(from)) => {
-                    written += write(storage, run.start, content, from..at)?;
-                    start = None;
-                }
-                _ => {}
-            }
-            at += piece.len();
-        }
-        if let Some(from) = start {
-            written += write(storage, run.start, content, from..at)?;
-        }
-    }
-    Ok((read, written))
+/// What a worker has done with a chunk.
+#[derive(Default)]
+struct Copied {
+    read: u64,
+    written: u64,
+    /// From the first to the last byte that it has written.
+    data: Option<Range<u64>>,
 }
 
-fn write(storage: &dyn Storage, base: u64, content: &[u8], range: Range<usize>) -> Result<u64> {
-    let offset = base + range.start as u64;
-    let piece = content.get(range).unwrap_or_default();
-    storage.write_at(piece, offset).map_err(|e| Error::io(format_args!("Could not write at {offset:#x}"), e))?;
-    Ok(piece.len() as u64)
+/// What the workers share.
+struct Copy<'a> {
+    disk: &'a Disk,
+    storage: &'a dyn Storage,
+    options: RawOptions,
+    buffers: BufferPool,
+}
+
+impl Copy<'_> {
+    /// Copies what is not zero of `chunk`, with the zeros between that are too few for a hole.
+    fn chunk(&self, chunk: Range<u64>) -> Result<Copied> {
+        let mut reader = Reader::sequential(self.disk);
+        let mut buffer = self.buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+        let mut runs = Vec::new();
+        let grain = self.options.grain();
+        reader.data_runs(chunk, grain, &mut runs)?;
+        let mut copied = Copied::default();
+        for run in runs {
+            let len = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
+            let Some(content) = buffer.get_mut(..len) else { break };
+            reader.read(run.start, content)?;
+            copied.read += len as u64;
+            // What goes out in one write.
+            let mut open: Option<Range<u64>> = None;
+            let mut at = run.start;
+            for piece in content.chunks(usize::try_from(grain).unwrap_or(usize::MAX)) {
+                let end = at + piece.len() as u64;
+                if !is_zero(piece) {
+                    match &mut open {
+                        Some(open) if open.end == at || !self.options.is_hole(at - open.end) => open.end = end,
+                        open => {
+                            if let Some(done) = open.replace(at..end) {
+                                self.write(run.start, content, done, &mut copied)?;
+                            }
+                        }
+                    }
+                }
+                at = end;
+            }
+            if let Some(open) = open {
+                self.write(run.start, content, open, &mut copied)?;
+            }
+        }
+        Ok(copied)
+    }
+
+    /// Writes `range` of the disk from `content`, which begins at `base`, and what lies between it and what was written before.
+    fn write(&self, base: u64, content: &[u8], range: Range<u64>, copied: &mut Copied) -> Result<()> {
+        if let Some(before) = &copied.data
+            && !self.options.is_hole(range.start - before.end)
+        {
+            copied.written += self.write_zeros(before.end..range.start)?;
+        }
+        let index = |at: u64| usize::try_from(at - base).unwrap_or(usize::MAX);
+        let piece = content.get(index(range.start)..index(range.end)).unwrap_or_default();
+        self.put(piece, range.start)?;
+        copied.written += piece.len() as u64;
+        let start = copied.data.as_ref().map_or(range.start, |data| data.start);
+        copied.data = Some(start..range.end);
+        Ok(())
+    }
+
+    /// Writes zeros over a range of any length.
+    fn zeros(&self, range: Range<u64>, work: &Work<'_>) -> Result<u64> {
+        let mut at = range.start;
+        while at < range.end {
+            work.cancel.check()?;
+            at += self.write_zeros(at..range.end.min(at + ZEROS))?;
+        }
+        Ok(range.end - range.start)
+    }
+
+    /// Writes zeros over a range within a chunk.
+    fn write_zeros(&self, range: Range<u64>) -> Result<u64> {
+        let len = range.end - range.start;
+        self.put(&vec![0; usize::try_from(len).unwrap_or(0)], range.start)?;
+        Ok(len)
+    }
+
+    fn put(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let wrote = self.storage.write_at(bytes, offset);
+        wrote.map_err(|e| Error::io(format_args!("Could not write at {offset:#x}"), e))
+    }
 }

@@ -68,6 +68,7 @@ pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spi
         position = chunks.position();
     }
     zeros.end(&mut scan.zeros)?;
+    disk.settle();
     Ok(scan)
 }
 

@@ -1,137 +1,126 @@
-//! The disk as a guest sees it: a raw file or a QCOW2 image with its chain of backing files.
+//! The disk as a guest sees it: a raw file or a QCOW2 image with its chain of backing files, or several, one after the other.
 
+mod chain;
 pub mod chunks;
 mod open;
 mod probe;
 mod read;
+mod reader;
+mod salvage;
 
-use std::io;
+use std::iter;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use chain::Chain;
 pub(crate) use open::refuse_protocol;
 pub use open::{DiskOptions, Format, open_image};
 pub(crate) use read::Inflater;
-pub use read::Reader;
+pub use reader::Reader;
+use salvage::Damage;
+pub use salvage::Unreadable;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::CompressionType;
 use crate::image::Qcow2;
+use crate::storage::Storage;
 use crate::storage::open::FileId;
-use crate::storage::{FileStorage, Storage};
 use crate::units::ClusterBits;
 
 /// A disk open for reading, with all the files that its content comes from, locked.
 pub struct Disk {
-    /// The image itself, then its backing file, then that one's.
-    layers: Vec<Layer>,
+    /// There is at least one part; the others follow it without a gap.
+    first: Part,
+    others: Vec<Part>,
 }
 
-struct Layer {
-    path: PathBuf,
-    id: FileId,
-    stamp: Stamp,
-    /// A second descriptor of the same open file, to look at it again.
-    file: std::fs::File,
-    content: Content,
+/// An image that is a part of a disk, or all of it.
+struct Part {
+    /// Where it begins, in bytes of the disk.
+    start: u64,
+    chain: Chain,
 }
 
-/// What changes when a file is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    len: u64,
-    /// When the content was last written, and when anything about the file was last changed: a writer may set the first back.
-    times: Option<[i64; 4]>,
-}
-
-enum Content {
-    Raw {
-        storage: FileStorage,
-        /// Length in bytes, rounded up to 512 as QEMU does.
-        size: u64,
-    },
-    Qcow2(Qcow2),
-}
-
-impl Layer {
-    fn size(&self) -> u64 {
-        match &self.content {
-            Content::Raw { size, .. } => *size,
-            Content::Qcow2(image) => image.size(),
-        }
-    }
-
-    fn storage(&self) -> &dyn Storage {
-        match &self.content {
-            Content::Raw { storage, .. } => storage,
-            Content::Qcow2(image) => image.storage(),
-        }
-    }
-
-    /// The first range at or after `offset` that this layer may hold something for.
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let range = match &self.content {
-            Content::Raw { storage, .. } => storage.next_data(offset)?,
-            Content::Qcow2(image) => image.next_table(offset),
-        };
-        // An empty range must not hide what other layers have.
-        Ok(range.map(|range| range.start..range.end.min(self.size())).filter(|range| !range.is_empty()))
+impl Part {
+    fn end(&self) -> u64 {
+        self.start + self.chain.size()
     }
 }
 
 impl Disk {
+    /// A disk of one image.
+    fn of(chain: Chain) -> Self {
+        Self { first: Part { start: 0, chain }, others: Vec::new() }
+    }
+
+    /// The disk on which `other` follows this one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Limit`] where it would be larger than a file can be.
+    pub fn followed_by(mut self, other: Self) -> Result<Self> {
+        for part in iter::once(other.first).chain(other.others) {
+            let start = self.size();
+            let end = start.checked_add(part.chain.size()).filter(|&end| i64::try_from(end).is_ok());
+            if end.is_none() {
+                return Err(Error::new(ErrorKind::Limit, "the sources together are 8 EiB or more"));
+            }
+            self.others.push(Part { start, ..part });
+        }
+        Ok(self)
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        iter::once(&self.first).chain(&self.others)
+    }
+
+    /// The part that `offset` lies in; the last one for what lies behind all.
+    fn part_at(&self, offset: u64) -> &Part {
+        let before = self.others.partition_point(|part| part.start <= offset);
+        self.others.get(..before).and_then(<[Part]>::last).unwrap_or(&self.first)
+    }
+
     /// Virtual size in bytes, a multiple of 512.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.layers.first().map_or(0, Layer::size)
+        self.others.last().unwrap_or(&self.first).end()
     }
 
-    /// The format of the image itself.
+    /// The format of the image itself, of the first where there are several.
     #[must_use]
     pub fn format(&self) -> Format {
-        match self.layers.first().map(|layer| &layer.content) {
-            Some(Content::Qcow2(_)) => Format::Qcow2,
-            _ => Format::Raw,
-        }
+        self.first.chain.format()
     }
 
-    /// The file of the chain that is the file `id`, if any.
+    /// The file that is the file `id`, if any.
     #[must_use]
     pub fn find(&self, id: FileId) -> Option<&Path> {
-        self.layers.iter().find(|layer| layer.id == id).map(|layer| layer.path.as_path())
+        self.parts().find_map(|part| part.chain.find(id))
     }
 
-    /// The image itself, where it is a QCOW2.
+    /// The image itself, where it is a single QCOW2.
     #[must_use]
     pub fn qcow2(&self) -> Option<&Qcow2> {
-        match &self.layers.first()?.content {
-            Content::Qcow2(image) => Some(image),
-            Content::Raw { .. } => None,
-        }
+        self.only().and_then(Chain::qcow2)
     }
 
-    /// The file of the image itself.
+    /// The file of the image itself, where it is a single one.
     pub(crate) fn file(&self) -> Option<&dyn Storage> {
-        self.layers.first().map(Layer::storage)
+        self.only().and_then(Chain::file)
     }
 
-    /// Whether an image of the chain may have compressed clusters of this kind and size.
+    /// Whether an image of a chain may have compressed clusters of this kind and size.
     pub(crate) fn may_have_packed(&self, bits: ClusterBits, kind: CompressionType) -> bool {
-        self.layers.iter().any(|layer| match &layer.content {
-            Content::Raw { .. } => false,
-            Content::Qcow2(image) => (image.header().cluster_bits, image.header().compression) == (bits, kind),
-        })
+        self.parts().any(|part| part.chain.may_have_packed(bits, kind))
     }
 
-    /// The largest cluster of the chain's compressed clusters: reads in such pieces decompress nothing twice.
+    fn only(&self) -> Option<&Chain> {
+        self.others.is_empty().then_some(&self.first.chain)
+    }
+
+    /// The largest cluster of the compressed clusters: reads in such pieces decompress nothing twice.
     #[must_use]
     pub fn preferred_read(&self) -> u64 {
-        let cluster = |layer: &Layer| match &layer.content {
-            Content::Raw { .. } => 0,
-            Content::Qcow2(image) => image.header().cluster_bits.bytes(),
-        };
-        self.layers.iter().map(cluster).max().unwrap_or(0)
+        self.parts().map(|part| part.chain.preferred_read()).max().unwrap_or(0)
     }
 
     /// The first range at or after `offset` that may hold something else than zeros, or `None`. It may be larger than what does.
@@ -139,20 +128,15 @@ impl Disk {
     /// # Errors
     /// The operating system's.
     pub fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let size = self.size();
-        let mut first: Option<Range<u64>> = None;
-        for layer in &self.layers {
-            let range = layer.next_data(offset).map_err(|e| self.reading(layer, offset, e))?;
-            let Some(range) = range.filter(|range| range.start < size) else { continue };
-            // The earliest one is enough: the next call finds what lies behind it.
-            if first.as_ref().is_none_or(|first| range.start < first.start) {
-                first = Some(range.start..range.end.min(size));
+        for part in self.parts().filter(|part| offset < part.end()) {
+            if let Some(data) = part.chain.next_data(offset.saturating_sub(part.start))? {
+                return Ok(Some(part.start + data.start..part.start + data.end));
             }
         }
-        Ok(first)
+        Ok(None)
     }
 
-    /// Fails with [`ErrorKind::Changed`] where a file of the chain was written since it was opened.
+    /// Fails with [`ErrorKind::Changed`] where one of the files was written since it was opened.
     ///
     /// The locks keep QEMU away, not `dd`: deduplication reads a disk in more than one pass, and a disk that changes under it
     /// must not become an image that it never was.
@@ -160,33 +144,23 @@ impl Disk {
     /// # Errors
     /// As said, and the operating system's.
     pub fn ensure_unchanged(&self) -> Result<()> {
-        for layer in &self.layers {
-            let now = Stamp::of(&layer.file).map_err(|e| self.reading(layer, 0, e))?;
-            if now != layer.stamp {
-                return Err(Error::new(
-                    ErrorKind::Changed,
-                    format!(
-                        "'{}' changed while it was read; stop what writes to it, or read a snapshot of it",
-                        layer.path.display()
-                    ),
-                ));
-            }
-        }
-        Ok(())
+        self.parts().try_for_each(|part| part.chain.ensure_unchanged())
     }
 
-    fn reading(&self, layer: &Layer, offset: u64, source: io::Error) -> Error {
-        Error::io(format_args!("Could not read '{}' at {offset:#x}", layer.path.display()), source)
+    /// What could not be read so far, in order; nothing where [`DiskOptions::salvage`] was not set.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        self.parts().flat_map(|part| part.chain.unreadable()).collect()
     }
-}
 
-impl Stamp {
-    fn of(file: &std::fs::File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        // A block device's times do not tell whether it was written.
-        let times = metadata
-            .is_file()
-            .then(|| [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()]);
-        Ok(Self { len: metadata.len(), times })
+    /// Ends the first pass over the disk: what could be read in it and cannot be read again is an error, also with
+    /// [`DiskOptions::salvage`], and what could not be read stays zeros.
+    pub fn settle(&self) {
+        self.parts().filter_map(|part| part.chain.salvage.as_ref()).for_each(Damage::settle);
+    }
+
+    /// Takes the files out of the host's page cache, as far as it lets them go.
+    pub fn drop_cache(&self) {
+        self.parts().for_each(|part| part.chain.drop_cache());
     }
 }

@@ -7,8 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::Disk;
+use super::chain::{Chain, Content, Layer, Stamp};
 use super::probe::{PROBE_LENGTH, probe};
-use super::{Content, Disk, Layer, Stamp};
+use super::salvage::Damage;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, extension};
 use crate::image::Qcow2;
@@ -61,6 +63,8 @@ pub struct DiskOptions {
     pub force_share: bool,
     /// Refuse images that need a backing file.
     pub no_backing: bool,
+    /// Take zeros for what cannot be read, see [`Disk::unreadable`]. Opening fails as ever.
+    pub salvage: bool,
 }
 
 impl Disk {
@@ -88,7 +92,8 @@ impl Disk {
                 return Err(Error::new(ErrorKind::Limit, what).opening(path));
             }
         }
-        Ok(Self { layers })
+        let salvage = options.salvage.then(Damage::default);
+        Ok(Self::of(Chain { layers, salvage }))
     }
 }
 

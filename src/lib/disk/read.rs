@@ -1,12 +1,13 @@
-//! Reading a disk's content.
+//! Reading the content of an image with its chain.
 
 use std::ops::Range;
 
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
+use super::chain::{Chain, Content, Layer};
 use super::chunks::CHUNK;
-use super::{Content, Disk, Layer};
+use super::salvage::{Damage, SECTOR};
 use crate::error::{Error, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::{CompressionType, Header};
@@ -44,9 +45,9 @@ impl Segment {
     }
 }
 
-/// Reads a [`Disk`]; each thread has its own, with its scratch memory and decoders.
-pub struct Reader<'a> {
-    disk: &'a Disk,
+/// Reads a [`Chain`], and can turn to another one.
+pub(super) struct ChainReader<'a> {
+    chain: &'a Chain,
     window: u64,
     /// The segments of `mapped`, in order.
     segments: Vec<Segment>,
@@ -55,64 +56,56 @@ pub struct Reader<'a> {
     inflater: Inflater,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ChainReader<'a> {
     /// A reader for ascending offsets: it looks up the tables of a whole window at once.
-    #[must_use]
-    pub fn sequential(disk: &'a Disk) -> Self {
-        Self::new(disk, Self::WINDOW)
+    pub(super) fn sequential(chain: &'a Chain) -> Self {
+        Self::new(chain, Self::WINDOW)
     }
 
     /// A reader for offsets in any order: it looks up what it reads, no more.
-    #[must_use]
-    pub fn random(disk: &'a Disk) -> Self {
-        Self::new(disk, 1)
+    pub(super) fn random(chain: &'a Chain) -> Self {
+        Self::new(chain, 1)
     }
 
     /// The most that is mapped at once, which bounds the memory for segments.
     const WINDOW: u64 = CHUNK;
 
-    fn new(disk: &'a Disk, window: u64) -> Self {
-        Self { disk, window, segments: Vec::new(), mapped: 0..0, slice: Vec::new(), inflater: Inflater::default() }
+    fn new(chain: &'a Chain, window: u64) -> Self {
+        Self { chain, window, segments: Vec::new(), mapped: 0..0, slice: Vec::new(), inflater: Inflater::default() }
     }
 
-    /// Emits the parts of `range` (of at most 2 MiB) that are not known to be zeros, widened to multiples of `grain` and merged.
-    ///
-    /// # Errors
-    /// Fails where the image's tables cannot be read or are impossible.
-    pub fn data_runs(&mut self, range: Range<u64>, grain: u64, runs: &mut Vec<Range<u64>>) -> Result<()> {
-        self.map(range.clone())?;
-        runs.clear();
-        for segment in self.segments.iter().filter(|s| s.source != Source::Zero) {
-            let start = (segment.start & !(grain - 1)).max(range.start);
-            let end = segment.end().next_multiple_of(grain).min(range.end);
-            match runs.last_mut() {
-                Some(last) if last.end >= start => last.end = last.end.max(end),
-                _ => runs.push(start..end),
-            }
-        }
-        Ok(())
+    /// Reads `chain` from now on.
+    pub(super) fn turn_to(&mut self, chain: &'a Chain) {
+        self.chain = chain;
+        self.mapped = 0..0;
+        self.inflater.forget();
     }
 
-    /// Fills `buf` with the disk's content from `start`. What lies past its end reads as zeros.
-    ///
-    /// # Errors
-    /// Fails where something cannot be read or decompressed, naming the offset.
-    pub fn read(&mut self, start: u64, buf: &mut [u8]) -> Result<()> {
+    /// The parts of `range` (of at most 2 MiB) that are not known to be zeros, in order.
+    pub(super) fn data(&mut self, range: Range<u64>) -> Result<impl Iterator<Item = Range<u64>>> {
+        self.map(range)?;
+        Ok(self.segments.iter().filter(|s| s.source != Source::Zero).map(|s| s.start..s.end()))
+    }
+
+    /// Fills `buf` with the content from `start`. What lies past the end reads as zeros.
+    pub(super) fn read(&mut self, start: u64, buf: &mut [u8]) -> Result<()> {
         let (mut at, mut rest) = (start, buf);
         // What a raw disk has at an offset lies at that offset; its holes are read as what they are.
-        if let [Layer { content: Content::Raw { storage, .. }, path, .. }] = self.disk.layers.as_slice() {
+        if let [Layer { content: Content::Raw { storage, .. }, path, .. }] = self.chain.layers.as_slice()
+            && self.chain.salvage.is_none()
+        {
             let read = read_padded(storage, rest, at);
             return read.map_err(|e| Error::io(format_args!("Could not read '{}' at {at:#x}", path.display()), e));
         }
         while !rest.is_empty() {
             if !self.mapped.contains(&at) {
-                if at >= self.disk.size() {
+                if at >= self.chain.size() {
                     rest.fill(0);
                     return Ok(());
                 }
                 let window = at & !(self.window - 1);
                 let end = (window + self.window).max((at + rest.len() as u64).min(window + Self::WINDOW));
-                self.map(window..end.min(self.disk.size()))?;
+                self.map(window..end.min(self.chain.size()))?;
             }
             let index = self.segments.partition_point(|s| s.end() <= at);
             let Some(&segment) = self.segments.get(index) else {
@@ -120,7 +113,11 @@ impl<'a> Reader<'a> {
             };
             let len = usize::try_from(segment.end() - at).unwrap_or(usize::MAX).min(rest.len());
             let (piece, remaining) = rest.split_at_mut(len);
-            self.fill(&segment, at - segment.start, piece)?;
+            let chain = self.chain;
+            match &chain.salvage {
+                None => self.fill(&segment, at - segment.start, piece)?,
+                Some(damage) => self.fill_what_can_be(damage, &segment, at - segment.start, piece)?,
+            }
             at += len as u64;
             rest = remaining;
         }
@@ -129,9 +126,9 @@ impl<'a> Reader<'a> {
 
     /// The compressed bytes of the cluster of `bits` that begins at `start`, where that is what an image of the chain has there, of
     /// this kind and of the same size.
-    pub(crate) fn packed(&mut self, start: u64, bits: ClusterBits, kind: CompressionType) -> Result<Option<&[u8]>> {
+    pub(super) fn packed(&mut self, start: u64, bits: ClusterBits, kind: CompressionType) -> Result<Option<&[u8]>> {
         let range = start..start + bits.bytes();
-        if range.end > self.disk.size() {
+        if range.end > self.chain.size() || self.chain.salvage.is_some() {
             return Ok(None);
         }
         if !self.mapped.contains(&start) || !self.mapped.contains(&(range.end - 1)) {
@@ -140,7 +137,7 @@ impl<'a> Reader<'a> {
         let index = self.segments.partition_point(|s| s.end() <= start);
         let Some(&Segment { start: first, len, source }) = self.segments.get(index) else { return Ok(None) };
         let Source::Compressed { layer, extent, skip: 0 } = source else { return Ok(None) };
-        let Some(Content::Qcow2(image)) = self.disk.layers.get(layer).map(|l| &l.content) else { return Ok(None) };
+        let Some(Content::Qcow2(image)) = self.chain.layers.get(layer).map(|l| &l.content) else { return Ok(None) };
         let header = image.header();
         if (first, len, header.cluster_bits, header.compression) != (start, bits.bytes(), bits, kind) {
             return Ok(None);
@@ -155,8 +152,62 @@ impl<'a> Reader<'a> {
         }
         self.mapped = 0..0;
         self.segments.clear();
-        map_layer(self.disk, 0, range.clone(), &mut self.slice, &mut self.segments)?;
+        let chain = self.chain;
+        match (map_layer(chain, 0, range.clone(), &mut self.slice, &mut self.segments), &chain.salvage) {
+            (Err(_), Some(damage)) => self.map_what_can_be(damage, range.clone())?,
+            (result, _) => result?,
+        }
         self.mapped = range;
+        Ok(())
+    }
+
+    /// Maps `range` cluster by cluster, and takes zeros for those whose tables cannot be read or are impossible.
+    fn map_what_can_be(&mut self, damage: &Damage, range: Range<u64>) -> Result<()> {
+        self.segments.clear();
+        let finest = self.chain.finest();
+        let mut piece = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let end = ((at + finest) & !(finest - 1)).min(range.end);
+            piece.clear();
+            if let Err(error) = map_layer(self.chain, 0, at..end, &mut self.slice, &mut piece) {
+                damage.forgive(at..end, error)?;
+                piece.clear();
+                piece.push(Segment { start: at, len: end - at, source: Source::Zero });
+            }
+            for segment in &piece {
+                push(&mut self.segments, segment.start, segment.len, segment.source);
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// As `fill`, with zeros for what cannot be read: sectors, and compressed clusters.
+    fn fill_what_can_be(&mut self, damage: &Damage, segment: &Segment, skip: u64, buf: &mut [u8]) -> Result<()> {
+        let Err(error) = self.fill(segment, skip, buf) else {
+            damage.blank(segment.start + skip, buf);
+            return Ok(());
+        };
+        if matches!(segment.source, Source::Compressed { .. }) {
+            buf.fill(0);
+            let start = segment.start + skip;
+            return damage.forgive(start..start + buf.len() as u64, error);
+        }
+        let (mut at, mut rest) = (segment.start + skip, buf);
+        while !rest.is_empty() {
+            let len = usize::try_from(SECTOR - at % SECTOR).unwrap_or(usize::MAX).min(rest.len());
+            let (sector, remaining) = rest.split_at_mut(len);
+            if let Err(error) = self.fill(segment, at - segment.start, sector) {
+                sector.fill(0);
+                // Whole sectors, so that the passes agree whichever bytes they ask for.
+                let start = at - at % SECTOR;
+                damage.forgive(start..start + SECTOR, error)?;
+            }
+            damage.blank(at, sector);
+            at += len as u64;
+            rest = remaining;
+        }
         Ok(())
     }
 
@@ -167,12 +218,12 @@ impl<'a> Reader<'a> {
                 return Ok(());
             }
             Source::File { layer, offset } => {
-                let Some(storage) = self.disk.layers.get(layer).map(Layer::storage) else { return Ok(()) };
+                let Some(storage) = self.chain.layers.get(layer).map(Layer::storage) else { return Ok(()) };
                 let read = read_padded(storage, buf, offset + skip);
                 (layer, read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", offset + skip), e)))
             }
             Source::Compressed { layer, extent, skip: before } => {
-                let Some(Content::Qcow2(image)) = self.disk.layers.get(layer).map(|l| &l.content) else {
+                let Some(Content::Qcow2(image)) = self.chain.layers.get(layer).map(|l| &l.content) else {
                     return Ok(());
                 };
                 let guest = segment.start + skip;
@@ -185,20 +236,20 @@ impl<'a> Reader<'a> {
                 (layer, result.map_err(|e| e.prefixed(&format!("compressed cluster of guest offset {guest:#x}"))))
             }
         };
-        let path = self.disk.layers.get(layer).map(|l| l.path.display().to_string()).unwrap_or_default();
+        let path = self.chain.layers.get(layer).map(|l| l.path.display().to_string()).unwrap_or_default();
         result.map_err(|e| e.prefixed(&format!("'{path}'")))
     }
 }
 
 /// Appends the segments of `range` as layer `index` and those behind it have them.
 fn map_layer(
-    disk: &Disk,
+    chain: &Chain,
     index: usize,
     range: Range<u64>,
     slice: &mut Vec<u8>,
     segments: &mut Vec<Segment>,
 ) -> Result<()> {
-    let Some(layer) = disk.layers.get(index) else {
+    let Some(layer) = chain.layers.get(index) else {
         push(segments, range.start, range.end - range.start, Source::Zero);
         return Ok(());
     };
@@ -208,7 +259,11 @@ fn map_layer(
         Content::Raw { storage, .. } => {
             let mut at = range.start;
             while at < inside {
-                let data = storage.next_data(at).map_err(|e| disk.reading(layer, at, e))?;
+                let data = match storage.next_data(at) {
+                    // Reading will tell.
+                    Err(_) if chain.salvage.is_some() => Some(at..inside),
+                    data => data.map_err(|e| Chain::reading(layer, at, e))?,
+                };
                 let data = data.map_or(inside..inside, |d| d.start.min(inside)..d.end.min(inside));
                 push(segments, at, data.start - at, Source::Zero);
                 push(segments, data.start, data.end - data.start, Source::File { layer: index, offset: data.start });
@@ -216,7 +271,7 @@ fn map_layer(
             }
         }
         Content::Qcow2(image) => {
-            let has_backing = index + 1 < disk.layers.len();
+            let has_backing = index + 1 < chain.layers.len();
             let mut at = range.start;
             let mut pieces: Vec<(Range<u64>, Option<Source>)> = Vec::new();
             let emit = |extent: Extent| {
@@ -240,7 +295,7 @@ fn map_layer(
             for (piece, source) in pieces {
                 match source {
                     Some(source) => push(segments, piece.start, piece.end - piece.start, source),
-                    None => map_layer(disk, index + 1, piece, slice, segments)?,
+                    None => map_layer(chain, index + 1, piece, slice, segments)?,
                 }
             }
         }
@@ -285,6 +340,11 @@ pub(crate) struct Inflater {
 }
 
 impl Inflater {
+    /// Forgets the last cluster: what follows is about another image.
+    fn forget(&mut self) {
+        self.key = None;
+    }
+
     pub(crate) fn cluster(
         &mut self,
         storage: &dyn Storage,

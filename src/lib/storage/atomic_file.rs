@@ -11,7 +11,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 
 use super::lock::{LockMode, lock};
 use super::open::{FileId, open_locked};
-use super::{FileStorage, Storage};
+use super::{FileStorage, Storage, drop_cache};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A new file beside its final name, without a name of its own where the file system can (`O_TMPFILE`): whatever ends the
@@ -75,6 +75,16 @@ impl AtomicFile {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Writes the content to the disk and takes it out of the host's page cache.
+    ///
+    /// # Errors
+    /// Fails where the content could not be made durable.
+    pub fn uncache(&self) -> Result<()> {
+        self.storage.sync().map_err(|e| creating(&self.target, e))?;
+        drop_cache(&self.storage.0);
+        Ok(())
     }
 
     /// Gives the file its name and returns the bytes that it occupies. With `durable`, its content is on the disk before and its

@@ -17,6 +17,7 @@ pub mod buffer;
 pub(crate) mod latch;
 pub mod lock;
 pub mod open;
+pub mod rate;
 pub mod region;
 
 /// A file, or something that behaves like one.
@@ -69,6 +70,11 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The operating system's.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+}
+
+/// Takes the clean pages of `file` out of the page cache. Advice only: where it is not followed nothing is lost.
+pub(crate) fn drop_cache(file: &File) {
+    let _ = nix::fcntl::posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
 /// Fills `buf` from `offset`; what lies past the end of the file reads as zeros, as QEMU reads a short last cluster.

@@ -1,19 +1,21 @@
 //! `dedup-img convert`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use dedup_img::ErrorKind;
 use dedup_img::compress::CompressionLevel;
-use dedup_img::convert::{ConvertOptions, RawOptions, convert, to_raw};
-use dedup_img::disk::{Disk, DiskOptions, Format};
+use dedup_img::convert::{ConvertOptions, ConvertReport, RawOptions, RawReport, convert, to_raw};
+use dedup_img::disk::{Disk, DiskOptions, Format, Unreadable};
 use dedup_img::format::refcount::RefcountBits;
 use dedup_img::image::SnapshotName;
 use dedup_img::pool::Pin;
 use dedup_img::work::Work;
 
 use super::run;
-use crate::cli::ConvertArgs;
+use crate::cli::{ConvertArgs, RunArgs};
 use crate::failure::Failure;
 use crate::image_options::{For, ImageOptions, help, wants_help};
+use crate::qemu_options::QemuOptions;
 use crate::view::{self, summary};
 
 /// Runs the command.
@@ -21,54 +23,129 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     if wants_help(&args.options) {
         return view::print(&help(For::Convert));
     }
-    let (Some(source), Some(target)) = (&args.source, &args.target) else {
+    let Some((target, sources)) = args.files.split_last().filter(|(_, sources)| !sources.is_empty()) else {
         return Err(Failure::Usage { command: "convert", message: "Must specify image file name".to_owned() });
     };
     let target_format: Format = args
         .target_format
         .parse()
         .map_err(|_| Failure::new(format_args!("Unknown file format '{}' (known: qcow2, raw)", args.target_format)))?;
-    let options = convert_options(args, target)?;
-    let disk_options = DiskOptions {
-        format: args.source_format.as_deref().map(|name| source_format(source, name)).transpose()?,
-        snapshot: args.snapshot.as_deref().map(snapshot_name),
-        force_share: args.force_share,
-        no_backing: args.no_backing,
+    let job = Job {
+        args,
+        sources,
+        target,
+        target_format,
+        disk_options: source_options(args, sources)?,
+        options: convert_options(args, target, target_format)?,
     };
+    let run_args = RunArgs { threads: threads(args, job.options.qemu)?, ..args.run.clone() };
 
-    let work_on = |work: &Work<'_>| work_on(args, source, target, target_format, &disk_options, &options, work);
-    let summary = run::run(&args.run, args.memory, work_on)??;
+    let mut unreadable = Vec::new();
+    let result = run::run(&run_args, args.memory, |work| job.run(work, &mut unreadable))?;
+    if !args.run.quiet {
+        unreadable.iter().for_each(|part| view::warning(&summary::unreadable(part)));
+    }
+    let summary = result?;
     if args.run.quiet { Ok(()) } else { view::print(&summary) }
 }
 
-fn work_on(
-    args: &ConvertArgs,
-    source: &Path,
-    target: &Path,
+/// A conversion.
+struct Job<'a> {
+    args: &'a ConvertArgs,
+    sources: &'a [PathBuf],
+    target: &'a Path,
     target_format: Format,
-    disk_options: &DiskOptions,
-    options: &ConvertOptions,
-    work: &Work<'_>,
-) -> dedup_img::Result<String> {
-    let disk = Disk::open(source, disk_options)?;
-    let context = summary::Context { source, source_format: disk.format(), target, target_format };
-    match target_format {
-        Format::Qcow2 => {
-            let report = convert(&disk, target, options, work)?;
-            Ok(summary::convert(&context, &report, args.run.output))
+    disk_options: DiskOptions,
+    options: TargetOptions,
+}
+
+/// How to write the target.
+struct TargetOptions {
+    image: ConvertOptions,
+    qemu: QemuOptions,
+}
+
+impl Job<'_> {
+    /// Runs it and returns the summary; `unreadable` tells what could not be read, also where it failed.
+    fn run(&self, work: &Work<'_>, unreadable: &mut Vec<Unreadable>) -> dedup_img::Result<String> {
+        let disk = open(self.sources, &self.disk_options)?;
+        if self.options.qemu.source_uncached {
+            disk.drop_cache();
         }
-        Format::Raw => {
-            let report = to_raw(&disk, target, RawOptions { durable: options.durable }, work)?;
-            Ok(summary::raw(&context, &report, args.run.output))
+        let result = self.write(&disk, work);
+        *unreadable = disk.unreadable();
+        if self.options.qemu.source_uncached {
+            disk.drop_cache();
+        }
+        let context = summary::Context {
+            sources: self.sources,
+            source_format: disk.format(),
+            target: self.target,
+            target_format: self.target_format,
+            unreadable,
+        };
+        let output = self.args.run.output;
+        Ok(match result? {
+            Report::Qcow2(report) => summary::convert(&context, &report, output),
+            Report::Raw(report) => summary::raw(&context, &report, output),
+        })
+    }
+
+    fn write(&self, disk: &Disk, work: &Work<'_>) -> dedup_img::Result<Report> {
+        let QemuOptions { sparse, rate, durable, uncached, .. } = self.options.qemu;
+        match self.target_format {
+            Format::Qcow2 => Ok(Report::Qcow2(Box::new(convert(disk, self.target, &self.options.image, work)?))),
+            Format::Raw => {
+                Ok(Report::Raw(to_raw(disk, self.target, RawOptions { sparse, durable, uncached, rate }, work)?))
+            }
         }
     }
 }
 
-fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, Failure> {
-    if args.target_format == "raw" && args.compress {
+/// What was done.
+enum Report {
+    Qcow2(Box<ConvertReport>),
+    Raw(RawReport),
+}
+
+/// `-m` is qemu-img's name for what `--threads` says.
+fn threads(args: &ConvertArgs, options: QemuOptions) -> Result<Option<u16>, Failure> {
+    match (args.run.threads, options.threads) {
+        (Some(_), Some(_)) => Err(Failure::new("-m and --threads both say the number of threads; give one of them")),
+        (threads, parallel) => Ok(threads.or(parallel)),
+    }
+}
+
+/// The disk that `sources`, of which there is one at least, make one after the other.
+fn open(sources: &[PathBuf], options: &DiskOptions) -> dedup_img::Result<Disk> {
+    let (first, others) =
+        sources.split_first().ok_or_else(|| dedup_img::Error::new(ErrorKind::Invalid, "no source"))?;
+    let disk = Disk::open(first, options)?;
+    // qemu-img takes a snapshot that is named so of the first image only.
+    let options = DiskOptions { snapshot: None, ..options.clone() };
+    others.iter().try_fold(disk, |disk, source| disk.followed_by(Disk::open(source, &options)?))
+}
+
+fn source_options(args: &ConvertArgs, sources: &[PathBuf]) -> Result<DiskOptions, Failure> {
+    let snapshot = args.snapshot.as_deref().map(snapshot_name);
+    if sources.len() > 1 && matches!(snapshot, Some(SnapshotName::IdOrName(_))) {
+        return Err(Failure::new("No support for concatenating multiple snapshot"));
+    }
+    let first = sources.first().map_or(Path::new(""), PathBuf::as_path);
+    Ok(DiskOptions {
+        format: args.source_format.as_deref().map(|name| source_format(first, name)).transpose()?,
+        snapshot,
+        force_share: args.force_share,
+        no_backing: args.no_backing,
+        salvage: args.qemu.salvage,
+    })
+}
+
+fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<TargetOptions, Failure> {
+    if format == Format::Raw && args.compress {
         return Err(Failure::new("Compression not supported for this file format"));
     }
-    if args.target_format == "raw" && (!args.options.is_empty() || args.pin.is_some() || args.backing_file.is_some()) {
+    if format == Format::Raw && (!args.options.is_empty() || args.pin.is_some() || args.backing_file.is_some()) {
         return Err(Failure::new(format_args!(
             "{}: a raw image has no options (-o), no backing file (-B) and no pool (--pin)",
             target.display()
@@ -80,21 +157,21 @@ fn convert_options(args: &ConvertArgs, target: &Path) -> Result<ConvertOptions, 
     }
     options.backing_file = args.backing_file.clone().or(options.backing_file);
     options.backing_format = args.backing_format.clone().or(options.backing_format);
-    let durable = match args.target_cache.as_deref() {
-        None | Some("none" | "off" | "directsync" | "writeback" | "writethrough") => true,
-        Some("unsafe") => false,
-        Some(other) => return Err(Failure::new(format_args!("Invalid cache option: {other}"))),
-    };
+    let cluster_size = options.cluster_size.unwrap_or_default();
+    let qemu = args.qemu.options(format, cluster_size)?;
     let traits = options.traits(target)?;
     let level = CompressionLevel::new(traits.compression, args.compression_level)?;
-    Ok(ConvertOptions {
-        cluster_size: options.cluster_size.unwrap_or_default(),
+    let image = ConvertOptions {
+        cluster_size,
         refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
         traits,
         compress: args.compress.then_some(level),
         pin: args.pin.map_or(Pin::Shared, Pin::from),
-        durable,
-    })
+        durable: qemu.durable,
+        uncached: qemu.uncached,
+        rate: qemu.rate,
+    };
+    Ok(TargetOptions { image, qemu })
 }
 
 fn source_format(source: &Path, name: &str) -> Result<Format, Failure> {

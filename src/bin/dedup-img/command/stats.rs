@@ -80,6 +80,7 @@ fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img:
             snapshot: None,
             force_share: args.force_share,
             no_backing: args.no_backing,
+            salvage: false,
         };
         Ok(Named { path: file.clone(), item: Disk::open(file, &options)? })
     };

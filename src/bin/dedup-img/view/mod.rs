@@ -39,6 +39,11 @@ pub(crate) fn failure(failure: &dyn Display) -> Exit {
     Exit::Failed
 }
 
+/// Says what went wrong on the way, and does not stop the program.
+pub(crate) fn warning(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "dedup-img: warning: {text}");
+}
+
 /// Ends a command line that was not understood, or one that asked for help or the version.
 pub(crate) fn usage(error: &clap::Error) -> Exit {
     match error.kind() {

@@ -1,10 +1,10 @@
 //! The summary of a conversion, for people or for programs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use comfy_table::{CellAlignment, Table, presets};
 use dedup_img::convert::{ConvertReport, RawReport};
-use dedup_img::disk::Format;
+use dedup_img::disk::{Format, Unreadable};
 use serde::Serialize;
 
 use super::units::{bytes, count};
@@ -15,21 +15,46 @@ pub(super) const SCHEMA_VERSION: u32 = 1;
 
 /// What was converted into what.
 pub(crate) struct Context<'a> {
-    pub(crate) source: &'a Path,
+    pub(crate) sources: &'a [PathBuf],
     pub(crate) source_format: Format,
     pub(crate) target: &'a Path,
     pub(crate) target_format: Format,
+    pub(crate) unreadable: &'a [Unreadable],
+}
+
+impl Context<'_> {
+    fn unreadable_bytes(&self) -> u64 {
+        self.unreadable.iter().map(|part| part.range.end - part.range.start).sum()
+    }
+
+    /// Tells what could not be read, where that is anything.
+    fn add_unreadable(&self, rows: &mut Rows) {
+        match self.unreadable_bytes() {
+            0 => {}
+            lost => rows.add("unreadable", bytes(lost), "zeros in the target"),
+        }
+    }
+}
+
+/// A part of a source that could not be read, in the words of qemu-img and with how much it is.
+pub(crate) fn unreadable(part: &Unreadable) -> String {
+    // Where a table or a compressed cluster is damaged the reason names the file.
+    let file = if part.reason.starts_with('\'') { String::new() } else { format!("'{}': ", part.path.display()) };
+    let (start, length) = (part.range.start, part.range.end - part.range.start);
+    format!("error while reading offset {start}: {} ({file}{length} bytes, zeros in the target)", part.reason)
 }
 
 #[derive(Serialize)]
 struct Summary<'a, R: Serialize> {
     schema_version: u32,
     source: String,
+    sources: Vec<String>,
     source_format: String,
     target: String,
     target_format: String,
     #[serde(flatten)]
     report: &'a R,
+    unreadable_bytes: u64,
     peak_memory_bytes: u64,
 }
 
@@ -43,6 +68,7 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
     let mut rows = Rows::new();
     rows.add("virtual size", bytes(report.virtual_size_bytes), "");
     rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
+    context.add_unreadable(&mut rows);
     rows.add("zeros", bytes(report.zero_bytes), "not stored");
     if report.backing_clusters > 0 {
         let remark = format!("{} that the backing file has", clusters(report.backing_clusters));
@@ -83,6 +109,7 @@ pub(crate) fn raw(context: &Context<'_>, report: &RawReport, output: OutputArg) 
     let mut rows = Rows::new();
     rows.add("virtual size", bytes(report.virtual_size_bytes), "");
     rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
+    context.add_unreadable(&mut rows);
     rows.add("written", bytes(report.written_bytes), "the rest is holes");
     rows.add("file", bytes(report.allocated_bytes), &context.target.display().to_string());
     rows.finish(report.seconds)
@@ -134,13 +161,16 @@ impl Rows {
 }
 
 fn json(context: &Context<'_>, report: &impl Serialize) -> String {
+    let sources: Vec<String> = context.sources.iter().map(|source| source.display().to_string()).collect();
     let summary = Summary {
         schema_version: SCHEMA_VERSION,
-        source: context.source.display().to_string(),
+        source: sources.first().cloned().unwrap_or_default(),
+        sources,
         source_format: context.source_format.to_string(),
         target: context.target.display().to_string(),
         target_format: context.target_format.to_string(),
         report,
+        unreadable_bytes: context.unreadable_bytes(),
         peak_memory_bytes: peak_memory(),
     };
     pretty(&summary)

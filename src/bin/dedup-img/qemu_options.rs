@@ -1,0 +1,213 @@
+//! The options of `qemu-img convert` that are neither about the formats nor about which images: taken where they mean something
+//! here, refused by name where they do not, so that none of a script's options does nothing without a word.
+
+use std::num::NonZeroU64;
+
+use clap::Args;
+use dedup_img::convert::{ClusterSize, RawOptions};
+use dedup_img::disk::Format;
+
+use crate::failure::Failure;
+use crate::size::{SizeError, parse_size};
+
+/// The longest run of zeros that `-S` may ask for.
+const MAX_SPARSE: u64 = 16 << 20;
+
+/// Such options as typed.
+#[derive(Debug, Args)]
+pub(crate) struct QemuArgs {
+    /// Cache mode of the sources; 'none' and 'directsync' read them afresh [default: writeback]
+    #[arg(short = 'T', long, value_name = "CACHE", help_heading = "Source")]
+    pub(crate) source_cache: Option<String>,
+    /// Take zeros for what cannot be read, and name it
+    #[arg(long, help_heading = "Source")]
+    pub(crate) salvage: bool,
+    /// Cache mode; 'unsafe' does not wait for the disk at the end [default: writeback]
+    #[arg(short = 't', long, value_name = "CACHE", help_heading = "Target")]
+    pub(crate) target_cache: Option<String>,
+    /// Zeros in a row that become a hole in a raw target; 0 writes them all [default: 4k]
+    #[arg(short = 'S', long, value_name = "SIZE", allow_negative_numbers = true, help_heading = "Target")]
+    pub(crate) sparse_size: Option<String>,
+    /// Bytes that are written in a second, at most
+    #[arg(short = 'r', long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Work")]
+    pub(crate) rate: Option<String>,
+    /// The same as --threads, from 1 to 16
+    #[arg(short = 'm', long, value_name = "N", allow_negative_numbers = true, help_heading = "Work")]
+    pub(crate) parallel: Option<String>,
+    /// Write out of order, which is always done
+    #[arg(short = 'W', long, help_heading = "Work")]
+    pub(crate) oob_writes: bool,
+
+    #[arg(short = 'C', long, hide = true)]
+    copy_range_offloading: bool,
+    #[arg(long, hide = true)]
+    target_is_zero: bool,
+    #[arg(long, hide = true)]
+    bitmaps: bool,
+    #[arg(long, hide = true)]
+    skip_broken_bitmaps: bool,
+    #[arg(long, visible_alias = "source-image-opts", hide = true)]
+    image_opts: bool,
+    #[arg(long, hide = true)]
+    target_image_opts: bool,
+    #[arg(long, value_name = "OBJDEF", hide = true)]
+    object: Vec<String>,
+}
+
+/// What they mean.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QemuOptions {
+    pub(crate) sparse: u64,
+    pub(crate) threads: Option<u16>,
+    pub(crate) rate: Option<NonZeroU64>,
+    pub(crate) durable: bool,
+    /// Whether the target stays out of the page cache.
+    pub(crate) uncached: bool,
+    /// Whether the sources are read past the page cache.
+    pub(crate) source_uncached: bool,
+}
+
+impl QemuArgs {
+    /// What was asked for, of a target of `format` with clusters of `cluster_size`.
+    pub(crate) fn options(&self, format: Format, cluster_size: ClusterSize) -> Result<QemuOptions, Failure> {
+        self.refuse()?;
+        let sparse = self.sparse_size.as_deref().map(sparse_size).transpose()?;
+        if let (Some(sparse), Format::Qcow2) = (sparse, format) {
+            refuse_sparse(sparse, cluster_size)?;
+        }
+        let (durable, uncached) = cache_mode(self.target_cache.as_deref())
+            .map_err(|mode| Failure::new(format_args!("Invalid cache option: {mode}")))?;
+        let (_, source_uncached) = cache_mode(self.source_cache.as_deref())
+            .map_err(|mode| Failure::new(format_args!("Invalid source cache option: {mode}")))?;
+        let rate = self.rate.as_deref().map(|text| number("rate limit", text, i64::MAX.cast_unsigned(), parse_size));
+        let threads = self.parallel.as_deref().map(threads).transpose()?;
+        let sparse = sparse.unwrap_or(RawOptions::DEFAULT_SPARSE);
+        let rate = rate.transpose()?.and_then(NonZeroU64::new);
+        Ok(QemuOptions { sparse, threads, rate, durable, uncached, source_uncached })
+    }
+
+    /// Refuses what cannot mean anything here, after what qemu-img refuses too.
+    fn refuse(&self) -> Result<(), Failure> {
+        let refusals = [
+            (self.copy_range_offloading && self.sparse_size.is_some(), "Cannot enable copy offloading when -S is used"),
+            (self.copy_range_offloading && self.salvage, "Cannot use copy offloading in salvaging mode"),
+            (
+                self.copy_range_offloading,
+                "-C: copy offloading moves bytes unseen, and here they are all compared; leave it out",
+            ),
+            (self.target_is_zero, "--target-is-zero requires use of -n flag"),
+            (self.skip_broken_bitmaps && !self.bitmaps, "Use of --skip-broken-bitmaps requires --bitmaps"),
+            (self.bitmaps, "--bitmaps: convert carries no bitmaps over; 'dedup-img dedup' keeps them, in place"),
+            (
+                self.image_opts,
+                "--image-opts: only files and block devices are read; give the name, and the format with -f",
+            ),
+            (
+                self.target_image_opts,
+                "--target-image-opts: only files are written; give the name, and the format with -O",
+            ),
+            (!self.object.is_empty(), "--object: nothing here uses QEMU objects; encrypted images are not supported"),
+        ];
+        match refusals.iter().find(|(refused, _)| *refused) {
+            Some((_, message)) => Err(Failure::new(message)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Of QEMU's cache mode whether the target is flushed, and whether the page cache is passed by; or the mode, if it is none.
+fn cache_mode(mode: Option<&str>) -> Result<(bool, bool), &str> {
+    match mode {
+        None | Some("writeback" | "writethrough") => Ok((true, false)),
+        Some("none" | "off" | "directsync") => Ok((true, true)),
+        Some("unsafe") => Ok((false, false)),
+        Some(other) => Err(other),
+    }
+}
+
+fn sparse_size(text: &str) -> Result<u64, Failure> {
+    let what = "buffer size for sparse output";
+    let size = number(what, text, i64::MAX.cast_unsigned(), parse_size)?;
+    if size.is_multiple_of(512) && size <= MAX_SPARSE {
+        return Ok(size);
+    }
+    Err(Failure::new(format_args!(
+        "Invalid {what} specified. Valid sizes are multiples of 512 up to {MAX_SPARSE}. \
+         Select 0 to disable sparse detection (fully allocates output)."
+    )))
+}
+
+/// Whole clusters of zeros are never stored in a QCOW2 target. Where that is what `-S` asks for it is taken.
+fn refuse_sparse(sparse: u64, cluster_size: ClusterSize) -> Result<(), Failure> {
+    let cluster = match cluster_size {
+        ClusterSize::Auto => 4096,
+        ClusterSize::Fixed(bits) => bits.bytes(),
+    };
+    match sparse {
+        0 => Err(Failure::new("-S 0: a deduplicated QCOW2 stores no zeros, so that it cannot be fully allocated")),
+        _ if sparse > cluster => Err(Failure::new(format_args!(
+            "-S {sparse}: a deduplicated QCOW2 stores no cluster of zeros, here of {cluster} bytes; leave it out"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn threads(text: &str) -> Result<u16, Failure> {
+    let what = "number of coroutines";
+    let threads = number(what, text, 16, parse_integer)?;
+    let threads = u16::try_from(threads).ok().filter(|&threads| threads > 0);
+    threads.ok_or_else(|| Failure::new(format_args!("Invalid {what} specified. Must be between 1 and 16.")))
+}
+
+/// A number of at most `limit`, or qemu-img's words for what is wrong with it.
+fn number(what: &str, text: &str, limit: u64, parse: impl Fn(&str) -> Result<u64, SizeError>) -> Result<u64, Failure> {
+    let least = u64::from(limit == 16);
+    match parse(text) {
+        Ok(number) if number <= limit => Ok(number),
+        Err(SizeError::Invalid) => Err(Failure::new(format_args!("Invalid {what} specified: '{text}'."))),
+        _ => Err(Failure::new(format_args!("Invalid {what} specified. Must be between {least} and {limit}."))),
+    }
+}
+
+/// An integer as `strtol` reads it with any base: decimal, `0x` hexadecimal, `0` octal.
+fn parse_integer(text: &str) -> Result<u64, SizeError> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let (digits, radix) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(hex) => (hex, 16),
+        None if digits.len() > 1 && digits.starts_with('0') => (&digits[1..], 8),
+        None => (digits, 10),
+    };
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(SizeError::Invalid);
+    }
+    if text.starts_with('-') {
+        return Err(SizeError::TooLarge);
+    }
+    u64::from_str_radix(digits, radix).map_err(|_| SizeError::TooLarge)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_threads_read_as_strtol_reads_them() {
+        for (text, due) in [("1", 1), ("16", 16), ("0x10", 16), ("010", 8), ("+7", 7), ("0", 0)] {
+            assert_eq!(parse_integer(text), Ok(due), "{text}");
+        }
+        for text in ["", "x", "1k", "0x", "08", "--1", "0x1g"] {
+            assert_eq!(parse_integer(text), Err(SizeError::Invalid), "{text}");
+        }
+        for text in ["-1", "99999999999999999999"] {
+            assert_eq!(parse_integer(text), Err(SizeError::TooLarge), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_cache_mode_says_whether_to_flush_and_whether_to_cache() {
+        assert_eq!(cache_mode(Some("unsafe")), Ok((false, false)));
+        assert_eq!(cache_mode(Some("none")), Ok((true, true)));
+        assert_eq!(cache_mode(Some("writeback")), cache_mode(None));
+        assert_eq!(cache_mode(Some("")), Err(""));
+    }
+}

@@ -1,0 +1,208 @@
+//! One image and the files behind it.
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::Format;
+use super::salvage::{Damage, SECTOR, Unreadable};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::CompressionType;
+use crate::image::Qcow2;
+use crate::storage::open::FileId;
+use crate::storage::{FileStorage, Storage, drop_cache};
+use crate::units::ClusterBits;
+
+/// An image open for reading, with its backing files, locked.
+pub(super) struct Chain {
+    /// The image itself, then its backing file, then that one's.
+    pub(super) layers: Vec<Layer>,
+    /// What could not be read, where that is no reason to fail.
+    pub(super) salvage: Option<Damage>,
+}
+
+pub(super) struct Layer {
+    pub(super) path: PathBuf,
+    pub(super) id: FileId,
+    pub(super) stamp: Stamp,
+    /// A second descriptor of the same open file, to look at it again.
+    pub(super) file: std::fs::File,
+    pub(super) content: Content,
+}
+
+/// What changes when a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    len: u64,
+    /// When the content was last written, and when anything about the file was last changed: a writer may set the first back.
+    times: Option<[i64; 4]>,
+}
+
+pub(super) enum Content {
+    Raw {
+        storage: FileStorage,
+        /// Length in bytes, rounded up to 512 as QEMU does.
+        size: u64,
+    },
+    Qcow2(Qcow2),
+}
+
+impl Layer {
+    pub(super) fn size(&self) -> u64 {
+        match &self.content {
+            Content::Raw { size, .. } => *size,
+            Content::Qcow2(image) => image.size(),
+        }
+    }
+
+    pub(super) fn storage(&self) -> &dyn Storage {
+        match &self.content {
+            Content::Raw { storage, .. } => storage,
+            Content::Qcow2(image) => image.storage(),
+        }
+    }
+
+    /// The first range at or after `offset` that this layer may hold something for.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let range = match &self.content {
+            Content::Raw { storage, .. } => storage.next_data(offset)?,
+            Content::Qcow2(image) => image.next_table(offset),
+        };
+        // An empty range must not hide what other layers have.
+        Ok(range.map(|range| range.start..range.end.min(self.size())).filter(|range| !range.is_empty()))
+    }
+}
+
+impl Chain {
+    /// Virtual size in bytes, a multiple of 512.
+    pub(super) fn size(&self) -> u64 {
+        self.layers.first().map_or(0, Layer::size)
+    }
+
+    /// The format of the image itself.
+    pub(super) fn format(&self) -> Format {
+        match self.layers.first().map(|layer| &layer.content) {
+            Some(Content::Qcow2(_)) => Format::Qcow2,
+            _ => Format::Raw,
+        }
+    }
+
+    /// The file of the chain that is the file `id`, if any.
+    pub(super) fn find(&self, id: FileId) -> Option<&Path> {
+        self.layers.iter().find(|layer| layer.id == id).map(|layer| layer.path.as_path())
+    }
+
+    /// The image itself, where it is a QCOW2.
+    pub(super) fn qcow2(&self) -> Option<&Qcow2> {
+        match &self.layers.first()?.content {
+            Content::Qcow2(image) => Some(image),
+            Content::Raw { .. } => None,
+        }
+    }
+
+    /// The file of the image itself.
+    pub(super) fn file(&self) -> Option<&dyn Storage> {
+        self.layers.first().map(Layer::storage)
+    }
+
+    /// Whether an image of the chain may have compressed clusters of this kind and size.
+    pub(super) fn may_have_packed(&self, bits: ClusterBits, kind: CompressionType) -> bool {
+        self.layers.iter().any(|layer| match &layer.content {
+            Content::Raw { .. } => false,
+            Content::Qcow2(image) => (image.header().cluster_bits, image.header().compression) == (bits, kind),
+        })
+    }
+
+    /// The largest cluster of the chain's compressed clusters: reads in such pieces decompress nothing twice.
+    pub(super) fn preferred_read(&self) -> u64 {
+        let cluster = |layer: &Layer| match &layer.content {
+            Content::Raw { .. } => 0,
+            Content::Qcow2(image) => image.header().cluster_bits.bytes(),
+        };
+        self.layers.iter().map(cluster).max().unwrap_or(0)
+    }
+
+    /// The first range at or after `offset` that may hold something else than zeros, or `None`. It may be larger than what does.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        let size = self.size();
+        let mut first: Option<Range<u64>> = None;
+        for layer in &self.layers {
+            let range = match layer.next_data(offset) {
+                // Reading will tell.
+                Err(_) if self.salvage.is_some() => Some(offset..layer.size()).filter(|range| !range.is_empty()),
+                range => range.map_err(|e| Self::reading(layer, offset, e))?,
+            };
+            let Some(range) = range.filter(|range| range.start < size) else { continue };
+            // The earliest one is enough: the next call finds what lies behind it.
+            if first.as_ref().is_none_or(|first| range.start < first.start) {
+                first = Some(range.start..range.end.min(size));
+            }
+        }
+        Ok(first)
+    }
+
+    /// Fails with [`ErrorKind::Changed`] where a file of the chain was written since it was opened.
+    ///
+    /// The locks keep QEMU away, not `dd`: deduplication reads a disk in more than one pass, and a disk that changes under it
+    /// must not become an image that it never was.
+    ///
+    /// # Errors
+    /// As said, and the operating system's.
+    pub(super) fn ensure_unchanged(&self) -> Result<()> {
+        for layer in &self.layers {
+            let now = Stamp::of(&layer.file).map_err(|e| Self::reading(layer, 0, e))?;
+            if now != layer.stamp {
+                return Err(Error::new(
+                    ErrorKind::Changed,
+                    format!(
+                        "'{}' changed while it was read; stop what writes to it, or read a snapshot of it",
+                        layer.path.display()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What could not be read so far.
+    pub(super) fn unreadable(&self) -> Vec<Unreadable> {
+        let path = self.layers.first().map(|layer| layer.path.clone()).unwrap_or_default();
+        let list = self.salvage.as_ref().map(Damage::list).unwrap_or_default();
+        list.into_iter().map(|(range, reason)| Unreadable { path: path.clone(), range, reason }).collect()
+    }
+
+    /// The smallest cluster of the images, in bytes: what is wrong with a table is wrong for whole clusters.
+    pub(super) fn finest(&self) -> u64 {
+        let cluster = |layer: &Layer| match &layer.content {
+            Content::Raw { .. } => None,
+            Content::Qcow2(image) => Some(image.header().cluster_bits.bytes()),
+        };
+        self.layers.iter().filter_map(cluster).min().unwrap_or(SECTOR)
+    }
+
+    /// Takes the files out of the host's page cache.
+    pub(super) fn drop_cache(&self) {
+        for layer in &self.layers {
+            drop_cache(&layer.file);
+        }
+    }
+
+    pub(super) fn reading(layer: &Layer, offset: u64, source: io::Error) -> Error {
+        Error::io(format_args!("Could not read '{}' at {offset:#x}", layer.path.display()), source)
+    }
+}
+
+impl Stamp {
+    pub(super) fn of(file: &std::fs::File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        // A block device's times do not tell whether it was written.
+        let times = metadata
+            .is_file()
+            .then(|| [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()]);
+        Ok(Self { len: metadata.len(), times })
+    }
+}

@@ -1,0 +1,92 @@
+//! Reading a disk's content.
+
+use std::ops::Range;
+use std::ptr;
+
+use super::read::ChainReader;
+use super::{Disk, Part};
+use crate::error::Result;
+use crate::format::header::CompressionType;
+use crate::units::ClusterBits;
+
+/// Reads a [`Disk`]; each thread has its own, with its scratch memory and decoders.
+pub struct Reader<'a> {
+    disk: &'a Disk,
+    /// What `chain` reads.
+    part: &'a Part,
+    chain: ChainReader<'a>,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader for ascending offsets: it looks up the tables of a whole window at once.
+    #[must_use]
+    pub fn sequential(disk: &'a Disk) -> Self {
+        Self { disk, part: &disk.first, chain: ChainReader::sequential(&disk.first.chain) }
+    }
+
+    /// A reader for offsets in any order: it looks up what it reads, no more.
+    #[must_use]
+    pub fn random(disk: &'a Disk) -> Self {
+        Self { disk, part: &disk.first, chain: ChainReader::random(&disk.first.chain) }
+    }
+
+    /// Emits the parts of `range` (of at most 2 MiB) that are not known to be zeros, widened to multiples of `grain` and merged.
+    ///
+    /// # Errors
+    /// Fails where the image's tables cannot be read or are impossible.
+    pub fn data_runs(&mut self, range: Range<u64>, grain: u64, runs: &mut Vec<Range<u64>>) -> Result<()> {
+        runs.clear();
+        let mut at = range.start;
+        while at < range.end {
+            let (start, end) = self.enter(at);
+            let end = end.min(range.end);
+            for data in self.chain.data(at - start..end - start)? {
+                // Widened, what ends one image and what begins the next can be one run, or one cluster.
+                let data = ((start + data.start) & !(grain - 1)).max(range.start)
+                    ..(start + data.end).next_multiple_of(grain).min(range.end);
+                match runs.last_mut() {
+                    Some(last) if last.end >= data.start => last.end = last.end.max(data.end),
+                    _ => runs.push(data),
+                }
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` with the disk's content from `start`. What lies past its end reads as zeros.
+    ///
+    /// # Errors
+    /// Fails where something cannot be read or decompressed, naming the file and the offset in it.
+    pub fn read(&mut self, start: u64, buf: &mut [u8]) -> Result<()> {
+        let (mut at, mut rest) = (start, buf);
+        while !rest.is_empty() {
+            let (start, end) = self.enter(at);
+            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(rest.len());
+            let (piece, remaining) = rest.split_at_mut(len);
+            self.chain.read(at - start, piece)?;
+            at += len as u64;
+            rest = remaining;
+        }
+        Ok(())
+    }
+
+    /// The compressed bytes of the cluster of `bits` that begins at `start`, where that is what an image has there, of this kind and
+    /// of the same size.
+    pub(crate) fn packed(&mut self, start: u64, bits: ClusterBits, kind: CompressionType) -> Result<Option<&[u8]>> {
+        let (first, _) = self.enter(start);
+        self.chain.packed(start - first, bits, kind)
+    }
+
+    /// Turns to the image that `offset` lies in, and returns where it begins and ends. The last one ends nowhere: its reader knows
+    /// that zeros follow.
+    fn enter(&mut self, offset: u64) -> (u64, u64) {
+        let part = self.disk.part_at(offset);
+        if !ptr::eq(part, self.part) {
+            self.part = part;
+            self.chain.turn_to(&part.chain);
+        }
+        let end = part.end();
+        (part.start, if end == self.disk.size() { u64::MAX } else { end })
+    }
+}
