@@ -25,6 +25,7 @@ mod gc_content;
 mod gc_crash;
 mod gc_space;
 mod judge;
+mod packed;
 mod pool;
 mod random_sources;
 mod refusals;

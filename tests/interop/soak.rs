@@ -50,6 +50,14 @@ impl Soak {
         soak
     }
 
+    /// Converts the same content into compressed clusters, and with qemu-img.
+    pub(super) fn compressed(seed: u64, options: &str) -> Self {
+        let (soak, source) = Self::plain(seed, options);
+        let fixed = args!["convert", "-q", "-c", "-f", "raw", "-o", options, "-t", "unsafe"];
+        dedup_img(fixed.into_iter().chain(args![source, soak.shared])).ok();
+        soak
+    }
+
     /// Converts the content twice with qemu-img, has both images used a while, and deduplicates one of them in place.
     pub(super) fn in_place(seed: u64, options: &str, used: usize) -> Self {
         // QEMU resizes no version 2 image with snapshots, and the pool makes it version 3.
@@ -202,7 +210,7 @@ impl Soak {
     }
 
     /// The whole run.
-    fn run(mut self) {
+    pub(super) fn run(mut self) {
         self.judge();
         for _ in 0..OPERATIONS {
             self.step();

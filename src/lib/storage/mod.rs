@@ -108,6 +108,9 @@ pub(crate) fn flush(storage: &dyn Storage) -> Result<()> {
     storage.sync().at("Could not flush")
 }
 
+/// The block of most file systems, in bytes.
+const BLOCK: u64 = 4096;
+
 /// A file or block device of the operating system.
 #[derive(Debug)]
 pub struct FileStorage(pub(crate) File);
@@ -187,7 +190,7 @@ impl Storage for FileStorage {
         };
         // Between the two calls data may have become a hole. Nobody must come here again and again for a range of no length.
         let start = start.cast_unsigned();
-        Ok(Some(start..end.max(start + 1)))
+        Ok(Some(start..if end > start { end } else { (start + 1).next_multiple_of(BLOCK) }))
     }
 }
 

@@ -1,0 +1,168 @@
+//! `convert -c` and `convert -B`: equal content, clean for QEMU, and smaller than what qemu-img makes of the same.
+
+use super::content::count;
+use super::soak::Soak;
+use crate::args;
+use crate::support::corpus::{K, Sample, plain, write_sparse};
+use crate::support::root_disk::root_disk;
+use crate::support::{Random, dedup_img, families, qemu, scratch, sha256_of};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+/// Converts and returns the summary.
+#[track_caller]
+fn convert(words: &[&str], source: &Path, target: &Path) -> Value {
+    let mut all = args!["convert", "--output", "json"].to_vec();
+    all.extend(words.iter().map(Into::into));
+    all.extend(args![source, target]);
+    serde_json::from_str(&dedup_img(all).ok().stdout).unwrap()
+}
+
+/// Clean for both, with members that hold what their SHA-256 says.
+#[track_caller]
+fn clean(path: &Path) {
+    qemu::check_clean(path);
+    dedup_img(args!["check", "--data", path]).ok();
+}
+
+fn compresses(samples: &[Sample]) {
+    let home = scratch();
+    let target = home.path().join("out.qcow2");
+    for sample in samples.iter().filter(|sample| sample.snapshot.is_none()) {
+        let raw = fs::read(&sample.truth).unwrap();
+        for (kind, size) in [("zlib", "512"), ("zstd", "4k"), ("zlib", "4k"), ("zlib", "64k"), ("zstd", "2M")] {
+            println!("{} {kind} {size}", sample.name);
+            let options = format!("compression_type={kind},cluster_size={size}");
+            let told = convert(&["-c", "-t", "unsafe", "-f", sample.format, "-o", &options], &sample.path, &target);
+            clean(&target);
+            qemu::compare_same(sample.format, &sample.path, "qcow2", &target);
+            let (data, distinct) = count(&raw, told["cluster_size_bytes"].as_u64().unwrap(), u64::MAX);
+            assert_eq!(told["data_clusters"].as_u64(), Some(data));
+            assert_eq!(told["stored_clusters"].as_u64(), Some(distinct));
+            assert!(told["compressed_clusters"].as_u64() <= Some(distinct));
+            assert_eq!(told["file_length_bytes"].as_u64(), Some(fs::metadata(&target).unwrap().len()));
+        }
+    }
+}
+
+#[test]
+fn raw_files_and_versions_are_compressed() {
+    compresses(&families::raw());
+    compresses(&families::versions());
+}
+
+#[test]
+fn compressed_and_subclustered_sources_are_compressed() {
+    compresses(&families::compressed());
+    compresses(&families::subclusters());
+}
+
+#[test]
+fn chains_and_zeros_are_compressed() {
+    compresses(&families::chains());
+    compresses(&families::zeros());
+}
+
+#[test]
+fn a_compressed_root_disk_is_smaller_than_qemu_img_makes_it() {
+    let home = scratch();
+    let [ours, again, theirs, back] = ["ours", "again", "theirs", "back"].map(|name| home.path().join(name));
+    for (kind, size) in [("zlib", "64k"), ("zstd", "4k")] {
+        let options = format!("compression_type={kind},cluster_size={size}");
+        let words = ["-c", "-t", "unsafe", "-f", "raw", "-o", &options];
+        convert(&words, &root_disk(), &ours);
+        clean(&ours);
+        qemu::compare_same("raw", &root_disk(), "qcow2", &ours);
+        qemu::convert("raw", &root_disk(), "qcow2", &theirs, &["-c", "-o", &options]);
+        let [own, other] = [&ours, &theirs].map(|path| fs::metadata(path).unwrap().len());
+        assert!(own < other, "{kind} {size}: {own} bytes, and qemu-img takes {other}");
+        // Any number of threads and any memory: the same bytes.
+        for more in [["--threads", "1"], ["--memory", "1M"]] {
+            convert(&[&words[..], &more].concat(), &root_disk(), &again);
+            assert_eq!(sha256_of(&ours), sha256_of(&again), "{more:?}");
+        }
+        // What is compressed in the same way already is taken as it is, with few bytes more that follow it.
+        convert(&["-c", "-t", "unsafe", "-f", "qcow2", "-o", &options], &theirs, &again);
+        clean(&again);
+        qemu::compare_same("raw", &root_disk(), "qcow2", &again);
+        dedup_img(args!["convert", "-q", "-O", "raw", "-t", "unsafe", &again, &back]).ok();
+        qemu::compare_same("raw", &root_disk(), "raw", &back);
+    }
+}
+
+#[test]
+fn sharers_of_compressed_clusters_are_counted_on_the_host_clusters_that_they_lie_in() {
+    let home = scratch();
+    let [source, target] = ["source.raw", "out.qcow2"].map(|name| home.path().join(name));
+    let mut random = Random::new(5);
+    // Small contents, some of them very often: in one host cluster lie many.
+    let contents: Vec<Vec<u8>> = (0..60).map(|_| random.bytes(300)).collect();
+    let mut bytes = Vec::new();
+    for _ in 0..3000 {
+        let mut cluster = contents[(random.below(60) * random.below(60) / 60) as usize].clone();
+        cluster.resize(4 << 10, 0x55);
+        bytes.extend(cluster);
+    }
+    write_sparse(&source, &bytes);
+    for bits in ["4", "8", "16"] {
+        let options = format!("cluster_size=4k,refcount_bits={bits}");
+        convert(&["-c", "-f", "raw", "-o", &options], &source, &target);
+        clean(&target);
+        qemu::compare_same("raw", &source, "qcow2", &target);
+        // There is room for a snapshot, and for going back to it.
+        qemu::snapshot("-c", "user", &target).ok();
+        qemu::io("qcow2", &target, &["write -P 9 0 64k".to_owned()]);
+        qemu::snapshot("-a", "user", &target).ok();
+        qemu::check_clean(&target);
+        qemu::compare_same("raw", &source, "qcow2", &target);
+    }
+}
+
+#[test]
+fn a_compressed_image_stays_clean_whatever_qemu_does() {
+    Soak::compressed(31, "cluster_size=4k").run();
+    Soak::compressed(32, "cluster_size=64k,compression_type=zstd").run();
+}
+
+#[test]
+fn an_overlay_holds_what_the_backing_file_does_not() {
+    let home = scratch();
+    let [base, source, ours, theirs] =
+        ["base.qcow2", "new.raw", "ours.qcow2", "theirs.qcow2"].map(|n| home.path().join(n));
+    let mut random = Random::new(8);
+    let mut bytes = fs::read(plain()).unwrap();
+    for (format, options) in [("qcow2", "cluster_size=64k"), ("raw", "")] {
+        let more: &[&str] = if options.is_empty() { &[] } else { &["-o", options] };
+        qemu::convert("raw", &plain(), format, &base, more);
+        // Some of it is new, some is zeros now, and some repeats what is elsewhere; it is longer, and shorter.
+        for _ in 0..40 {
+            let at = random.below(bytes.len() as u64 - 70_000) as usize;
+            let length = random.below(66_000) as usize;
+            match random.below(3) {
+                0 => random.fill(&mut bytes[at..at + length]),
+                1 => bytes[at..at + length].fill(0),
+                _ => bytes.copy_within(0..length, at),
+            }
+        }
+        for length in [bytes.len() + 100_000, bytes.len() - 300_000] {
+            bytes.resize(length, 7);
+            write_sparse(&source, &bytes);
+            for (size, compress) in [("4k", false), ("64k", false), ("64k", true), ("2M", false)] {
+                let options = format!("cluster_size={size}");
+                let base = base.to_str().unwrap();
+                let mut words = vec!["-t", "unsafe", "-f", "raw", "-B", base, "-F", format, "-o", &options];
+                words.extend(compress.then_some("-c"));
+                let told = convert(&words, &source, &ours);
+                clean(&ours);
+                qemu::compare_same("raw", &source, "qcow2", &ours);
+                qemu::convert("raw", &source, "qcow2", &theirs, &["-B", base, "-F", format, "-o", &options]);
+                let [own, other] = [&ours, &theirs].map(|path| fs::metadata(path).unwrap().len());
+                // A pool takes four clusters, and one that the length of the file is rounded to.
+                let pool = 5 * told["cluster_size_bytes"].as_u64().unwrap().max(4 * K);
+                assert!(own <= other + pool, "{size}: {own} bytes, and qemu-img takes {other}");
+                assert!(told["backing_clusters"].as_u64() > Some(0) || size == "2M");
+            }
+        }
+    }
+}
