@@ -70,7 +70,8 @@ pub(super) fn write(
         }
         Ok(())
     };
-    let batch = work.batch();
+    // What is compressed waits in memory for its place, and compressing takes long enough that few tasks keep a thread busy.
+    let batch = (work.batch() / 8).max(1);
     for step in plan.steps(per_task * batch as u64) {
         tasks.step(&step?);
         if tasks.done.len() >= batch {
