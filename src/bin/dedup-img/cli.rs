@@ -69,6 +69,7 @@ Examples:
   dedup-img convert disk.raw disk.qcow2
   dedup-img convert -p -o cluster_size=4k vm.qcow2 small.qcow2
   dedup-img convert -l before-upgrade vm.qcow2 then.qcow2
+  dedup-img convert -n /dev/vg/disk history.qcow2
   dedup-img convert -O raw small.qcow2 disk.raw"
 )]
 pub(crate) struct ConvertArgs {
@@ -106,6 +107,9 @@ pub(crate) struct ConvertArgs {
     /// What to pool: shared clusters, or all data clusters (golden images and archives) [default: shared]
     #[arg(long, value_name = "WHAT", help_heading = "Target")]
     pub(crate) pin: Option<PinArg>,
+    /// Write into an image that exists: only clusters that differ; its snapshots stay as they are
+    #[arg(short = 'n', long = "no-create", help_heading = "Target")]
+    pub(crate) no_create: bool,
 
     /// Memory for tables; beyond that, temporary files beside the target
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]

@@ -38,10 +38,12 @@ pub(crate) struct QemuArgs {
     #[arg(short = 'W', long, help_heading = "Work")]
     pub(crate) oob_writes: bool,
 
+    /// With -n: the target is known to be zeros, which is looked at anyway
+    #[arg(long, help_heading = "Target")]
+    target_is_zero: bool,
+
     #[arg(short = 'C', long, hide = true)]
     copy_range_offloading: bool,
-    #[arg(long, hide = true)]
-    target_is_zero: bool,
     #[arg(long, hide = true)]
     bitmaps: bool,
     #[arg(long, hide = true)]
@@ -68,9 +70,14 @@ pub(crate) struct QemuOptions {
 }
 
 impl QemuArgs {
-    /// What was asked for, of a target of `format` with clusters of `cluster_size`.
-    pub(crate) fn options(&self, format: Format, cluster_size: ClusterSize) -> Result<QemuOptions, Failure> {
-        self.refuse()?;
+    /// What was asked for, of a target of `format` with clusters of `cluster_size`, which is there already with `no_create`.
+    pub(crate) fn options(
+        &self,
+        format: Format,
+        cluster_size: ClusterSize,
+        no_create: bool,
+    ) -> Result<QemuOptions, Failure> {
+        self.refuse(no_create)?;
         let sparse = self.sparse_size.as_deref().map(sparse_size).transpose()?;
         if let (Some(sparse), Format::Qcow2) = (sparse, format) {
             refuse_sparse(sparse, cluster_size)?;
@@ -87,7 +94,7 @@ impl QemuArgs {
     }
 
     /// Refuses what cannot mean anything here, after what qemu-img refuses too.
-    fn refuse(&self) -> Result<(), Failure> {
+    fn refuse(&self, no_create: bool) -> Result<(), Failure> {
         let refusals = [
             (self.copy_range_offloading && self.sparse_size.is_some(), "Cannot enable copy offloading when -S is used"),
             (self.copy_range_offloading && self.salvage, "Cannot use copy offloading in salvaging mode"),
@@ -95,7 +102,7 @@ impl QemuArgs {
                 self.copy_range_offloading,
                 "-C: copy offloading moves bytes unseen, and here they are all compared; leave it out",
             ),
-            (self.target_is_zero, "--target-is-zero requires use of -n flag"),
+            (self.target_is_zero && !no_create, "--target-is-zero requires use of -n flag"),
             (self.skip_broken_bitmaps && !self.bitmaps, "Use of --skip-broken-bitmaps requires --bitmaps"),
             (self.bitmaps, "--bitmaps: convert carries no bitmaps over; 'dedup-img dedup' keeps them, in place"),
             (

@@ -21,6 +21,8 @@ struct Bitmap {
     name: String,
     table: u64,
     entries: u64,
+    /// Whether it records writes.
+    records: bool,
 }
 
 impl Checker<'_> {
@@ -60,6 +62,9 @@ impl Checker<'_> {
             return Err(Error::new(ErrorKind::Corrupt, "Check failed: the bitmap directory is damaged"));
         };
         for bitmap in bitmaps {
+            if bitmap.records {
+                self.recording.get_or_insert_with(|| bitmap.name.clone());
+            }
             self.claim(bitmap.table, bitmap.entries * 8, Use::BitmapTable(bitmap.name.clone()), None);
             self.bitmap_data(&bitmap)?;
         }
@@ -90,7 +95,7 @@ impl Checker<'_> {
                 return None;
             }
             let name = String::from_utf8_lossy(name).escape_default().to_string();
-            bitmaps.push(Bitmap { name, table, entries });
+            bitmaps.push(Bitmap { name, table, entries, records: flags & 2 != 0 });
             bytes = bytes.get((24 + name_len).next_multiple_of(8)..)?;
         }
         (bitmaps.len() == count as usize).then_some(bitmaps)

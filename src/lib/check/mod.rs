@@ -95,6 +95,7 @@ struct Checker<'a> {
     stale: Option<pool::NewDirectory>,
     known: Option<pool::KnownPool>,
     misplaced: Vec<u64>,
+    recording: Option<String>,
     phase: Phase,
 }
 
@@ -139,6 +140,8 @@ pub(crate) struct Inspection {
     stale: Option<pool::NewDirectory>,
     /// Where the entries of misplaced preallocated clusters are in the file.
     misplaced: Vec<u64>,
+    /// A persistent bitmap that records writes to the disk.
+    pub recording: Option<String>,
 }
 
 /// Checks the image in `storage` and returns all that came to be known.
@@ -173,6 +176,7 @@ pub(crate) fn inspect(
         stale: None,
         known: None,
         misplaced: Vec::new(),
+        recording: None,
         phase,
         options,
         header,
@@ -221,6 +225,7 @@ impl Checker<'_> {
             hopeless: self.hopeless,
             stale: self.stale,
             misplaced: self.misplaced,
+            recording: self.recording,
         })
     }
 

@@ -1,6 +1,7 @@
 //! A disk becomes a deduplicated QCOW2, or a raw file.
 
 mod copy;
+mod into;
 mod packed;
 mod raw;
 pub(crate) mod size;
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+pub use into::{IntoOptions, convert_into};
 pub use raw::{RawOptions, RawReport, to_raw};
 pub use size::SizeChoice;
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{ClusterSize, ConvertOptions, PHASES};
 use crate::dedup::level::{Distinct, Level};
-use crate::dedup::scan::scan;
+use crate::dedup::scan::{Other, scan};
 use crate::dedup::sequence::Spill;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
@@ -57,7 +57,7 @@ pub(super) fn scan_and_choose(
         ClusterSize::Auto => ClusterBits::GRAIN,
     };
     work.progress.phase(0, PHASES, "scanning", disk.size());
-    let scan = scan(disk, backing, grain, spill, work)?;
+    let scan = scan(disk, backing.map(Other::Backing), grain, spill, work)?;
     let (bytes_read, same) = (scan.bytes_read, scan.same);
     if options.cluster_size != ClusterSize::Auto {
         let seen = Seen { bytes_read, same, choices: Vec::new() };

@@ -255,7 +255,7 @@ impl Steps<'_> {
     }
 }
 
-fn peek(words: &mut Peekable<Words<'_>>) -> Result<Option<u128>> {
+pub(crate) fn peek(words: &mut Peekable<Words<'_>>) -> Result<Option<u128>> {
     match words.peek() {
         None => Ok(None),
         Some(Ok(word)) => Ok(Some(*word)),

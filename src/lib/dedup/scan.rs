@@ -21,31 +21,57 @@ const PIECE: u64 = 256 << 10;
 pub struct Scan {
     /// For each cluster that is not zero, in guest order: the high 88 bits of its fingerprint, then its index.
     pub records: Sequence,
-    /// Over a backing file: clusters that read as zeros and there as something else, in guest order, as runs of the first and the
+    /// Clusters that read as zeros, and on the other disk as something else, in guest order, as runs of the first and the
     /// length.
     pub zeros: Sequence,
-    /// Clusters that are not zero and left out, because the backing file has them.
+    /// Clusters that are not zero and left out, because the other disk has them.
     pub same: u64,
+    /// The records of those, where the other disk is the target.
+    pub unchanged: Sequence,
     /// The cluster size of the records.
     pub grain: ClusterBits,
     /// Bytes read: what was not known to be zeros without reading.
     pub bytes_read: u64,
 }
 
-/// Scans `disk` in clusters of `grain`. Clusters that `backing`, where there is one, reads in the same way are left out.
+/// Another disk that a scan compares with: clusters that it reads in the same way are left out.
+#[derive(Clone, Copy)]
+pub enum Other<'a> {
+    /// The backing file of what will be written: nobody reads what it has behind the end of the disk.
+    Backing(&'a Disk),
+    /// What will be written, as it reads now: what it has behind the end of the disk stays.
+    Target(&'a Disk),
+}
+
+impl<'a> Other<'a> {
+    fn disk(self) -> &'a Disk {
+        match self {
+            Self::Backing(disk) | Self::Target(disk) => disk,
+        }
+    }
+}
+
+/// Scans `disk` in clusters of `grain`, those that `other` reads in the same way left out.
 ///
 /// # Errors
 /// Those of reading; [`ErrorKind::Limit`] for a disk of more than 2^40 clusters.
-pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+pub fn scan(disk: &Disk, other: Option<Other<'_>>, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
     if grain.clusters(disk.size()) > 1 << INDEX_BITS {
         let message = format!("the disk has more than 2^{INDEX_BITS} clusters; use a larger cluster_size");
         return Err(Error::new(ErrorKind::Limit, message));
     }
     let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX));
     let small = spill.share(4);
-    let mut scan = Scan { records: Sequence::new(spill), zeros: Sequence::new(&small), same: 0, grain, bytes_read: 0 };
+    let mut scan = Scan {
+        records: Sequence::new(spill),
+        zeros: Sequence::new(&small),
+        same: 0,
+        unchanged: Sequence::new(spill),
+        grain,
+        bytes_read: 0,
+    };
     let mut zeros = Runs::default();
-    let mut chunks = Chunks::over(disk, backing);
+    let mut chunks = Chunks::over(disk, other.map(Other::disk));
     let mut position = 0;
     loop {
         work.cancel.check()?;
@@ -54,12 +80,13 @@ pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spi
             break;
         }
         let results: Vec<Result<ChunkScan>> =
-            batch.par_iter().map(|chunk| scan_chunk(disk, backing, grain, chunk.clone(), &buffers)).collect();
+            batch.par_iter().map(|chunk| scan_chunk(disk, other, grain, chunk.clone(), &buffers)).collect();
         for result in results {
             let chunk = result?;
             scan.records.extend(&chunk.records)?;
             scan.bytes_read += chunk.bytes_read;
             scan.same += chunk.same;
+            scan.unchanged.extend(&chunk.unchanged)?;
             for cluster in chunk.zeros {
                 zeros.add(cluster, &mut scan.zeros)?;
             }
@@ -77,18 +104,19 @@ struct ChunkScan {
     records: Vec<u128>,
     zeros: Vec<u64>,
     same: u64,
+    unchanged: Vec<u128>,
     bytes_read: u64,
 }
 
 fn scan_chunk(
     disk: &Disk,
-    backing: Option<&Disk>,
+    other: Option<Other<'_>>,
     grain: ClusterBits,
     chunk: Range<u64>,
     buffers: &BufferPool,
 ) -> Result<ChunkScan> {
-    if let Some(backing) = backing {
-        return compare_chunk(disk, backing, grain, chunk, buffers);
+    if let Some(other) = other {
+        return compare_chunk(disk, other, grain, chunk, buffers);
     }
     let mut reader = Reader::sequential(disk);
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
@@ -118,10 +146,10 @@ fn scan_chunk(
     Ok(found)
 }
 
-/// Scans what differs from the backing file.
+/// Scans what differs from another disk.
 fn compare_chunk(
     disk: &Disk,
-    backing: &Disk,
+    other: Other<'_>,
     grain: ClusterBits,
     chunk: Range<u64>,
     buffers: &BufferPool,
@@ -132,16 +160,24 @@ fn compare_chunk(
     let len = usize::try_from((chunk.end - chunk.start).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
     let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(found) };
     Reader::sequential(disk).read(chunk.start, ours)?;
-    Reader::sequential(backing).read(chunk.start, theirs)?;
+    Reader::sequential(other.disk()).read(chunk.start, theirs)?;
     found.bytes_read = chunk.end - chunk.start;
-    // What the backing file has behind the end of the disk nobody reads.
     let end = usize::try_from(chunk.end - chunk.start).unwrap_or(usize::MAX);
-    theirs.get_mut(end..).unwrap_or_default().fill(0);
+    let behind = theirs.get_mut(end..).unwrap_or_default();
+    match other {
+        Other::Backing(_) => behind.fill(0),
+        Other::Target(_) => ours.get_mut(end..).unwrap_or_default().copy_from_slice(behind),
+    }
     let clusters = ours.chunks_exact(grain.len()).zip(theirs.chunks_exact(grain.len()));
     for (cluster, (content, theirs)) in (chunk.start >> grain.bits()..).zip(clusters) {
         match (content == theirs, is_zero(content)) {
             (true, true) => {}
-            (true, false) => found.same += 1,
+            (true, false) => {
+                found.same += 1;
+                if matches!(other, Other::Target(_)) {
+                    found.unchanged.push(record(fingerprint(content), cluster));
+                }
+            }
             (false, true) => found.zeros.push(cluster),
             (false, false) => found.records.push(record(fingerprint(content), cluster)),
         }

@@ -73,23 +73,38 @@ impl Disk {
     /// # Errors
     /// Fails, saying which file it could not open and why.
     pub fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
-        let mut layers = vec![open_layer(path, options.format, options)?];
+        Self::with_backing(open_layer(path, options.format, options)?, options)
+    }
+
+    /// The disk of the QCOW2 at `path` that is open as `storage`, with its backing files, which are opened and locked.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn of_storage(path: &Path, storage: &FileStorage, options: &DiskOptions) -> Result<Self> {
+        let layer = storage.0.try_clone().at("dup").and_then(|file| layer_of(path, file, Some(Format::Qcow2), options));
+        Self::with_backing(layer.map_err(|e| e.opening(path))?, options)
+    }
+
+    /// The disk of `first` and the files behind it.
+    fn with_backing(first: Layer, options: &DiskOptions) -> Result<Self> {
+        let path = first.path.clone();
+        let mut layers = vec![first];
         while let Some(Content::Qcow2(image)) = layers.last().map(|l| &l.content)
             && image.header().backing_name.is_some()
         {
-            let overlay = layers.last().map_or(path, |l| l.path.as_path());
+            let overlay = layers.last().map_or(path.as_path(), |l| l.path.as_path());
             let (name, format) = backing_file(image.header(), overlay, options).map_err(|e| e.opening(overlay))?;
             let behind = DiskOptions { snapshot: None, ..options.clone() };
             let layer = open_layer(&name, Some(format), &behind)
                 .map_err(|e| e.prefixed(&format!("'{}' needs its backing file", overlay.display())))?;
             if layers.iter().any(|l| l.id == layer.id) {
                 let what = format!("Backing file '{}' is part of its own chain", name.display());
-                return Err(Error::corrupt(what).opening(path));
+                return Err(Error::corrupt(what).opening(&path));
             }
             layers.push(layer);
             if layers.len() > MAX_CHAIN {
                 let what = format!("more than {MAX_CHAIN} backing files in a chain");
-                return Err(Error::new(ErrorKind::Limit, what).opening(path));
+                return Err(Error::new(ErrorKind::Limit, what).opening(&path));
             }
         }
         let salvage = options.salvage.then(Damage::default);
@@ -99,13 +114,14 @@ impl Disk {
 
 fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
     let mode = if options.force_share { LockMode::ReadShared } else { LockMode::Read };
-    let open = || {
-        let file = open_locked(path, mode)?;
-        let (id, stamp) = (FileId::of(&file.metadata().at("fstat")?), Stamp::of(&file).at("fstat")?);
-        let content = open_content(file.try_clone().at("dup")?, format, options.snapshot.as_ref())?;
-        Ok(Layer { path: path.to_owned(), id, stamp, file, content })
-    };
+    let open = || layer_of(path, open_locked(path, mode)?, format, options);
     open().map_err(|e: Error| e.opening(path))
+}
+
+fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
+    let (id, stamp) = (FileId::of(&file.metadata().at("fstat")?), Stamp::of(&file).at("fstat")?);
+    let content = open_content(file.try_clone().at("dup")?, format, options.snapshot.as_ref())?;
+    Ok(Layer { path: path.to_owned(), id, stamp, file, content })
 }
 
 /// Opens one file for looking at its structure or mending it, locked as `mode` says; its format is probed where not given.

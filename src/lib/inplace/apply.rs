@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::PHASES;
 use super::allocate::{Allocator, Growth};
 use super::change::Change;
+use super::overwrite::tables::Tables;
 use super::pool_writer::Places;
 use crate::cancel::Cancel;
 use crate::check::counts::Counts;
@@ -12,6 +13,7 @@ use crate::check::mend::{Mender, Pass};
 use crate::check::repair::clear_unknown_autoclear;
 use crate::check::{CheckOptions, Inspection, inspect};
 use crate::dedup::group::Link;
+use crate::dedup::plan::split_run;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incompatible};
 use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
@@ -48,6 +50,17 @@ struct Prepared {
 
 /// Does what `change` says; returns the number of batches.
 pub(super) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, work: &Work<'_>) -> Result<u64> {
+    apply_with(change, storage, punch, &|_| Ok(()), work)
+}
+
+/// The same; `fill` writes the content of new clusters, when they lie in the file and nothing leads to them.
+pub(super) fn apply_with(
+    change: &mut Change,
+    storage: &dyn Storage,
+    punch: Punch,
+    fill: &dyn Fn(&dyn Storage) -> Result<()>,
+    work: &Work<'_>,
+) -> Result<u64> {
     let storage = &Latch::new(storage);
     let inspection = &change.ground.inspection;
     let before = inspection.file_len;
@@ -57,7 +70,9 @@ pub(super) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, wo
     let prepared = prepare(change, storage)?;
     raise_counts(change, &prepared)?;
     work.cancel.check()?;
-    let changed = write_change(change, &prepared, storage, work);
+    let changed = write_change(change, &prepared, storage, fill, work);
+    // Clusters that were filled in vain are free, and no holes any more.
+    let punch = if changed.is_err() { Punch::All } else { punch };
     // What was done so far is right. Settled, it is clean as well.
     match (changed, settle(storage, before, punch, work)) {
         (Ok(batches), Ok(_)) => Ok(batches),
@@ -74,12 +89,16 @@ pub(super) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, wo
 }
 
 /// Chooses places for what is new. Nothing is written.
-fn prepare(change: &Change, storage: &dyn Storage) -> Result<Prepared> {
+fn prepare(change: &mut Change, storage: &dyn Storage) -> Result<Prepared> {
+    let begun = change.writes.as_mut().and_then(|writes| writes.free.take());
     let inspection = &change.ground.inspection;
     let header = &inspection.header;
     let bits = header.cluster_bits;
     let refcounts = Refcounts::load(storage, header)?;
-    let mut free = Allocator::new(&refcounts, header, inspection.file_len, &inspection.counts)?;
+    let mut free = match begun {
+        Some(free) => free,
+        None => Allocator::new(&refcounts, header, inspection.file_len, &inspection.counts)?,
+    };
     let has_pool = change.ground.pool_index.is_some() || change.members_after.len() > 0;
     let pool = match has_pool && change.changes_pool() && !change.drops_pool {
         true => Some(Places::new(change.members_after.len(), bits, &mut free)?),
@@ -139,12 +158,19 @@ pub(super) fn set_dirty(storage: &dyn Storage, header: &Header) -> Result<Header
 }
 
 /// The steps up to the last change of an L2 entry; returns the number of batches.
-fn write_change(change: &Change, prepared: &Prepared, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+fn write_change(
+    change: &Change,
+    prepared: &Prepared,
+    storage: &dyn Storage,
+    fill: &dyn Fn(&dyn Storage) -> Result<()>,
+    work: &Work<'_>,
+) -> Result<u64> {
     let mut header = set_dirty(storage, &change.ground.inspection.header)?;
     let bits = header.cluster_bits;
 
     let counts = &change.ground.inspection.counts;
     prepared.growth.extend(storage)?;
+    fill(storage)?;
     Mender::new(storage, &header, counts).refcounts(&Refcounts::load(storage, &header)?, Pass::Raise)?;
     prepared.growth.write(storage, &mut header, counts)?;
     if let Some(pool) = &prepared.pool {
@@ -152,6 +178,10 @@ fn write_change(change: &Change, prepared: &Prepared, storage: &dyn Storage, wor
     }
     if let Some((place, bytes, _)) = &prepared.snapshots {
         write(storage, bytes, place.offset(bits).0)?;
+    }
+    let overwriting = change.writes.as_ref().map(|writes| Tables::new(change, writes, storage));
+    if let Some(tables) = &overwriting {
+        tables.write_new()?;
     }
     flush(storage)?;
 
@@ -169,7 +199,8 @@ fn write_change(change: &Change, prepared: &Prepared, storage: &dyn Storage, wor
         flush(storage)?;
     }
 
-    redirect(change, storage, work)
+    let batches = redirect(change, storage, work)?;
+    overwriting.map_or(Ok(batches), |tables| tables.switch(work).map(|()| batches + 1))
 }
 
 /// The first sector of a version 2 image that becomes version 3: it is written at once, so it holds the whole header.
@@ -206,6 +237,10 @@ fn raise_counts(change: &mut Change, prepared: &Prepared) -> Result<()> {
     for word in change.links.iter() {
         let link = Link::from_duplicate(word?);
         gain(link.keeper, change.ground.units.users(link.duplicate))?;
+    }
+    for word in change.writes.iter().flat_map(|writes| writes.gains.iter()) {
+        let (unit, references) = split_run(word?);
+        gain(unit, references)?;
     }
     Ok(())
 }

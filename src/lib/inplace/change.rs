@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::allocate::Allocator;
 use super::members::NewMember;
 use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::error::Result;
@@ -9,6 +10,7 @@ use crate::format::header::incompatible;
 use crate::pool::clusters;
 use crate::survey::Ground;
 use crate::survey::bits::{Bits, Ranked};
+use crate::units::HostCluster;
 
 /// The block of most file systems, in bytes.
 const BLOCK: u64 = 4096;
@@ -33,6 +35,20 @@ pub(super) struct Change {
     pub(super) may_upgrade: bool,
     /// How many duplicates are redirected together.
     pub(super) batch: usize,
+    /// New content of the disk.
+    pub(super) writes: Option<Writes>,
+}
+
+/// New content of the disk: its clusters have their places, and nothing leads to them yet.
+pub(super) struct Writes {
+    /// Guest clusters (high 64 bits) and their new L2 entries, ascending.
+    pub(super) entries: Sorted,
+    /// What the clusters behind those entries gain beside the one reference of a new cluster: unit (high 64 bits) and number.
+    pub(super) gains: Sequence,
+    /// L2 tables that are written to a new place, because there is none yet or a snapshot uses it: L1 index and place, ascending.
+    pub(super) tables: Vec<(u64, HostCluster)>,
+    /// Where the places come from; more are taken when the change is applied.
+    pub(super) free: Option<Allocator>,
 }
 
 impl Change {
@@ -48,6 +64,7 @@ impl Change {
             drops_pool: false,
             may_upgrade: false,
             batch: spill.words() * 2,
+            writes: None,
             ground,
         })
     }
@@ -66,7 +83,11 @@ impl Change {
     pub(super) fn is_empty(&self) -> bool {
         let inspection = &self.ground.inspection;
         let dirty = inspection.header.incompatible & incompatible::DIRTY != 0;
-        !self.changes_content() && !self.changes_pool() && inspection.report.leaks == 0 && !dirty
+        !self.changes_content()
+            && self.writes.is_none()
+            && !self.changes_pool()
+            && inspection.report.leaks == 0
+            && !dirty
     }
 
     /// Whether L2 entries change.

@@ -36,6 +36,7 @@ mod compact;
 mod gc;
 mod members;
 mod moves;
+mod overwrite;
 pub(crate) mod plan;
 mod pointers;
 mod pool_writer;
@@ -46,6 +47,7 @@ use std::time::Instant;
 
 use apply::Punch;
 pub use gc::{GcOptions, GcPlan, GcReport, gc};
+pub use overwrite::{OverwriteReport, overwrite};
 pub use plan::{Figures, Plan, Share};
 use serde::Serialize;
 

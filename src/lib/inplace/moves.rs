@@ -124,7 +124,7 @@ pub(super) fn plan(storage: &dyn Storage, inspection: &Inspection, most: usize) 
         return Ok(None);
     }
     let tables = L2Tables::all(storage, header, &inspection.tables);
-    let units = Units::survey(header, inspection.file_len, &tables, &[])?;
+    let units = Units::survey(header, inspection.file_len, &tables, &[], 0)?;
     let mut room = Room::new(storage, inspection, &units, end)?;
     let mut pairs = Vec::new();
 

@@ -37,14 +37,19 @@ pub(crate) struct Ground {
 
 impl Ground {
     /// Surveys an image that was inspected.
-    pub(crate) fn new(storage: &dyn Storage, mut inspection: Inspection) -> Result<Self> {
+    pub(crate) fn new(storage: &dyn Storage, inspection: Inspection) -> Result<Self> {
+        Self::with_room(storage, inspection, 0)
+    }
+
+    /// Surveys an image that was inspected and whose file may grow by `room` data clusters.
+    pub(crate) fn with_room(storage: &dyn Storage, mut inspection: Inspection, room: u64) -> Result<Self> {
         let pool = inspection.pool.take();
         let pool_index = pool.as_ref().map(|known| known.index);
         let is_ascending = pool.as_ref().is_none_or(|known| known.ascending);
         let (entries, records) = pool.map_or_else(Default::default, |known| (known.members, known.records));
         let header = &inspection.header;
         let tables = L2Tables::new(storage, header, &inspection.tables);
-        let units = Units::survey(header, inspection.file_len, &tables, &entries)?;
+        let units = Units::survey(header, inspection.file_len, &tables, &entries, room)?;
         let unit = |&word: &u64| units.of(L2Entry::decode(word, header.cluster_bits, true));
         let numbers: Vec<Option<u64>> = entries.iter().map(unit).collect();
         let mut members = Bits::new(units.limit());

@@ -33,10 +33,16 @@ pub(crate) struct Units {
 }
 
 impl Units {
-    /// Looks at all L2 tables; `members` are the entries of the pool.
-    pub(crate) fn survey(header: &Header, file_len: u64, tables: &L2Tables<'_>, members: &[u64]) -> Result<Self> {
+    /// Looks at all L2 tables; `members` are the entries of the pool. The file may grow by `room` clusters.
+    pub(crate) fn survey(
+        header: &Header,
+        file_len: u64,
+        tables: &L2Tables<'_>,
+        members: &[u64],
+        room: u64,
+    ) -> Result<Self> {
         let bits = header.cluster_bits;
-        let plain = bits.clusters(file_len) + 1;
+        let plain = bits.clusters(file_len) + 1 + room;
         let users = Counts::new(bits, file_len, u64::MAX);
         let mut compressed: Vec<(CompressedExtent, u64)> = Vec::new();
         let mut kept_by_zeros = Bits::new(plain);

@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use dedup_img::ErrorKind;
 use dedup_img::compress::CompressionLevel;
-use dedup_img::convert::{ConvertOptions, ConvertReport, RawOptions, RawReport, convert, to_raw};
+use dedup_img::convert::{
+    ConvertOptions, ConvertReport, IntoOptions, RawOptions, RawReport, convert, convert_into, to_raw,
+};
 use dedup_img::disk::{Disk, DiskOptions, Format, Unreadable};
 use dedup_img::format::refcount::RefcountBits;
 use dedup_img::image::SnapshotName;
+use dedup_img::inplace::OverwriteReport;
 use dedup_img::pool::Pin;
 use dedup_img::work::Work;
 
@@ -87,6 +90,7 @@ impl Job<'_> {
         let output = self.args.run.output;
         Ok(match result? {
             Report::Qcow2(report) => summary::convert(&context, &report, output),
+            Report::Into(report) => summary::into(&context, &report, output),
             Report::Raw(report) => summary::raw(&context, &report, output),
         })
     }
@@ -94,6 +98,10 @@ impl Job<'_> {
     fn write(&self, disk: &Disk, work: &Work<'_>) -> dedup_img::Result<Report> {
         let QemuOptions { sparse, rate, durable, uncached, .. } = self.options.qemu;
         match self.target_format {
+            Format::Qcow2 if self.args.no_create => {
+                let options = IntoOptions { pin: self.options.image.pin, uncached, rate };
+                Ok(Report::Into(Box::new(convert_into(disk, self.target, options, work)?)))
+            }
             Format::Qcow2 => Ok(Report::Qcow2(Box::new(convert(disk, self.target, &self.options.image, work)?))),
             Format::Raw => {
                 Ok(Report::Raw(to_raw(disk, self.target, RawOptions { sparse, durable, uncached, rate }, work)?))
@@ -105,6 +113,7 @@ impl Job<'_> {
 /// What was done.
 enum Report {
     Qcow2(Box<ConvertReport>),
+    Into(Box<OverwriteReport>),
     Raw(RawReport),
 }
 
@@ -141,7 +150,22 @@ fn source_options(args: &ConvertArgs, sources: &[PathBuf]) -> Result<DiskOptions
     })
 }
 
+/// Refuses what says how to make an image that is there already.
+fn refuse_creation(args: &ConvertArgs, format: Format) -> Result<(), Failure> {
+    let refusals = [
+        (!args.options.is_empty(), "-o has no effect when skipping image creation"),
+        (args.backing_file.is_some(), "-B: with -n the target keeps its own backing file; leave it out"),
+        (args.compress, "-c: with -n new clusters are not compressed; leave it out"),
+        (format == Format::Raw, "-n: only a qcow2 image is written where it lies; dd writes into a raw one"),
+    ];
+    match refusals.iter().find(|(refused, _)| args.no_create && *refused) {
+        Some((_, message)) => Err(Failure::new(message)),
+        None => Ok(()),
+    }
+}
+
 fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<TargetOptions, Failure> {
+    refuse_creation(args, format)?;
     if format == Format::Raw && args.compress {
         return Err(Failure::new("Compression not supported for this file format"));
     }
@@ -158,7 +182,7 @@ fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<
     options.backing_file = args.backing_file.clone().or(options.backing_file);
     options.backing_format = args.backing_format.clone().or(options.backing_format);
     let cluster_size = options.cluster_size.unwrap_or_default();
-    let qemu = args.qemu.options(format, cluster_size)?;
+    let qemu = args.qemu.options(format, cluster_size, args.no_create)?;
     let traits = options.traits(target)?;
     let level = CompressionLevel::new(traits.compression, args.compression_level)?;
     let image = ConvertOptions {

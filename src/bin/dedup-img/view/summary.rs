@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use comfy_table::{CellAlignment, Table, presets};
 use dedup_img::convert::{ConvertReport, RawReport};
 use dedup_img::disk::{Format, Unreadable};
+use dedup_img::inplace::OverwriteReport;
 use serde::Serialize;
 
 use super::units::{bytes, count};
@@ -99,6 +100,37 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
         )
     });
     rows.finish(report.seconds) + &hint
+}
+
+/// The summary of a conversion into an image that was there.
+pub(crate) fn into(context: &Context<'_>, report: &OverwriteReport, output: OutputArg) -> String {
+    if output == OutputArg::Json {
+        return json(context, report);
+    }
+    let clusters = |n| count(n, "cluster");
+    let size = |n: u64| bytes(n * report.cluster_size_bytes);
+    let mut rows = Rows::new();
+    rows.add("virtual size", bytes(report.virtual_size_bytes), "");
+    rows.add("compared", bytes(report.read_bytes), "the rest is known to be zeros on both sides");
+    context.add_unreadable(&mut rows);
+    rows.add("unchanged", size(report.unchanged_clusters), &clusters(report.unchanged_clusters));
+    rows.add("zeroed", size(report.zeroed_clusters), &clusters(report.zeroed_clusters));
+    rows.add("changed", size(report.changed_clusters), &clusters(report.changed_clusters));
+    rows.add(
+        "reused",
+        size(report.reused_clusters),
+        &format!("{} that the image had", clusters(report.reused_clusters)),
+    );
+    rows.add("written", bytes(report.written_bytes), &format!("{} of new content", clusters(report.written_clusters)));
+    let before = match report.file_length_before_bytes == report.file_length_after_bytes {
+        true => String::new(),
+        false => format!(", {} before", bytes(report.file_length_before_bytes)),
+    };
+    rows.add("file", bytes(report.file_length_after_bytes), &format!("{}{before}", context.target.display()));
+    if report.upgraded {
+        rows.add("version", "3".to_owned(), "2 before");
+    }
+    rows.finish(report.seconds)
 }
 
 /// The summary of a conversion into raw.

@@ -1,0 +1,49 @@
+//! A disk goes into an image that exists.
+
+use std::num::NonZeroU64;
+use std::path::Path;
+
+use super::refuse_own_source;
+use crate::disk::{Disk, DiskOptions, Format, open_image};
+use crate::error::{Error, ErrorKind, Result};
+use crate::inplace::{OverwriteReport, overwrite};
+use crate::pool::Pin;
+use crate::storage::drop_cache;
+use crate::storage::lock::LockMode;
+use crate::storage::rate::Paced;
+use crate::work::Work;
+
+/// How to write into an image.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IntoOptions {
+    /// What of the new clusters is pooled. Members of the pool stay members either way.
+    pub pin: Pin,
+    /// Whether the image is taken out of the host's page cache in the end.
+    pub uncached: bool,
+    /// How many bytes may be written in a second.
+    pub rate: Option<NonZeroU64>,
+}
+
+/// Writes `disk` into the QCOW2 at `target`: only clusters that differ from what it reads now, each content once.
+///
+/// Snapshots in the target stay as they are. The order of writes is that of [`crate::inplace`]: it does not depend on an option
+/// what a crash leaves.
+///
+/// # Errors
+/// As [`overwrite`]; and where the target cannot be opened or is a source.
+pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Work<'_>) -> Result<OverwriteReport> {
+    refuse_own_source(disk, target)?;
+    let (file, _) = open_image(target, Some(Format::Qcow2), LockMode::Write)?;
+    let said = |e: Error| match e.kind() {
+        ErrorKind::Format => e.opening(target),
+        _ => e.prefixed(&format!("'{}'", target.display())),
+    };
+    let present = Disk::of_storage(target, &file, &DiskOptions::default())?;
+    let storage = Paced::new(&file, options.rate, work.cancel);
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let report = overwrite(&storage, &present, disk, options.pin, parent, work).map_err(said)?;
+    if options.uncached {
+        drop_cache(&file.0);
+    }
+    Ok(report)
+}

@@ -1,0 +1,189 @@
+//! Places for new content.
+
+use std::collections::HashMap;
+
+use super::super::allocate::Allocator;
+use super::super::members::NewMember;
+use super::find::NEW;
+use crate::dedup::plan::split_run;
+use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
+use crate::error::Result;
+use crate::format::table::L2Entry;
+use crate::pool::Pin;
+use crate::survey::Ground;
+use crate::survey::bits::Bits;
+use crate::units::{GuestCluster, HostCluster};
+
+/// What becomes of the changed clusters.
+pub(super) struct Placed {
+    /// Guest cluster (high 64 bits) and its new L2 entry, ascending.
+    pub(super) entries: Sorted,
+    /// New clusters: the host cluster (high 64 bits) and the guest cluster whose content it gets.
+    pub(super) stores: Sequence,
+    /// What clusters gain beside the first reference of a new one: unit (high 64 bits) and number.
+    pub(super) gains: Sequence,
+    /// New clusters that enter the pool, as [`NewMember`] words.
+    pub(super) members: Sorter,
+    /// Clusters of the target that are shared from now on and not in the pool yet.
+    pub(super) shared: Bits,
+    pub(super) free: Allocator,
+    /// Changed clusters that use what the target has.
+    pub(super) reused: u64,
+}
+
+/// Gives out places.
+struct Placer<'a> {
+    ground: &'a Ground,
+    limit: u64,
+    pin: Pin,
+    entries: Sorter,
+    stores: Sequence,
+    gains: Sequence,
+    members: Sorter,
+    shared: Bits,
+    free: Allocator,
+    reused: u64,
+    /// What host clusters of compressed ones gain: several may lie in one.
+    packed: HashMap<u64, u64>,
+}
+
+/// A new cluster and its users so far.
+#[derive(Clone, Copy)]
+struct New {
+    host: HostCluster,
+    first: u64,
+    users: u64,
+}
+
+/// Places what `classes` say, and zeros for the clusters in the runs `zeros`. No cluster gets more than `limit` sharers.
+pub(super) fn place(
+    ground: &Ground,
+    classes: &Sorted,
+    zeros: &Sequence,
+    (limit, pin): (u64, Pin),
+    free: Allocator,
+    spill: &Spill,
+) -> Result<Placed> {
+    let mut placer = Placer {
+        ground,
+        limit,
+        pin,
+        entries: Sorter::new(spill),
+        stores: Sequence::new(spill),
+        gains: Sequence::new(spill),
+        members: Sorter::new(spill),
+        shared: Bits::new(ground.units.limit()),
+        free,
+        reused: 0,
+        packed: HashMap::new(),
+    };
+    let mut words = classes.iter().map(|word| word.map(split_run)).peekable();
+    while let Some((class, first)) = words.next().transpose()? {
+        let mut guest = Some(first);
+        let mut next = || words.next_if(|word| word.as_ref().map_or(true, |(other, _)| *other == class)).transpose();
+        if class & NEW == 0 {
+            let room = placer.room(class);
+            let mut gained = 0;
+            while let Some(sharer) = guest.filter(|_| gained < room) {
+                placer.entry(sharer, ground.units.entry(class))?;
+                gained += 1;
+                guest = next()?.map(|(_, guest)| guest);
+            }
+            placer.gain(class, gained)?;
+        }
+        let mut new: Option<New> = None;
+        while let Some(user) = guest {
+            new = Some(match new.filter(|new| new.users < limit) {
+                Some(new) => placer.one_more(new, user)?,
+                None => {
+                    placer.end(new)?;
+                    let content = if class & NEW == 0 { user } else { class & !NEW };
+                    placer.store(content, user)?
+                }
+            });
+            guest = next()?.map(|(_, guest)| guest);
+        }
+        placer.end(new)?;
+    }
+    for word in zeros.iter() {
+        let (start, count) = split_run(word?);
+        for guest in start..start + count {
+            // The zero flag even without a backing file, as everywhere in place.
+            placer.entry(guest, L2Entry::Zero { host: None, copied: false })?;
+        }
+    }
+    let Placer { entries, stores, gains, members, shared, free, reused, .. } = placer;
+    Ok(Placed { entries: entries.finish()?, stores, gains, members, shared, free, reused })
+}
+
+impl Placer<'_> {
+    fn entry(&mut self, guest: u64, entry: L2Entry) -> Result<()> {
+        let word = entry.encode(self.ground.inspection.header.cluster_bits);
+        self.entries.push(u128::from(guest) << 64 | u128::from(word))
+    }
+
+    /// How many sharers more `unit` may have, the pool's reference not counted.
+    fn room(&self, unit: u64) -> u64 {
+        let Ground { units, inspection, members, .. } = self.ground;
+        let counted = |host: u64| inspection.counts.get(host) + self.packed.get(&host).copied().unwrap_or(0);
+        if units.plain().contains(&unit) {
+            let pooled = u64::from(members.bits().contains(unit));
+            return self.limit.saturating_sub(counted(unit).saturating_sub(pooled));
+        }
+        units.hosts(unit).map(|host| self.limit.saturating_sub(counted(host))).min().unwrap_or(0)
+    }
+
+    /// Notes that `unit` has `users` more, and enters the pool with that.
+    fn gain(&mut self, unit: u64, users: u64) -> Result<()> {
+        if users == 0 {
+            return Ok(());
+        }
+        let Ground { units, members, .. } = self.ground;
+        let joins = !members.bits().contains(unit);
+        if joins {
+            self.shared.insert(unit);
+        }
+        if !units.plain().contains(&unit) {
+            for host in units.hosts(unit) {
+                *self.packed.entry(host).or_default() += users + u64::from(joins);
+            }
+        }
+        self.reused += users;
+        self.gains.push(u128::from(unit) << 64 | u128::from(users))
+    }
+
+    /// A new cluster with the content of guest cluster `content`, for `user`.
+    fn store(&mut self, content: u64, user: u64) -> Result<New> {
+        let host = self.free.one();
+        self.stores.push(u128::from(host.0) << 64 | u128::from(content))?;
+        Ok(New { host, first: user, users: 1 })
+    }
+
+    fn one_more(&mut self, new: New, user: u64) -> Result<New> {
+        if new.users == 1 {
+            self.map(new.first, new, false)?;
+        }
+        self.map(user, new, false)?;
+        Ok(New { users: new.users + 1, ..new })
+    }
+
+    fn map(&mut self, guest: u64, new: New, copied: bool) -> Result<()> {
+        let host = new.host.offset(self.ground.inspection.header.cluster_bits);
+        self.entry(guest, L2Entry::Data { host, copied })
+    }
+
+    /// Ends a new cluster: it gets no more users.
+    fn end(&mut self, new: Option<New>) -> Result<()> {
+        let Some(new) = new else { return Ok(()) };
+        let pooled = new.users > 1 || self.pin == Pin::All;
+        if new.users == 1 {
+            self.map(new.first, new, !pooled)?;
+        } else {
+            self.gains.push(u128::from(new.host.0) << 64 | u128::from(new.users - 1))?;
+        }
+        if pooled {
+            self.members.push(NewMember { unit: new.host.0, guest: GuestCluster(new.first) }.encode())?;
+        }
+        Ok(())
+    }
+}
