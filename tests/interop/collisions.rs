@@ -10,7 +10,7 @@ use twox_hash::XxHash3_128;
 ///
 /// A word whose low half equals that of the hash's secret is multiplied by nothing, and its sum with the one of another stripe is
 /// all that remains: what one of the two gains the other loses.
-fn colliding(common: &[u8], number: u32) -> Vec<u8> {
+pub(super) fn colliding(common: &[u8], number: u32) -> Vec<u8> {
     let mut content = common.to_vec();
     content[128..132].copy_from_slice(&[0xde, 0xd4, 0x6d, 0xe9]);
     content[132..136].copy_from_slice(&number.to_le_bytes());

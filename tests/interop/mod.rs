@@ -24,6 +24,8 @@ mod fixtures;
 mod gc_content;
 mod gc_crash;
 mod gc_space;
+mod into_content;
+mod into_writes;
 mod judge;
 mod packed;
 mod pool;

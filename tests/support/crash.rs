@@ -152,6 +152,17 @@ impl CrashStorage {
         image
     }
 
+    /// The bytes that were written, in order.
+    pub(crate) fn writes(&self) -> Vec<Range<u64>> {
+        let log = &self.now.lock().unwrap().1;
+        log.iter().filter(|op| matches!(op, Op::Write(..))).map(Op::range).collect()
+    }
+
+    /// How often it was told to do something.
+    pub(crate) fn operations(&self) -> usize {
+        self.now.lock().unwrap().1.len()
+    }
+
     /// Notes a flush that failed.
     pub(crate) fn flush_failed(&self) {
         self.done(Op::FailedFlush);
