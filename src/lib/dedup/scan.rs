@@ -26,7 +26,7 @@ pub struct Scan {
     pub zeros: Sequence,
     /// Clusters that are not zero and left out, because the other disk has them.
     pub same: u64,
-    /// The records of those, where the other disk is the target.
+    /// The records of those that the target has as whole clusters; none where the other disk is a backing file.
     pub unchanged: Sequence,
     /// The cluster size of the records.
     pub grain: ClusterBits,
@@ -168,13 +168,18 @@ fn compare_chunk(
         Other::Backing(_) => behind.fill(0),
         Other::Target(_) => ours.get_mut(end..).unwrap_or_default().copy_from_slice(behind),
     }
+    // Behind the end of the disk the last cluster of the target may hold what nobody reads: it is not to be shared.
+    let whole = match other {
+        Other::Backing(_) => 0,
+        Other::Target(target) => target.size() >> grain.bits(),
+    };
     let clusters = ours.chunks_exact(grain.len()).zip(theirs.chunks_exact(grain.len()));
     for (cluster, (content, theirs)) in (chunk.start >> grain.bits()..).zip(clusters) {
         match (content == theirs, is_zero(content)) {
             (true, true) => {}
             (true, false) => {
                 found.same += 1;
-                if matches!(other, Other::Target(_)) {
+                if cluster < whole {
                     found.unchanged.push(record(fingerprint(content), cluster));
                 }
             }

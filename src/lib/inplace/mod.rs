@@ -1,4 +1,4 @@
-//! Deduplicating an image where it lies, with all its snapshots.
+//! Changing an image where it lies: deduplicating it with all its snapshots, writing a disk into it, giving space back.
 //!
 //! ```text
 //!  check -> survey -> scan -> choose -> verify -> Plan -> apply -> settle
@@ -10,15 +10,18 @@
 //! ```text
 //!    step                                                  after a crash here
 //!  1 set the dirty bit; flush                              nothing has changed
-//!  2 raise the refcounts of what gains references, write    counts that are too high
-//!    the new pool and snapshot table beside the old; flush
-//!  3 clear COPIED of what is about to be shared; flush      the same, and needless copies
-//!  4 switch to the new snapshot table in one sector; flush  the new pool is there; the old one's clusters are leaks
-//!  5 point duplicates at what they share; flush; again for  some do, some do not yet: both hold the same bytes
-//!    each batch
-//!  6 count everything anew; lower what is too high; flush   leaks
-//!  7 set COPIED where one reference is left; flush          COPIED that is missing: needless copies
-//!  8 punch what is free; clear the dirty bit; flush         nothing uses what is punched
+//!  2 fill new clusters, raise the refcounts of what gains  counts that are too high
+//!    references, write new L2 tables, the new pool and the
+//!    snapshot table beside the old; flush
+//!  3 clear COPIED of what is about to be shared; flush     the same, and needless copies
+//!  4 switch to the new snapshot table in one sector;       the new pool is there; the old one's clusters are leaks
+//!    flush
+//!  5 point duplicates at what they share; flush; again     some do, some do not yet: both hold the same bytes
+//!    for each batch
+//!    give what is overwritten its new L2 entries; flush    each cluster reads as before or as it should
+//!  6 count everything anew; lower what is too high; flush  leaks
+//!  7 set COPIED where one reference is left; flush         COPIED that is missing: needless copies
+//!  8 punch what is free; clear the dirty bit; flush        nothing uses what is punched
 //! ```
 //!
 //! Clusters are pooled (4) before they are shared (5). Done the other way round, a crash in between would leave shared clusters

@@ -147,7 +147,9 @@ pub fn overwrite(
         let scan = scan(disk, Some(Other::Target(present)), bits, spill, work)?;
         report.read_bytes = scan.bytes_read;
         report.unchanged_clusters = scan.same;
-        if !scan.records.is_empty() || !scan.zeros.is_empty() {
+        if scan.records.is_empty() && scan.zeros.is_empty() {
+            disk.ensure_unchanged()
+        } else {
             let source = &Source::new(disk, present, bits)?;
             let (mut change, stores) =
                 Planner { storage, source, limit, pin, spill, work }.plan(scan, inspection, &mut report)?;
@@ -159,8 +161,8 @@ pub fn overwrite(
             };
             apply_with(&mut change, storage, Punch::Freed, &fill, work)?;
             (report.file_length_after_bytes, report.allocated_after_bytes) = sizes(storage)?;
+            Ok(())
         }
-        disk.ensure_unchanged()
     })?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
