@@ -25,6 +25,8 @@ mod gc_content;
 mod gc_crash;
 mod gc_space;
 mod into_content;
+mod into_crash;
+mod into_random;
 mod into_writes;
 mod judge;
 mod packed;

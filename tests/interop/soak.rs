@@ -3,6 +3,7 @@
 
 use crate::args;
 use crate::support::corpus::{K, M, write_sparse};
+use crate::support::into::{Mixer, into};
 use crate::support::{Random, dedup_img, qemu, scratch};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -105,6 +106,28 @@ impl Soak {
         let ran = dedup_img(args!["check", "--data", self.shared]);
         assert_eq!(ran.code, 0, "{}\n{}", ran.told(), self.story());
         self.judge();
+        for _ in 0..operations {
+            self.step();
+            self.judge();
+        }
+        self.judge_snapshots();
+    }
+
+    /// Writes a changed disk into both images, ours by `convert -n` and the other by qemu-img's, and uses them on: after each of so
+    /// many random operations ours is clean and both hold the same.
+    pub(super) fn convert_into(&mut self, operations: usize) {
+        let raw = self.home.path().join("changed.raw");
+        qemu::convert("qcow2", &self.plain, "raw", &raw, &[]);
+        let disk = std::fs::read(&raw).unwrap();
+        let mut changed = Mixer::new(self.random.next(), 4096, &[&disk], &[]).changed(&disk, 9, 40);
+        changed.truncate(disk.len() - self.random.below(disk.len() as u64 / 1024) as usize * 512);
+        write_sparse(&raw, &changed);
+        self.log.push(format!("dedup-img convert -n {} bytes", changed.len()));
+        qemu::convert("raw", &raw, "qcow2", &self.plain, &["-n"]);
+        let told = into(&[], "raw", &raw, &self.shared);
+        assert_eq!(told["changed"], true, "{told:#}\n{}", self.story());
+        self.judge();
+        self.judge_snapshots();
         for _ in 0..operations {
             self.step();
             self.judge();

@@ -169,7 +169,8 @@ impl Count {
                 (true, true) => {}
                 (true, false) => {
                     count.unchanged += 1;
-                    if mapped.contains_key(&(n as u64)) {
+                    // The cluster in which the disk ends may hold more than what is read.
+                    if mapped.contains_key(&(n as u64)) && (n + 1) * size <= old.len() {
                         has.insert(is);
                     }
                 }
