@@ -10,6 +10,7 @@ use crate::digest::{fingerprint, is_zero};
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::Place;
 use crate::storage::buffer::BufferPool;
 use crate::units::ClusterBits;
 use crate::work::Work;
@@ -26,7 +27,7 @@ pub struct Scan {
     pub zeros: Sequence,
     /// Clusters that are not zero and left out, because the other disk has them.
     pub same: u64,
-    /// The records of those that the target has as whole clusters; none where the other disk is a backing file.
+    /// The records of those that can be shared: that the target has as whole clusters, not in its backing file.
     pub unchanged: Sequence,
     /// The cluster size of the records.
     pub grain: ClusterBits,
@@ -168,18 +169,20 @@ fn compare_chunk(
         Other::Backing(_) => behind.fill(0),
         Other::Target(_) => ours.get_mut(end..).unwrap_or_default().copy_from_slice(behind),
     }
-    // Behind the end of the disk the last cluster of the target may hold what nobody reads: it is not to be shared.
-    let whole = match other {
-        Other::Backing(_) => 0,
-        Other::Target(target) => target.size() >> grain.bits(),
-    };
+    let mut shareable = match other {
+        Other::Backing(_) => Vec::new(),
+        Other::Target(target) => own_clusters(target, grain, &chunk)?,
+    }
+    .into_iter()
+    .peekable();
     let clusters = ours.chunks_exact(grain.len()).zip(theirs.chunks_exact(grain.len()));
     for (cluster, (content, theirs)) in (chunk.start >> grain.bits()..).zip(clusters) {
         match (content == theirs, is_zero(content)) {
             (true, true) => {}
             (true, false) => {
                 found.same += 1;
-                if cluster < whole {
+                while shareable.next_if(|run| run.end <= cluster).is_some() {}
+                if shareable.peek().is_some_and(|run| run.contains(&cluster)) {
                     found.unchanged.push(record(fingerprint(content), cluster));
                 }
             }
@@ -188,6 +191,25 @@ fn compare_chunk(
         }
     }
     Ok(found)
+}
+
+/// The clusters of `chunk` that the image `target` itself holds, as runs. Behind the end of the disk its last cluster may hold what
+/// nobody reads: it is left out where the disk ends within.
+fn own_clusters(target: &Disk, grain: ClusterBits, chunk: &Range<u64>) -> Result<Vec<Range<u64>>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    let end = chunk.end.min(target.size() & !(grain.bytes() - 1));
+    let Some(image) = target.qcow2().filter(|_| chunk.start < end) else { return Ok(runs) };
+    let mut at = chunk.start;
+    image.extents(chunk.start, end - chunk.start, &mut Vec::new(), |extent| {
+        let run = at >> grain.bits()..(at + extent.len) >> grain.bits();
+        at += extent.len;
+        match (extent.place, runs.last_mut()) {
+            (Place::Unallocated | Place::Zero, _) => {}
+            (_, Some(last)) if last.end == run.start => last.end = run.end,
+            _ => runs.push(run),
+        }
+    })?;
+    Ok(runs)
 }
 
 /// Collects ascending clusters as runs: the first in the high 64 bits, the length in the low ones.
