@@ -13,6 +13,7 @@ mod create;
 mod dedup;
 mod failure;
 mod gc;
+mod into;
 mod locks;
 mod memory;
 mod program;

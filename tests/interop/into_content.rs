@@ -8,7 +8,7 @@ use crate::support::inplace::Subject;
 use crate::support::into::{Before, Mixer, into, judged, layers, pooled, words};
 use crate::support::reader::{Image, Pin, Survey};
 use crate::support::subjects::subjects;
-use crate::support::{dedup_img, families, qemu, scratch, sha256_of};
+use crate::support::{Random, dedup_img, families, qemu, scratch, sha256_of};
 use std::fs;
 use std::path::Path;
 
@@ -150,7 +150,9 @@ fn kind_holds(subject: &Subject, ends: &[End], before: Before, pin: Pin) {
     let path = subject.home.path().join("target.qcow2");
     for (n, end) in ends.iter().enumerate() {
         fs::copy(&subject.path, &path).unwrap();
-        for (again, before) in [before, if before == Before::Stale { Before::Sound } else { before }].into_iter().enumerate() {
+        for (again, before) in
+            [before, if before == Before::Stale { Before::Sound } else { before }].into_iter().enumerate()
+        {
             println!("{}, {end:?}, {again}", subject.kind);
             let (raw, format) = match before {
                 Before::Stale => {
@@ -169,7 +171,12 @@ fn kind_holds(subject: &Subject, ends: &[End], before: Before, pin: Pin) {
 
 #[test]
 fn plain_images_with_kept_zeros_and_holes_take_disks() {
-    kind_holds(&Subject::new("plain"), &[End::Same, End::Cluster, End::Within, End::Sector], Before::Sound, Pin::Shared);
+    kind_holds(
+        &Subject::new("plain"),
+        &[End::Same, End::Cluster, End::Within, End::Sector],
+        Before::Sound,
+        Pin::Shared,
+    );
     kind_holds(&Subject::new("pinned"), &[End::Same], Before::Sound, Pin::All);
     kind_holds(&Subject::new("leaks"), &[End::Same], Before::Sound, Pin::Shared);
 }
@@ -243,5 +250,32 @@ fn what_lies_behind_the_end_of_the_disk_is_no_content() {
         assert!(layers(&target)[0].1 == raw, "{options} {packed}: the disk reads what lay behind its end");
         qemu::check_clean(&target);
         assert_eq!(old.layers[0].map[&10], Survey::of(&target).layers[0].map[&10], "what did not change has moved");
+    }
+}
+
+/// What the image or its pool has is shared although the backing file has the same, from where nothing can be shared.
+#[test]
+fn what_the_image_has_is_found_though_its_backing_file_has_it_too() {
+    let home = scratch();
+    let [base, target, source] = ["base.raw", "target.qcow2", "source.raw"].map(|name| home.path().join(name));
+    let mut random = Random::new(4);
+    let [mine, pooled, other] = [(); 3].map(|()| random.bytes(4096));
+    let zeros = vec![0; 4096];
+    fs::write(&base, [&mine[..], &pooled, &other, &zeros, &zeros, &zeros, &zeros, &zeros].concat()).unwrap();
+    qemu::create("qcow2", &target, 32 * K, &format!("cluster_size=4k,backing_file={},backing_fmt=raw", base.display()));
+    // Twice, so that it enters the pool.
+    let mut raw = [&mine[..], &pooled, &other, &mine, &pooled, &pooled, &zeros, &zeros].concat();
+    fs::write(&source, &raw).unwrap();
+    let first = judged(&target, "raw", &source, &raw, Before::Sound, Pin::Shared);
+    assert_eq!(first["written_clusters"], 2, "{first:#}");
+    // The pool alone has it now.
+    raw[16 << 10..24 << 10].fill(0);
+    fs::write(&source, &raw).unwrap();
+    judged(&target, "raw", &source, &raw, Before::Sound, Pin::Shared);
+    for content in [&pooled, &mine] {
+        raw[24 << 10..28 << 10].copy_from_slice(content);
+        fs::write(&source, &raw).unwrap();
+        let again = judged(&target, "raw", &source, &raw, Before::Sound, Pin::Shared);
+        assert_eq!((&again["written_clusters"], &again["reused_clusters"]), (&0.into(), &1.into()), "{again:#}");
     }
 }

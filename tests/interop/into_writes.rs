@@ -148,7 +148,11 @@ fn little_memory_gives_the_same_bytes() {
     }
     fs::write(&source, &raw).unwrap();
     let mut sums = BTreeSet::new();
-    for options in [["--memory", "1G", "--threads", "2"], ["--memory", "1M", "--threads", "1"], ["--memory", "1M", "--threads", "16"]] {
+    for options in [
+        ["--memory", "1G", "--threads", "2"],
+        ["--memory", "1M", "--threads", "1"],
+        ["--memory", "1M", "--threads", "16"],
+    ] {
         fs::copy(&image, &target).unwrap();
         let summary = into(&options, "raw", &source, &target);
         assert!(summary["reused_clusters"].as_u64().unwrap() > 20_000, "{summary:#}");

@@ -24,6 +24,7 @@ mod fixtures;
 mod gc_content;
 mod gc_crash;
 mod gc_space;
+mod history;
 mod into_content;
 mod into_crash;
 mod into_random;

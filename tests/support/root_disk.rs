@@ -1,6 +1,6 @@
 //! A real ext4 root file system, made without root: real files of this machine, and a second, diverged copy of a part of them.
 
-use super::{cached, qemu};
+use super::{Ran, cached, qemu};
 use crate::args;
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -16,31 +16,43 @@ const LARGEST: u64 = 6 << 20;
 
 /// A sparse raw disk of 1 GiB with an ext4 file system of 4 KiB blocks, kept.
 pub(crate) fn root_disk() -> PathBuf {
-    cached("root-1.raw", |disk| {
-        let tree = disk.with_extension("tree");
-        if tree.exists() {
-            fs::remove_dir_all(&tree).unwrap();
-        }
-        let mut room = Room { left: DATA, kept: Vec::new() };
-        for (top, share) in [("/etc", 10), ("/usr/bin", 3), ("/usr/lib", 2), ("/usr/share", 1)] {
-            let mut part = Room { left: room.left / share, kept: Vec::new() };
-            let before = part.left;
-            part.copy(Path::new(top), &tree.join(&top[1..]));
-            room.left -= before - part.left;
-            room.kept.extend(part.kept);
-        }
-        let held = room.kept.iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
-        assert!(held > DATA / 2, "this machine has only {held} bytes of files to build a root disk from");
-        diverged_copy(&tree, &room.kept);
-        let words = args!["-q", "-F", "-t", "ext4", "-b", "4096", "-L", "root", "-d", &tree, disk, "1G"];
-        let mut command = qemu::tool("mke2fs", words);
-        // A user's search path often leaves out the directory that mke2fs lives in.
-        let mut search = std::env::var_os("PATH").unwrap_or_default();
-        search.push(":/usr/sbin:/sbin");
-        command.env("PATH", search);
-        qemu::finish("mke2fs", command).ok();
+    cached("root-1.raw", |disk| build(disk, DATA, COPY, "1G"))
+}
+
+/// The same with a sixth of the files, on 128 MiB.
+pub(crate) fn small_root_disk() -> PathBuf {
+    cached("root-small-1.raw", |disk| build(disk, DATA / 6, COPY / 6, "128M"))
+}
+
+/// Makes a file system of `size` at `disk` with files of `data` bytes, of which `copy` bytes are there twice.
+fn build(disk: &Path, data: u64, copy: u64, size: &str) {
+    let tree = disk.with_extension("tree");
+    if tree.exists() {
         fs::remove_dir_all(&tree).unwrap();
-    })
+    }
+    let mut room = Room { left: data, kept: Vec::new() };
+    for (top, share) in [("/etc", 10), ("/usr/bin", 3), ("/usr/lib", 2), ("/usr/share", 1)] {
+        let mut part = Room { left: room.left / share, kept: Vec::new() };
+        let before = part.left;
+        part.copy(Path::new(top), &tree.join(&top[1..]));
+        room.left -= before - part.left;
+        room.kept.extend(part.kept);
+    }
+    let held = room.kept.iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
+    assert!(held > data / 2, "this machine has only {held} bytes of files to build a root disk from");
+    diverged_copy(&tree, &room.kept, copy);
+    let words = args!["-q", "-F", "-t", "ext4", "-b", "4096", "-L", "root", "-d", &tree, disk, size];
+    system("mke2fs", words).ok();
+    fs::remove_dir_all(&tree).unwrap();
+}
+
+/// Runs a program of the system's; a user's search path often leaves out the directory that it lives in.
+pub(crate) fn system<I: IntoIterator<Item = OsString>>(name: &str, words: I) -> Ran {
+    let mut command = qemu::tool(name, words);
+    let mut search = std::env::var_os("PATH").unwrap_or_default();
+    search.push(":/usr/sbin:/sbin");
+    command.env("PATH", search);
+    qemu::finish(name, command)
 }
 
 /// Copies files until the room is used up.
@@ -72,8 +84,7 @@ impl Room {
 }
 
 /// Copies every other file a second time, and lets every eighth of the copies drift.
-fn diverged_copy(tree: &Path, files: &[PathBuf]) {
-    let mut left = COPY;
+fn diverged_copy(tree: &Path, files: &[PathBuf], mut left: u64) {
     for (n, file) in files.iter().enumerate().filter(|(n, _)| n % 2 == 0) {
         let length = fs::metadata(file).unwrap().len();
         if length > left {
