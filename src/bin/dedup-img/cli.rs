@@ -59,7 +59,7 @@ pub(crate) struct CreateArgs {
     pub(crate) size: Option<String>,
 }
 
-/// Convert an image into a deduplicated QCOW2, or into raw.
+/// Convert an image into a deduplicated QCOW2, or back into a plain one or into raw.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -69,6 +69,7 @@ Examples:
   dedup-img convert disk.raw disk.qcow2
   dedup-img convert -p -o cluster_size=4k vm.qcow2 small.qcow2
   dedup-img convert -l before-upgrade vm.qcow2 then.qcow2
+  dedup-img convert --plain small.qcow2 plain.qcow2
   dedup-img convert -O raw small.qcow2 disk.raw"
 )]
 pub(crate) struct ConvertArgs {
@@ -106,6 +107,10 @@ pub(crate) struct ConvertArgs {
     /// What to pool: shared clusters, or all data clusters (golden images and archives) [default: shared]
     #[arg(long, value_name = "WHAT", help_heading = "Target")]
     pub(crate) pin: Option<PinArg>,
+
+    /// Neither sharing nor a pool: a QCOW2 image as qemu-img makes it
+    #[arg(long, help_heading = "Target")]
+    pub(crate) plain: bool,
 
     /// Memory for tables; beyond that, temporary files beside the target
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]

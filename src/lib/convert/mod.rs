@@ -1,4 +1,4 @@
-//! A disk becomes a deduplicated QCOW2, or a raw file.
+//! A disk becomes a deduplicated QCOW2, a plain one, or a raw file.
 
 mod copy;
 mod packed;
@@ -18,6 +18,7 @@ pub use size::SizeChoice;
 use crate::compress::CompressionLevel;
 use crate::dedup::group::group;
 use crate::dedup::plan::Plan;
+use crate::dedup::sequence::Sorter;
 use crate::dedup::verify::{GuestClusters, verify};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -36,8 +37,34 @@ pub enum ClusterSize {
     /// The one of 4, 8, 16, 32 and 64 KiB that gives the smallest file, the larger one on a near tie.
     #[default]
     Auto,
+    /// The 64 KiB that qemu-img takes, for images as others write them.
+    Usual,
     /// This one.
     Fixed(ClusterBits),
+}
+
+/// Whether equal clusters share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// They do; which of them enter the pool.
+    Pooled(Pin),
+    /// Every guest cluster that is not zero has a cluster of its own, and there is no pool: an image as others write it.
+    Plain,
+}
+
+impl Sharing {
+    /// How often a stored cluster may be referenced by guest clusters.
+    pub(crate) fn limit(self, bits: RefcountBits) -> Result<u64> {
+        match self {
+            Self::Pooled(_) => bits.sharer_limit().ok_or_else(|| too_narrow(bits)),
+            Self::Plain => Ok(bits.max()),
+        }
+    }
+
+    /// `members` of a pool, where there is one.
+    fn members(self, members: u64) -> Option<u64> {
+        (self != Self::Plain).then_some(members)
+    }
 }
 
 /// What to write.
@@ -49,8 +76,8 @@ pub struct ConvertOptions {
     pub refcount_bits: RefcountBits,
     /// Header fields.
     pub traits: Traits,
-    /// Which clusters are pooled.
-    pub pin: Pin,
+    /// Who shares, and which clusters are pooled.
+    pub sharing: Sharing,
     /// Whether and how clusters are compressed; of the kind that the header fields say.
     pub compress: Option<CompressionLevel>,
     /// Whether the output is on the disk when [`convert`] returns; without, a power failure soon after may lose it.
@@ -67,7 +94,7 @@ impl Default for ConvertOptions {
             cluster_size: ClusterSize::Auto,
             refcount_bits: RefcountBits::DEFAULT,
             traits: Traits::default(),
-            pin: Pin::Shared,
+            sharing: Sharing::Pooled(Pin::Shared),
             compress: None,
             durable: true,
             uncached: false,
@@ -79,6 +106,8 @@ impl Default for ConvertOptions {
 /// What a conversion did. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConvertReport {
+    /// Whether nothing is shared and there is no pool.
+    pub plain: bool,
     /// Size of the disk that the guest sees.
     pub virtual_size_bytes: u64,
     /// Read from the source to find fingerprints: what was not known to be zeros without reading.
@@ -111,7 +140,7 @@ pub struct ConvertReport {
     pub allocated_bytes: u64,
     /// Cluster size of the output.
     pub cluster_size_bytes: u64,
-    /// `option`, `auto`, or `backing` for the backing file's.
+    /// `option`, `auto`, `default`, or `backing` for the backing file's.
     pub cluster_size_reason: &'static str,
     /// The file lengths from which `auto` chose.
     pub cluster_sizes: Vec<SizeChoice>,
@@ -121,13 +150,13 @@ pub struct ConvertReport {
     pub seconds: f64,
 }
 
-/// Converts `disk` into a deduplicated QCOW2 at `target`, which appears whole or not at all (I7).
+/// Converts `disk` into a QCOW2 at `target`, deduplicated or plain, which appears whole or not at all (I7).
 ///
 /// # Errors
 /// Those of reading and writing; refusals by name. An existing target stays as it was.
 pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
     let started = Instant::now();
-    let limit = options.refcount_bits.sharer_limit().ok_or_else(|| too_narrow(options.refcount_bits))?;
+    let limit = options.sharing.limit(options.refcount_bits)?;
     let said = |e: Error| e.prefixed(&target.display().to_string());
     refuse_own_source(disk, target)?;
     let backing = options.traits.open_backing(target).map_err(said)?;
@@ -138,15 +167,19 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         refcount_bits: options.refcount_bits,
         size: disk.size(),
         l2_tables: 0,
-        members: Some(0),
+        members: options.sharing.members(0),
         data: 0,
     };
     let asked_for = options.cluster_size;
     let mut options = options.clone();
-    if let (ClusterSize::Auto, Some(backing)) = (options.cluster_size, &backing) {
-        // What differs from the backing file depends on the cluster size; its own one fits.
-        let own = backing.qcow2().map_or(ClusterBits::DEFAULT, |image| image.header().cluster_bits);
-        options.cluster_size = ClusterSize::Fixed(own);
+    match (options.cluster_size, &backing) {
+        (ClusterSize::Auto, Some(backing)) => {
+            // What differs from the backing file depends on the cluster size; its own one fits.
+            let own = backing.qcow2().map_or(ClusterBits::DEFAULT, |image| image.header().cluster_bits);
+            options.cluster_size = ClusterSize::Fixed(own);
+        }
+        (ClusterSize::Usual, _) => options.cluster_size = ClusterSize::Fixed(ClusterBits::DEFAULT),
+        _ => {}
     }
     let options = &options;
     if let ClusterSize::Fixed(bits) = options.cluster_size {
@@ -156,15 +189,21 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     let (plan, bits, seen) = work.run(|| {
         let found = size::scan_and_choose(disk, backing.as_ref(), options, limit, &spill, work)?;
         let bits = found.level.cluster_bits;
-        let links = group(&found.level.records, limit, &spill)?;
-        work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
-        let clusters = GuestClusters { disk, cluster_bits: bits };
-        let links = verify(&clusters, links, |records| group(records, limit, &spill), &spill, work)?;
-        let plan = Plan::new(found.level, &links, options.pin, &spill)?;
+        let (links, pin) = match options.sharing {
+            Sharing::Plain => (Sorter::new(&spill).finish()?, Pin::Shared),
+            Sharing::Pooled(pin) => {
+                let links = group(&found.level.records, limit, &spill)?;
+                work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
+                let clusters = GuestClusters { disk, cluster_bits: bits };
+                (verify(&clusters, links, |records| group(records, limit, &spill), &spill, work)?, pin)
+            }
+        };
+        let plan = Plan::new(found.level, &links, pin, &spill)?;
         Ok::<_, Error>((plan, bits, found.seen))
     })?;
 
-    let parts = Parts { l2_tables: plan.l2_tables, members: Some(plan.members()), data: plan.stored, ..parts(bits) };
+    let members = options.sharing.members(plan.members());
+    let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts(bits) };
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
     let (layout, compressed_clusters, compressed_bytes) = match options.compress {
@@ -192,6 +231,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
 
     let duplicates = plan.data_clusters - plan.stored;
     Ok(ConvertReport {
+        plain: options.sharing == Sharing::Plain,
         virtual_size_bytes: disk.size(),
         read_bytes: seen.bytes_read,
         zero_bytes: (disk.size() - plan.data_bytes(bits, disk.size())).saturating_sub(seen.same * bits.bytes()),
@@ -210,6 +250,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         cluster_size_bytes: bits.bytes(),
         cluster_size_reason: match (asked_for, &backing) {
             (ClusterSize::Fixed(_), _) => "option",
+            (ClusterSize::Usual, _) => "default",
             (ClusterSize::Auto, None) => "auto",
             (ClusterSize::Auto, Some(_)) => "backing",
         },

@@ -37,6 +37,33 @@ pub struct Scan {
 /// # Errors
 /// Those of reading; [`ErrorKind::Limit`] for a disk of more than 2^40 clusters.
 pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+    scan_named((disk, backing), grain, fingerprint, spill, work)
+}
+
+/// The same for who wants to know only which clusters are not zero: their records have fingerprint 0, and nothing is hashed.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_unnamed(
+    disk: &Disk,
+    backing: Option<&Disk>,
+    grain: ClusterBits,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<Scan> {
+    scan_named((disk, backing), grain, |_| 0, spill, work)
+}
+
+/// Gives a cluster's content its fingerprint.
+type Name = fn(&[u8]) -> u128;
+
+fn scan_named(
+    (disk, backing): (&Disk, Option<&Disk>),
+    grain: ClusterBits,
+    name: Name,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<Scan> {
     if grain.clusters(disk.size()) > 1 << INDEX_BITS {
         let message = format!("the disk has more than 2^{INDEX_BITS} clusters; use a larger cluster_size");
         return Err(Error::new(ErrorKind::Limit, message));
@@ -54,7 +81,7 @@ pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spi
             break;
         }
         let results: Vec<Result<ChunkScan>> =
-            batch.par_iter().map(|chunk| scan_chunk(disk, backing, grain, chunk.clone(), &buffers)).collect();
+            batch.par_iter().map(|chunk| scan_chunk((disk, backing), grain, name, chunk.clone(), &buffers)).collect();
         for result in results {
             let chunk = result?;
             scan.records.extend(&chunk.records)?;
@@ -81,14 +108,14 @@ struct ChunkScan {
 }
 
 fn scan_chunk(
-    disk: &Disk,
-    backing: Option<&Disk>,
+    (disk, backing): (&Disk, Option<&Disk>),
     grain: ClusterBits,
+    name: Name,
     chunk: Range<u64>,
     buffers: &BufferPool,
 ) -> Result<ChunkScan> {
     if let Some(backing) = backing {
-        return compare_chunk(disk, backing, grain, chunk, buffers);
+        return compare_chunk(disk, backing, grain, name, chunk, buffers);
     }
     let mut reader = Reader::sequential(disk);
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
@@ -109,7 +136,7 @@ fn scan_chunk(
             reader.read(at, piece)?;
             for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
                 if !is_zero(content) {
-                    found.records.push(record(fingerprint(content), cluster));
+                    found.records.push(record(name(content), cluster));
                 }
             }
             at = end;
@@ -123,6 +150,7 @@ fn compare_chunk(
     disk: &Disk,
     backing: &Disk,
     grain: ClusterBits,
+    name: Name,
     chunk: Range<u64>,
     buffers: &BufferPool,
 ) -> Result<ChunkScan> {
@@ -143,7 +171,7 @@ fn compare_chunk(
             (true, true) => {}
             (true, false) => found.same += 1,
             (false, true) => found.zeros.push(cluster),
-            (false, false) => found.records.push(record(fingerprint(content), cluster)),
+            (false, false) => found.records.push(record(name(content), cluster)),
         }
     }
     Ok(found)

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use dedup_img::ErrorKind;
 use dedup_img::compress::CompressionLevel;
-use dedup_img::convert::{ConvertOptions, ConvertReport, RawOptions, RawReport, convert, to_raw};
+use dedup_img::convert::{ClusterSize, ConvertOptions, ConvertReport, RawOptions, RawReport, Sharing, convert, to_raw};
 use dedup_img::disk::{Disk, DiskOptions, Format, Unreadable};
 use dedup_img::format::refcount::RefcountBits;
 use dedup_img::image::SnapshotName;
@@ -151,27 +151,45 @@ fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<
             target.display()
         )));
     }
+    if args.plain {
+        refuse_with_plain(args, format)?;
+    }
     let mut options = ImageOptions::parse(&args.options, For::Convert, target)?;
     if args.backing_file.is_some() && options.backing_file.is_some() {
         return Err(Failure::new("-B is not allowed when -o backing_file is used"));
     }
     options.backing_file = args.backing_file.clone().or(options.backing_file);
     options.backing_format = args.backing_format.clone().or(options.backing_format);
-    let cluster_size = options.cluster_size.unwrap_or_default();
+    // What other programs read well is what qemu-img makes.
+    let (cluster_size, refcount_bits, sharing) = match args.plain {
+        true => (ClusterSize::Usual, RefcountBits::PLAIN, Sharing::Plain),
+        false => (ClusterSize::Auto, RefcountBits::DEFAULT, Sharing::Pooled(args.pin.map_or(Pin::Shared, Pin::from))),
+    };
+    let cluster_size = options.cluster_size.unwrap_or(cluster_size);
     let qemu = args.qemu.options(format, cluster_size)?;
     let traits = options.traits(target)?;
     let level = CompressionLevel::new(traits.compression, args.compression_level)?;
     let image = ConvertOptions {
         cluster_size,
-        refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
+        refcount_bits: options.refcount_bits.unwrap_or(refcount_bits),
         traits,
         compress: args.compress.then_some(level),
-        pin: args.pin.map_or(Pin::Shared, Pin::from),
+        sharing,
         durable: qemu.durable,
         uncached: qemu.uncached,
         rate: qemu.rate,
     };
     Ok(TargetOptions { image, qemu })
+}
+
+fn refuse_with_plain(args: &ConvertArgs, format: Format) -> Result<(), Failure> {
+    match (format, args.pin) {
+        (Format::Raw, _) => Err(Failure::new("--plain means a QCOW2 image without sharing; with -O raw leave it out")),
+        (_, Some(_)) => {
+            Err(Failure::new("--pin says what the pool holds, and with --plain there is none; give one of them"))
+        }
+        (Format::Qcow2, None) => Ok(()),
+    }
 }
 
 fn source_format(source: &Path, name: &str) -> Result<Format, Failure> {
