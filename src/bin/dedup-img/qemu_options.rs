@@ -105,7 +105,7 @@ impl QemuArgs {
             ),
             (
                 self.target_image_opts,
-                "--target-image-opts: only files are written; give the name, and the format with -O",
+                "--target-image-opts: only files and block devices are written; give the name, and the format with -O",
             ),
             (!self.object.is_empty(), "--object: nothing here uses QEMU objects; encrypted images are not supported"),
         ];

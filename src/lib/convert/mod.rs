@@ -26,8 +26,10 @@ use crate::format::refcount::RefcountBits;
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::Traits;
 use crate::pool::Pin;
-use crate::storage::atomic_file::AtomicFile;
+use crate::storage::Storage;
+use crate::storage::open::FileId;
 use crate::storage::rate::Paced;
+use crate::storage::target::{Nowhere, Target};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 
@@ -150,17 +152,18 @@ pub struct ConvertReport {
     pub seconds: f64,
 }
 
-/// Converts `disk` into a QCOW2 at `target`, deduplicated or plain, which appears whole or not at all (I7).
+/// Converts `disk` into a QCOW2 at `target`, deduplicated or plain. A file appears whole or not at all (I7); a block
+/// device holds no image until all of it is there.
 ///
 /// # Errors
-/// Those of reading and writing; refusals by name. An existing target stays as it was.
+/// Those of reading and writing; refusals by name. An existing file stays as it was.
 pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
     let started = Instant::now();
     let limit = options.sharing.limit(options.refcount_bits)?;
     let said = |e: Error| e.prefixed(&target.display().to_string());
     refuse_own_source(disk, target)?;
     let backing = options.traits.open_backing(target).map_err(said)?;
-    let file = AtomicFile::create(target)?;
+    let file = Target::open(target)?;
     let spill = work.spill(file.directory());
     let parts = |bits: ClusterBits| Parts {
         cluster_bits: bits,
@@ -209,13 +212,23 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     let (layout, compressed_clusters, compressed_bytes) = match options.compress {
         None => {
             let layout = Layout::new(parts).map_err(said)?;
+            file.ensure_room(layout.file_len())?;
+            file.begin()?;
             work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, &storage, work)).map_err(said)?;
             (layout, 0, 0)
         }
         Some(level) => {
-            let packed =
-                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), &storage, &spill, work));
-            let packed = packed.map_err(said)?;
+            let write = |storage: &dyn Storage| {
+                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), storage, &spill, work))
+            };
+            // Compressed it is shorter, but how much is known when it is done. Where not even that is sure to have room it is done
+            // twice, so that a device that is too small keeps what it holds.
+            if file.ensure_room(Layout::new(parts).map_err(said)?.file_len()).is_err() {
+                file.ensure_room(write(&Nowhere).map_err(said)?.layout.file_len())?;
+                work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+            }
+            file.begin()?;
+            let packed = write(&storage).map_err(said)?;
             (packed.layout, packed.clusters, packed.bytes)
         }
     };
@@ -275,7 +288,8 @@ const PHASES: u32 = 3;
 /// Fails where `target` is one of the files that `disk` is read from.
 fn refuse_own_source(disk: &Disk, target: &Path) -> Result<()> {
     let Ok(metadata) = std::fs::metadata(target) else { return Ok(()) };
-    match disk.find(crate::storage::open::FileId::of(&metadata)) {
+    let target_id = FileId::of(&metadata);
+    match disk.find(target_id).or_else(|| disk.find(target_id.behind_loop()?)) {
         None => Ok(()),
         Some(source) => Err(Error::invalid(format!(
             "'{}' is a source of this conversion ('{}'); name another target",

@@ -114,7 +114,7 @@ pub(crate) fn raw(context: &Context<'_>, report: &RawReport, output: OutputArg) 
     rows.add("virtual size", bytes(report.virtual_size_bytes), "");
     rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
     context.add_unreadable(&mut rows);
-    rows.add("written", bytes(report.written_bytes), "the rest is holes");
+    rows.add("written", bytes(report.written_bytes), "the rest is zeros");
     rows.add("file", bytes(report.allocated_bytes), &context.target.display().to_string());
     rows.finish(report.seconds)
 }
