@@ -26,6 +26,7 @@ mod gc_crash;
 mod gc_space;
 mod judge;
 mod packed;
+mod plain;
 mod pool;
 mod random_sources;
 mod refusals;

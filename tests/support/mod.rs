@@ -12,6 +12,7 @@ pub(crate) mod crash;
 pub(crate) mod failing;
 pub(crate) mod families;
 pub(crate) mod inplace;
+pub(crate) mod loops;
 pub(crate) mod mutator;
 pub(crate) mod qemu;
 pub(crate) mod reader;

@@ -59,7 +59,7 @@ pub(crate) struct CreateArgs {
     pub(crate) size: Option<String>,
 }
 
-/// Convert an image into a deduplicated QCOW2, or into raw.
+/// Convert an image into a deduplicated QCOW2, or back into a plain one or into raw.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -70,6 +70,7 @@ Examples:
   dedup-img convert -p -o cluster_size=4k vm.qcow2 small.qcow2
   dedup-img convert -l before-upgrade vm.qcow2 then.qcow2
   dedup-img convert -n /dev/vg/disk history.qcow2
+  dedup-img convert --plain small.qcow2 plain.qcow2
   dedup-img convert -O raw small.qcow2 disk.raw"
 )]
 pub(crate) struct ConvertArgs {
@@ -110,6 +111,10 @@ pub(crate) struct ConvertArgs {
     /// Write into an image that exists: only clusters that differ; its snapshots stay as they are
     #[arg(short = 'n', long = "no-create", help_heading = "Target")]
     pub(crate) no_create: bool,
+
+    /// Neither sharing nor a pool: a QCOW2 image as qemu-img makes it
+    #[arg(long, help_heading = "Target")]
+    pub(crate) plain: bool,
 
     /// Memory for tables; beyond that, temporary files beside the target
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]

@@ -1,4 +1,4 @@
-//! A disk becomes a deduplicated QCOW2, or a raw file.
+//! A disk becomes a deduplicated QCOW2, a plain one, or a raw file.
 
 mod copy;
 mod into;
@@ -20,6 +20,7 @@ pub use size::SizeChoice;
 use crate::compress::CompressionLevel;
 use crate::dedup::group::group;
 use crate::dedup::plan::Plan;
+use crate::dedup::sequence::Sorter;
 use crate::dedup::verify::{GuestClusters, verify};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -27,8 +28,10 @@ use crate::format::refcount::RefcountBits;
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::Traits;
 use crate::pool::Pin;
-use crate::storage::atomic_file::AtomicFile;
+use crate::storage::Storage;
+use crate::storage::open::FileId;
 use crate::storage::rate::Paced;
+use crate::storage::target::{Nowhere, Target};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 
@@ -38,8 +41,34 @@ pub enum ClusterSize {
     /// The one of 4, 8, 16, 32 and 64 KiB that gives the smallest file, the larger one on a near tie.
     #[default]
     Auto,
+    /// The 64 KiB that qemu-img takes, for images as others write them.
+    Usual,
     /// This one.
     Fixed(ClusterBits),
+}
+
+/// Whether equal clusters share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// They do; which of them enter the pool.
+    Pooled(Pin),
+    /// Every guest cluster that is not zero has a cluster of its own, and there is no pool: an image as others write it.
+    Plain,
+}
+
+impl Sharing {
+    /// How often a stored cluster may be referenced by guest clusters.
+    pub(crate) fn limit(self, bits: RefcountBits) -> Result<u64> {
+        match self {
+            Self::Pooled(_) => bits.sharer_limit().ok_or_else(|| too_narrow(bits)),
+            Self::Plain => Ok(bits.max()),
+        }
+    }
+
+    /// `members` of a pool, where there is one.
+    fn members(self, members: u64) -> Option<u64> {
+        (self != Self::Plain).then_some(members)
+    }
 }
 
 /// What to write.
@@ -51,8 +80,8 @@ pub struct ConvertOptions {
     pub refcount_bits: RefcountBits,
     /// Header fields.
     pub traits: Traits,
-    /// Which clusters are pooled.
-    pub pin: Pin,
+    /// Who shares, and which clusters are pooled.
+    pub sharing: Sharing,
     /// Whether and how clusters are compressed; of the kind that the header fields say.
     pub compress: Option<CompressionLevel>,
     /// Whether the output is on the disk when [`convert`] returns; without, a power failure soon after may lose it.
@@ -69,7 +98,7 @@ impl Default for ConvertOptions {
             cluster_size: ClusterSize::Auto,
             refcount_bits: RefcountBits::DEFAULT,
             traits: Traits::default(),
-            pin: Pin::Shared,
+            sharing: Sharing::Pooled(Pin::Shared),
             compress: None,
             durable: true,
             uncached: false,
@@ -81,6 +110,8 @@ impl Default for ConvertOptions {
 /// What a conversion did. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConvertReport {
+    /// Whether nothing is shared and there is no pool.
+    pub plain: bool,
     /// Size of the disk that the guest sees.
     pub virtual_size_bytes: u64,
     /// Read from the source to find fingerprints: what was not known to be zeros without reading.
@@ -113,7 +144,7 @@ pub struct ConvertReport {
     pub allocated_bytes: u64,
     /// Cluster size of the output.
     pub cluster_size_bytes: u64,
-    /// `option`, `auto`, or `backing` for the backing file's.
+    /// `option`, `auto`, `default`, or `backing` for the backing file's.
     pub cluster_size_reason: &'static str,
     /// The file lengths from which `auto` chose.
     pub cluster_sizes: Vec<SizeChoice>,
@@ -123,32 +154,37 @@ pub struct ConvertReport {
     pub seconds: f64,
 }
 
-/// Converts `disk` into a deduplicated QCOW2 at `target`, which appears whole or not at all (I7).
+/// Converts `disk` into a QCOW2 at `target`, deduplicated or plain. A file appears whole or not at all (I7); a block
+/// device holds no image until all of it is there.
 ///
 /// # Errors
-/// Those of reading and writing; refusals by name. An existing target stays as it was.
+/// Those of reading and writing; refusals by name. An existing file stays as it was.
 pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
     let started = Instant::now();
-    let limit = options.refcount_bits.sharer_limit().ok_or_else(|| too_narrow(options.refcount_bits))?;
+    let limit = options.sharing.limit(options.refcount_bits)?;
     let said = |e: Error| e.prefixed(&target.display().to_string());
     refuse_own_source(disk, target)?;
     let backing = options.traits.open_backing(target).map_err(said)?;
-    let file = AtomicFile::create(target)?;
+    let file = Target::open(target)?;
     let spill = work.spill(file.directory());
     let parts = |bits: ClusterBits| Parts {
         cluster_bits: bits,
         refcount_bits: options.refcount_bits,
         size: disk.size(),
         l2_tables: 0,
-        members: Some(0),
+        members: options.sharing.members(0),
         data: 0,
     };
     let asked_for = options.cluster_size;
     let mut options = options.clone();
-    if let (ClusterSize::Auto, Some(backing)) = (options.cluster_size, &backing) {
-        // What differs from the backing file depends on the cluster size; its own one fits.
-        let own = backing.qcow2().map_or(ClusterBits::DEFAULT, |image| image.header().cluster_bits);
-        options.cluster_size = ClusterSize::Fixed(own);
+    match (options.cluster_size, &backing) {
+        (ClusterSize::Auto, Some(backing)) => {
+            // What differs from the backing file depends on the cluster size; its own one fits.
+            let own = backing.qcow2().map_or(ClusterBits::DEFAULT, |image| image.header().cluster_bits);
+            options.cluster_size = ClusterSize::Fixed(own);
+        }
+        (ClusterSize::Usual, _) => options.cluster_size = ClusterSize::Fixed(ClusterBits::DEFAULT),
+        _ => {}
     }
     let options = &options;
     if let ClusterSize::Fixed(bits) = options.cluster_size {
@@ -158,27 +194,43 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     let (plan, bits, seen) = work.run(|| {
         let found = size::scan_and_choose(disk, backing.as_ref(), options, limit, &spill, work)?;
         let bits = found.level.cluster_bits;
-        let links = group(&found.level.records, limit, &spill)?;
-        work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
-        let clusters = GuestClusters { disk, cluster_bits: bits };
-        let links = verify(&clusters, links, |records| group(records, limit, &spill), &spill, work)?;
-        let plan = Plan::new(found.level, &links, options.pin, &spill)?;
+        let (links, pin) = match options.sharing {
+            Sharing::Plain => (Sorter::new(&spill).finish()?, Pin::Shared),
+            Sharing::Pooled(pin) => {
+                let links = group(&found.level.records, limit, &spill)?;
+                work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
+                let clusters = GuestClusters { disk, cluster_bits: bits };
+                (verify(&clusters, links, |records| group(records, limit, &spill), &spill, work)?, pin)
+            }
+        };
+        let plan = Plan::new(found.level, &links, pin, &spill)?;
         Ok::<_, Error>((plan, bits, found.seen))
     })?;
 
-    let parts = Parts { l2_tables: plan.l2_tables, members: Some(plan.members()), data: plan.stored, ..parts(bits) };
+    let members = options.sharing.members(plan.members());
+    let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts(bits) };
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
     let (layout, compressed_clusters, compressed_bytes) = match options.compress {
         None => {
             let layout = Layout::new(parts).map_err(said)?;
+            file.ensure_room(layout.file_len())?;
+            file.begin()?;
             work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, &storage, work)).map_err(said)?;
             (layout, 0, 0)
         }
         Some(level) => {
-            let packed =
-                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), &storage, &spill, work));
-            let packed = packed.map_err(said)?;
+            let write = |storage: &dyn Storage| {
+                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), storage, &spill, work))
+            };
+            // Compressed it is shorter, but how much is known when it is done. Where not even that is sure to have room it is done
+            // twice, so that a device that is too small keeps what it holds.
+            if file.ensure_room(Layout::new(parts).map_err(said)?.file_len()).is_err() {
+                file.ensure_room(write(&Nowhere).map_err(said)?.layout.file_len())?;
+                work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+            }
+            file.begin()?;
+            let packed = write(&storage).map_err(said)?;
             (packed.layout, packed.clusters, packed.bytes)
         }
     };
@@ -194,6 +246,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
 
     let duplicates = plan.data_clusters - plan.stored;
     Ok(ConvertReport {
+        plain: options.sharing == Sharing::Plain,
         virtual_size_bytes: disk.size(),
         read_bytes: seen.bytes_read,
         zero_bytes: (disk.size() - plan.data_bytes(bits, disk.size())).saturating_sub(seen.same * bits.bytes()),
@@ -212,6 +265,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         cluster_size_bytes: bits.bytes(),
         cluster_size_reason: match (asked_for, &backing) {
             (ClusterSize::Fixed(_), _) => "option",
+            (ClusterSize::Usual, _) => "default",
             (ClusterSize::Auto, None) => "auto",
             (ClusterSize::Auto, Some(_)) => "backing",
         },
@@ -236,7 +290,8 @@ const PHASES: u32 = 3;
 /// Fails where `target` is one of the files that `disk` is read from.
 fn refuse_own_source(disk: &Disk, target: &Path) -> Result<()> {
     let Ok(metadata) = std::fs::metadata(target) else { return Ok(()) };
-    match disk.find(crate::storage::open::FileId::of(&metadata)) {
+    let target_id = FileId::of(&metadata);
+    match disk.find(target_id).or_else(|| disk.find(target_id.behind_loop()?)) {
         None => Ok(()),
         Some(source) => Err(Error::invalid(format!(
             "'{}' is a source of this conversion ('{}'); name another target",

@@ -56,7 +56,10 @@ pub(super) fn write(
     work: &Work<'_>,
 ) -> Result<Packed> {
     let bits = parts.cluster_bits;
-    let limit = parts.refcount_bits.sharer_limit().unwrap_or(0);
+    let limit = match parts.members {
+        Some(_) => parts.refcount_bits.sharer_limit().unwrap_or(0),
+        None => parts.refcount_bits.max(),
+    };
     let per_task = (TASK >> bits.bits()).max(1);
     let buffers = BufferPool::new(usize::try_from(per_task * bits.bytes()).unwrap_or(usize::MAX));
     let mut packer = Packer::new(storage, bits, limit, plan.stored, spill)?;

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::{ClusterSize, ConvertOptions, PHASES};
+use super::{ClusterSize, ConvertOptions, PHASES, Sharing};
 use crate::dedup::level::{Distinct, Level};
-use crate::dedup::scan::{Other, scan};
+use crate::dedup::scan::{Other, scan, scan_unnamed};
 use crate::dedup::sequence::Spill;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
@@ -54,10 +54,15 @@ pub(super) fn scan_and_choose(
 ) -> Result<Found> {
     let grain = match options.cluster_size {
         ClusterSize::Fixed(bits) => bits,
+        ClusterSize::Usual => ClusterBits::DEFAULT,
         ClusterSize::Auto => ClusterBits::GRAIN,
     };
     work.progress.phase(0, PHASES, "scanning", disk.size());
-    let scan = scan(disk, backing.map(Other::Backing), grain, spill, work)?;
+    let other = backing.map(Other::Backing);
+    let scan = match options.sharing {
+        Sharing::Pooled(_) => scan(disk, other, grain, spill, work)?,
+        Sharing::Plain => scan_unnamed(disk, other, grain, spill, work)?,
+    };
     let (bytes_read, same) = (scan.bytes_read, scan.same);
     if options.cluster_size != ClusterSize::Auto {
         let seen = Seen { bytes_read, same, choices: Vec::new() };
@@ -68,7 +73,10 @@ pub(super) fn scan_and_choose(
     let mut best: Option<(Level, u64)> = None;
     let mut consider = |level: Level, best: &mut Option<(Level, u64)>| -> Result<()> {
         work.cancel.check()?;
-        let distinct = level.distinct(limit)?;
+        let distinct = match options.sharing {
+            Sharing::Pooled(_) => level.distinct(limit)?,
+            Sharing::Plain => Distinct { stored: level.data_clusters, shared: 0 },
+        };
         let length = match layout(options, level.cluster_bits, disk.size(), distinct, level.l2_tables) {
             Ok(layout) => layout.file_len(),
             // A disk too large for this cluster size.
@@ -113,10 +121,11 @@ pub(crate) fn layout(
         refcount_bits: options.refcount_bits,
         size,
         l2_tables,
-        members: Some(match options.pin {
-            Pin::Shared => distinct.shared,
-            Pin::All => distinct.stored,
-        }),
+        members: match options.sharing {
+            Sharing::Pooled(Pin::Shared) => Some(distinct.shared),
+            Sharing::Pooled(Pin::All) => Some(distinct.stored),
+            Sharing::Plain => None,
+        },
         data: distinct.stored,
     })
 }

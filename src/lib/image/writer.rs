@@ -84,7 +84,7 @@ impl Traits {
 }
 
 impl<'a> NewImage<'a> {
-    /// Starts an image of `layout` in `storage`, which is empty.
+    /// Starts an image of `layout` in `storage`; what was there before does not show through.
     ///
     /// # Errors
     /// Those of writing.
@@ -106,6 +106,13 @@ impl<'a> NewImage<'a> {
             stored: 0,
         };
         image.count(1, layout.data.start.0)?;
+        // All else is written to its last byte.
+        let header = Region { start: HostCluster(0), clusters: 1 };
+        for region in [header, layout.snapshot_table, layout.directory] {
+            if region.clusters > 0 {
+                storage.punch(layout.bytes(region)).map_err(writing)?;
+            }
+        }
         Ok(image)
     }
 

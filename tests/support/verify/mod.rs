@@ -92,6 +92,24 @@ pub(crate) fn verify_dedup(path: &Path, pin: Pin) -> Facts {
     facts
 }
 
+/// Verifies an image that nothing is shared in: every refcount and COPIED flag, no snapshot, and each data cluster with a single
+/// user. Uncompressed ones have a host cluster of their own.
+#[track_caller]
+pub(crate) fn verify_plain(path: &Path) -> Survey {
+    let (image, survey) = (Image::open(path), Survey::of(path));
+    let header = &image.header;
+    image.must(header.version == 3 && header.incompatible & !8 == 0, || format!("unexpected features: {header:?}"));
+    image.must((header.nb_snapshots, header.snapshots_offset) == (0, 0), || format!("a snapshot table: {header:?}"));
+    let refcounts = references::verify_refcounts(&image, None);
+    references::verify_copied(&image, &refcounts);
+    for (word, stored) in &survey.stored {
+        image.must(stored.references == 1, || format!("{word:#x} has more than one user: {stored:?}"));
+        let count = refcounts[(survey.host(*word) / survey.cluster_size) as usize];
+        image.must(count == 1 || word >> 62 == 1, || format!("{word:#x} has refcount {count}"));
+    }
+    survey
+}
+
 /// Counts what the active layer maps, and how often.
 fn active_facts(image: &Image) -> Facts {
     let size = image.cluster_size();

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use dedup_img::ErrorKind;
 use dedup_img::compress::CompressionLevel;
 use dedup_img::convert::{
-    ConvertOptions, ConvertReport, IntoOptions, RawOptions, RawReport, convert, convert_into, to_raw,
+    ClusterSize, ConvertOptions, ConvertReport, IntoOptions, RawOptions, RawReport, Sharing, convert, convert_into,
+    to_raw,
 };
 use dedup_img::disk::{Disk, DiskOptions, Format, Unreadable};
 use dedup_img::format::refcount::RefcountBits;
@@ -99,7 +100,7 @@ impl Job<'_> {
         let QemuOptions { sparse, rate, durable, uncached, .. } = self.options.qemu;
         match self.target_format {
             Format::Qcow2 if self.args.no_create => {
-                let options = IntoOptions { pin: self.options.image.pin, uncached, rate };
+                let options = IntoOptions { pin: self.args.pin.map_or(Pin::Shared, Pin::from), uncached, rate };
                 Ok(Report::Into(Box::new(convert_into(disk, self.target, options, work)?)))
             }
             Format::Qcow2 => Ok(Report::Qcow2(Box::new(convert(disk, self.target, &self.options.image, work)?))),
@@ -155,6 +156,7 @@ fn refuse_creation(args: &ConvertArgs, format: Format) -> Result<(), Failure> {
     let refusals = [
         (!args.options.is_empty(), "-o has no effect when skipping image creation"),
         (args.backing_file.is_some(), "-B: with -n the target keeps its own backing file; leave it out"),
+        (args.plain, "--plain: with -n the target keeps its pool, and shares; leave it out"),
         (args.compress, "-c: with -n new clusters are not compressed; leave it out"),
         (format == Format::Raw, "-n: only a qcow2 image is written where it lies; dd writes into a raw one"),
     ];
@@ -175,27 +177,45 @@ fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<
             target.display()
         )));
     }
+    if args.plain {
+        refuse_with_plain(args, format)?;
+    }
     let mut options = ImageOptions::parse(&args.options, For::Convert, target)?;
     if args.backing_file.is_some() && options.backing_file.is_some() {
         return Err(Failure::new("-B is not allowed when -o backing_file is used"));
     }
     options.backing_file = args.backing_file.clone().or(options.backing_file);
     options.backing_format = args.backing_format.clone().or(options.backing_format);
-    let cluster_size = options.cluster_size.unwrap_or_default();
+    // What other programs read well is what qemu-img makes.
+    let (cluster_size, refcount_bits, sharing) = match args.plain {
+        true => (ClusterSize::Usual, RefcountBits::PLAIN, Sharing::Plain),
+        false => (ClusterSize::Auto, RefcountBits::DEFAULT, Sharing::Pooled(args.pin.map_or(Pin::Shared, Pin::from))),
+    };
+    let cluster_size = options.cluster_size.unwrap_or(cluster_size);
     let qemu = args.qemu.options(format, cluster_size, args.no_create)?;
     let traits = options.traits(target)?;
     let level = CompressionLevel::new(traits.compression, args.compression_level)?;
     let image = ConvertOptions {
         cluster_size,
-        refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
+        refcount_bits: options.refcount_bits.unwrap_or(refcount_bits),
         traits,
         compress: args.compress.then_some(level),
-        pin: args.pin.map_or(Pin::Shared, Pin::from),
+        sharing,
         durable: qemu.durable,
         uncached: qemu.uncached,
         rate: qemu.rate,
     };
     Ok(TargetOptions { image, qemu })
+}
+
+fn refuse_with_plain(args: &ConvertArgs, format: Format) -> Result<(), Failure> {
+    match (format, args.pin) {
+        (Format::Raw, _) => Err(Failure::new("--plain means a QCOW2 image without sharing; with -O raw leave it out")),
+        (_, Some(_)) => {
+            Err(Failure::new("--pin says what the pool holds, and with --plain there is none; give one of them"))
+        }
+        (Format::Qcow2, None) => Ok(()),
+    }
 }
 
 fn source_format(source: &Path, name: &str) -> Result<Format, Failure> {
