@@ -4,11 +4,15 @@ use super::content::count;
 use super::soak::Soak;
 use crate::args;
 use crate::support::corpus::{K, Sample, plain, write_sparse};
+use crate::support::reader::{Image, content, verify_packed, verify_plain};
 use crate::support::root_disk::root_disk;
 use crate::support::{Random, dedup_img, families, qemu, scratch, sha256_of};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::process::Child;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Converts and returns the summary.
 #[track_caller]
@@ -164,5 +168,67 @@ fn an_overlay_holds_what_the_backing_file_does_not() {
                 assert!(told["backing_clusters"].as_u64() > Some(0) || size == "2M");
             }
         }
+    }
+}
+
+/// The disk as the independent reader reads it.
+fn read(path: &Path, map: &std::collections::BTreeMap<u64, u64>) -> Vec<u8> {
+    let image = Image::open(path);
+    let size = image.cluster_size() as usize;
+    let length = image.header.size as usize;
+    let mut bytes = vec![0; length.next_multiple_of(size)];
+    for (guest, word) in map {
+        bytes[*guest as usize * size..][..size].copy_from_slice(&content(&image, *word));
+    }
+    assert!(bytes[length..].iter().all(|byte| *byte == 0), "something behind the end of the disk");
+    bytes.truncate(length);
+    bytes
+}
+
+#[test]
+fn an_independent_reader_reads_what_was_compressed() {
+    let home = scratch();
+    let target = home.path().join("out.qcow2");
+    for (kind, size) in [("zlib", "512"), ("zstd", "4k"), ("zlib", "64k"), ("zstd", "2M")] {
+        let options = format!("compression_type={kind},cluster_size={size}");
+        let words = ["-c", "-t", "unsafe", "-f", "raw", "-o", &options];
+        let told = convert(&words, &plain(), &target);
+        let survey = verify_packed(&target);
+        assert!(read(&target, &survey.layers[0].map) == fs::read(plain()).unwrap(), "{kind} {size}");
+        let packed = survey.stored.keys().filter(|word| *word >> 62 == 1).count() as u64;
+        assert_eq!(told["compressed_clusters"].as_u64(), Some(packed));
+        assert!(packed > 0 && told["pool_members"].as_u64() == Some(survey.members().len() as u64));
+        convert(&[&words[..], &["--plain"]].concat(), &plain(), &target);
+        assert!(read(&target, &verify_plain(&target).layers[0].map) == fs::read(plain()).unwrap(), "{kind} {size}");
+    }
+}
+
+/// qemu-nbd, gone with the test.
+struct Export(Child);
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_export_by_qemu_nbd_reads_what_was_compressed() {
+    let home = scratch();
+    let [target, socket] = ["out.qcow2", "socket"].map(|name| home.path().join(name));
+    for (kind, size) in [("zlib", "64k"), ("zstd", "4k"), ("zlib", "auto")] {
+        let options = format!("compression_type={kind},cluster_size={size}");
+        convert(&["-c", "-t", "unsafe", "-f", "raw", "-o", &options], &plain(), &target);
+        let mut export = Export(qemu::spawn("qemu-nbd", args!["-r", "-t", "-f", "qcow2", "-k", socket, target]));
+        let begun = Instant::now();
+        while !socket.exists() {
+            assert!(export.0.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60), "no socket");
+            sleep(Duration::from_millis(5));
+        }
+        let url = format!("nbd+unix:///?socket={}", socket.display());
+        qemu::img(args!["compare", "-f", "raw", "-F", "raw", plain(), url]).ok();
+        drop(export);
+        fs::remove_file(&socket).unwrap();
     }
 }
