@@ -232,3 +232,77 @@ fn an_export_by_qemu_nbd_reads_what_was_compressed() {
         fs::remove_file(&socket).unwrap();
     }
 }
+
+/// What the sizes that `auto` compares were told to come to.
+fn told_sizes(told: &Value) -> Vec<(u64, u64)> {
+    let number = |choice: &Value, key: &str| choice[key].as_u64().unwrap();
+    let choices = told["cluster_sizes"].as_array().unwrap().iter();
+    choices.map(|choice| (number(choice, "cluster_size_bytes"), number(choice, "file_length_bytes"))).collect()
+}
+
+#[test]
+fn with_compression_the_cluster_size_is_chosen_by_what_compresses_best() {
+    let home = scratch();
+    let [source, target] = ["source.raw", "out.qcow2"].map(|name| home.path().join(name));
+    // Blocks of noise, nearly the same all through 64 KiB: nothing to share or to compress at 4 KiB, much at 64 KiB. Without
+    // compression a few blocks that repeat at odd places speak for 4 KiB.
+    let mut random = Random::new(21);
+    let mut bytes = Vec::new();
+    for _ in 0..256 {
+        let block = random.bytes(4 << 10);
+        for n in 0..16_u8 {
+            bytes.extend_from_slice(&block);
+            let at = bytes.len() - 100;
+            bytes[at] ^= 1 + n;
+        }
+    }
+    for n in 0..240 {
+        bytes.copy_within(0..4 << 10, (n * 17 + 5) * (4 << 10));
+    }
+    fs::write(&source, bytes).unwrap();
+    let words = ["-f", "raw", "-t", "unsafe", "-o", "compression_type=zstd"];
+    assert_eq!(convert(&words, &source, &target)["cluster_size_bytes"], 4096);
+    for more in [&["-c"][..], &["-c", "--plain", "-o", "compression_type=zstd,cluster_size=auto"]] {
+        let told = convert(&[&words[..], more].concat(), &source, &target);
+        assert_eq!((&told["cluster_size_bytes"], &told["cluster_size_reason"]), (&65536.into(), &"auto".into()));
+        qemu::check_clean(&target);
+        qemu::compare_same("raw", &source, "qcow2", &target);
+    }
+}
+
+#[test]
+fn what_auto_foretells_of_compression_is_what_a_size_comes_to() {
+    let home = scratch();
+    let [target, again] = ["out.qcow2", "again.qcow2"].map(|name| home.path().join(name));
+    let words = ["-c", "-f", "raw", "-t", "unsafe"];
+    let told = convert(&words, &root_disk(), &target);
+    let length = |told: &Value| told["file_length_bytes"].as_u64().unwrap();
+    let chosen = told["cluster_size_bytes"].as_u64().unwrap();
+    for (size, foretold) in told_sizes(&told) {
+        // The size that was taken, and the one that is farthest from it.
+        let due = match (size, chosen) {
+            _ if size == chosen => length(&told),
+            (4096, 16384..) | (65536, ..16384) => {
+                let options = format!("cluster_size={size}");
+                let other = length(&convert(&[&words[..], &["-o", &options]].concat(), &root_disk(), &again));
+                assert!(length(&told) <= other + other / 20, "{size} gives {other} bytes, and {chosen} was taken");
+                other
+            }
+            _ => continue,
+        };
+        assert!(foretold.abs_diff(due) < due / 8, "{size}: {foretold} foretold, {due} came");
+    }
+}
+
+#[test]
+fn with_compression_too_the_same_size_is_chosen_on_any_number_of_threads() {
+    let home = scratch();
+    let [one, many] = ["one", "many"].map(|name| home.path().join(name));
+    let words = ["-c", "-f", "raw", "-t", "unsafe", "--threads"];
+    let first = convert(&[&words[..], &["1"]].concat(), &plain(), &one);
+    assert_eq!(told_sizes(&first).len(), 5);
+    for more in [&["2"][..], &["8", "--memory", "1M"]] {
+        assert_eq!(told_sizes(&convert(&[&words, more].concat(), &plain(), &many)), told_sizes(&first));
+        assert_eq!(sha256_of(&one), sha256_of(&many), "{more:?}");
+    }
+}
