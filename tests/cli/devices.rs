@@ -135,6 +135,17 @@ fn a_device_in_use_is_refused_and_keeps_what_it_holds() {
 }
 
 #[test]
+fn a_device_that_cannot_be_written_is_refused() {
+    let home = scratch();
+    let file = home.path().join("device");
+    fs::File::create(&file).unwrap().set_len(16 * M).unwrap();
+    let device = Loop::read_only(&file);
+    for words in [&["-f", "raw"][..], &["-f", "raw", "-O", "raw"]] {
+        convert(words, &plain(), &device).refused(&[&*device.to_string_lossy(), "read-only"]);
+    }
+}
+
+#[test]
 fn a_device_that_holds_the_source_is_refused() {
     let home = scratch();
     let [file, node] = ["source.raw", "node"].map(|name| home.path().join(name));

@@ -2,6 +2,7 @@
 
 use super::qemu;
 use crate::args;
+use std::ffi::OsString;
 use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,19 @@ impl Loop {
     /// A device that stores its content in `file`.
     #[track_caller]
     pub(crate) fn over(file: &Path) -> Self {
+        Self::made(args!["-f", "--show", file])
+    }
+
+    /// The same, and nobody can write it. (`blockdev --setro` would outlive the device.)
+    #[track_caller]
+    pub(crate) fn read_only(file: &Path) -> Self {
+        Self::made(args!["-r", "-f", "--show", file])
+    }
+
+    #[track_caller]
+    fn made<const N: usize>(words: [OsString; N]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test makes a loop device and needs root, as tests/run has");
-        let made = qemu::run("losetup", args!["-f", "--show", file]).ok();
+        let made = qemu::run("losetup", words).ok();
         Self(PathBuf::from(made.stdout.trim()))
     }
 

@@ -4,6 +4,7 @@ mod copy;
 mod into;
 mod packed;
 mod raw;
+mod sample;
 pub(crate) mod size;
 mod tasks;
 
@@ -38,7 +39,8 @@ use crate::work::Work;
 /// The cluster size of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClusterSize {
-    /// The one of 4, 8, 16, 32 and 64 KiB that gives the smallest file, the larger one on a near tie.
+    /// The one of 4, 8, 16, 32 and 64 KiB that gives the smallest file, the larger one on a near tie. How far the contents can be
+    /// compressed is estimated.
     #[default]
     Auto,
     /// The 64 KiB that qemu-img takes, for images as others write them.
@@ -132,6 +134,9 @@ pub struct ConvertReport {
     pub saved_bytes: u64,
     /// The same as a share of all data clusters.
     pub saved_percent: f64,
+    /// Whether clusters that become smaller by it are compressed.
+    #[serde(skip)]
+    pub compressed: bool,
     /// Stored clusters that are compressed.
     pub compressed_clusters: u64,
     /// What they take.
@@ -146,7 +151,7 @@ pub struct ConvertReport {
     pub cluster_size_bytes: u64,
     /// `option`, `auto`, `default`, or `backing` for the backing file's.
     pub cluster_size_reason: &'static str,
-    /// The file lengths from which `auto` chose.
+    /// The file lengths from which `auto` chose; estimates where clusters are compressed.
     pub cluster_sizes: Vec<SizeChoice>,
     /// The `l2-cache-size` with which QEMU caches all L2 tables, where its default does not cover the disk.
     pub l2_cache_size_bytes: Option<u64>,
@@ -257,6 +262,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         duplicate_clusters: duplicates,
         saved_bytes: duplicates * bits.bytes(),
         saved_percent: percent(duplicates, plan.data_clusters),
+        compressed: options.compress.is_some(),
         compressed_clusters,
         compressed_bytes,
         pool_members: plan.members(),

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::sample::Sample;
 use super::{ClusterSize, ConvertOptions, PHASES, Sharing};
 use crate::dedup::level::{Distinct, Level};
 use crate::dedup::scan::{Other, scan, scan_unnamed};
@@ -25,7 +26,7 @@ const NEAR_TIE: u64 = 50;
 pub struct SizeChoice {
     /// The cluster size.
     pub cluster_size_bytes: u64,
-    /// The length that the file would have.
+    /// The length that the file would have; an estimate where clusters are compressed.
     pub file_length_bytes: u64,
 }
 
@@ -70,6 +71,7 @@ pub(super) fn scan_and_choose(
     }
 
     let mut choices = Vec::new();
+    let mut sample = None;
     let mut best: Option<(Level, u64)> = None;
     let mut consider = |level: Level, best: &mut Option<(Level, u64)>| -> Result<()> {
         work.cancel.check()?;
@@ -77,12 +79,21 @@ pub(super) fn scan_and_choose(
             Sharing::Pooled(_) => level.distinct(limit)?,
             Sharing::Plain => Distinct { stored: level.data_clusters, shared: 0 },
         };
-        let length = match layout(options, level.cluster_bits, disk.size(), distinct, level.l2_tables) {
-            Ok(layout) => layout.file_len(),
+        let mut parts = match layout(options, level.cluster_bits, disk.size(), distinct, level.l2_tables) {
+            Ok(layout) => layout.parts,
             // A disk too large for this cluster size.
             Err(e) if e.kind() == ErrorKind::Limit => return Ok(()),
             Err(e) => return Err(e),
         };
+        if let Some(how) = options.compress {
+            let sample = match &mut sample {
+                Some(sample) => sample,
+                // The first level is that of the largest clusters.
+                none => none.insert(Sample::of(disk, options, &level)?),
+            };
+            parts.data = sample.compress(&level, how)?.scaled(distinct.stored, level.cluster_bits);
+        }
+        let length = Layout::new(parts)?.file_len();
         let cluster_size_bytes = level.cluster_bits.bytes();
         choices.push(SizeChoice { cluster_size_bytes, file_length_bytes: length });
         if is_better(length, best.as_ref().map(|(_, shortest)| *shortest)) {

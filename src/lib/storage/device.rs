@@ -7,13 +7,14 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag};
+use nix::sys::stat::{major, minor};
 
 use super::lock::{LockMode, lock};
 use super::{FileStorage, Storage, drop_cache, no_such_call};
@@ -53,8 +54,14 @@ impl Device {
                 Some(Errno::EBUSY) => Error::new(ErrorKind::Locked, "the device is mounted or in use otherwise"),
                 _ => Error::os(e),
             })?;
-            if !file.metadata().at("fstat")?.file_type().is_block_device() {
+            let metadata = file.metadata().at("fstat")?;
+            if !metadata.file_type().is_block_device() {
                 return Err(Error::unsupported("it is no block device any more; try again"));
+            }
+            // Linux may open it all the same, and refuses the first write.
+            let read_only = format!("/sys/dev/block/{}:{}/ro", major(metadata.rdev()), minor(metadata.rdev()));
+            if std::fs::read_to_string(read_only).is_ok_and(|text| text.trim_end() == "1") {
+                return Err(Error::unsupported("the device is read-only"));
             }
             lock(&file, path, LockMode::Write)?;
             let file = FileStorage(file);

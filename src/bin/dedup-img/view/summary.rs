@@ -167,7 +167,9 @@ fn reason(report: &ConvertReport) -> String {
         _ => "nearly the smallest file",
     };
     let sizes = report.cluster_sizes.iter().rev();
-    let sizes = sizes.map(|c| format!("{}k: {}", c.cluster_size_bytes >> 10, bytes(c.file_length_bytes)));
+    // How far all of it can be compressed is known of a part of it only.
+    let about = if report.compressed { "about " } else { "" };
+    let sizes = sizes.map(|c| format!("{}k: {about}{}", c.cluster_size_bytes >> 10, bytes(c.file_length_bytes)));
     format!("{why} ({})", sizes.collect::<Vec<_>>().join(", "))
 }
 
