@@ -69,6 +69,7 @@ Examples:
   dedup-img convert disk.raw disk.qcow2
   dedup-img convert -p -o cluster_size=4k vm.qcow2 small.qcow2
   dedup-img convert -l before-upgrade vm.qcow2 then.qcow2
+  dedup-img convert --all-snapshots vm.qcow2 small.qcow2
   dedup-img convert -O raw small.qcow2 disk.raw"
 )]
 pub(crate) struct ConvertArgs {
@@ -78,6 +79,9 @@ pub(crate) struct ConvertArgs {
     /// Convert an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or either of the two
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT", help_heading = "Source")]
     pub(crate) snapshot: Option<String>,
+    /// Convert the disk and all its internal snapshots with it
+    #[arg(long, help_heading = "Source", conflicts_with = "snapshot")]
+    pub(crate) all_snapshots: bool,
     /// Read although another program may have the source open for writing
     #[arg(short = 'U', long, help_heading = "Source")]
     pub(crate) force_share: bool,

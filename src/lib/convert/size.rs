@@ -8,6 +8,7 @@ use crate::dedup::scan::scan;
 use crate::dedup::sequence::Spill;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
+use crate::image::layers::with_snapshots;
 use crate::image::layout::{Layout, Parts};
 use crate::pool::Pin;
 use crate::units::ClusterBits;
@@ -57,11 +58,12 @@ pub(super) fn scan_and_choose(
         ClusterSize::Auto => ClusterBits::GRAIN,
     };
     work.progress.phase(0, PHASES, "scanning", disk.size());
+    let history = disk.history();
     let scan = scan(disk, backing, grain, spill, work)?;
     let (bytes_read, same) = (scan.bytes_read, scan.same);
     if options.cluster_size != ClusterSize::Auto {
         let seen = Seen { bytes_read, same, choices: Vec::new() };
-        return Ok(Found { level: Level::of(scan, spill)?, seen });
+        return Ok(Found { level: Level::of(scan, history, spill)?, seen });
     }
 
     let mut choices = Vec::new();
@@ -69,7 +71,8 @@ pub(super) fn scan_and_choose(
     let mut consider = |level: Level, best: &mut Option<(Level, u64)>| -> Result<()> {
         work.cancel.check()?;
         let distinct = level.distinct(limit)?;
-        let length = match layout(options, level.cluster_bits, disk.size(), distinct, level.l2_tables) {
+        let parts = parts(options, level.cluster_bits, disk.size(), distinct, level.l2_tables);
+        let length = match with_snapshots(parts, history).and_then(Layout::new) {
             Ok(layout) => layout.file_len(),
             // A disk too large for this cluster size.
             Err(e) if e.kind() == ErrorKind::Limit => return Ok(()),
@@ -83,9 +86,9 @@ pub(super) fn scan_and_choose(
         Ok(())
     };
     for bits in CANDIDATES.iter().filter_map(|&bits| ClusterBits::new(bits)).filter(|&bits| bits > grain) {
-        consider(Level::derive(&scan, bits, spill)?, &mut best)?;
+        consider(Level::derive(&scan, bits, history, spill)?, &mut best)?;
     }
-    consider(Level::of(scan, spill)?, &mut best)?;
+    consider(Level::of(scan, history, spill)?, &mut best)?;
     match best {
         Some((level, _)) => Ok(Found { level, seen: Seen { bytes_read, same, choices } }),
         None => Err(crate::Error::new(
@@ -108,7 +111,11 @@ pub(crate) fn layout(
     distinct: Distinct,
     l2_tables: u64,
 ) -> Result<Layout> {
-    Layout::new(Parts {
+    Layout::new(parts(options, cluster_bits, size, distinct, l2_tables))
+}
+
+fn parts(options: &ConvertOptions, cluster_bits: ClusterBits, size: u64, distinct: Distinct, l2_tables: u64) -> Parts {
+    Parts {
         cluster_bits,
         refcount_bits: options.refcount_bits,
         size,
@@ -118,5 +125,8 @@ pub(crate) fn layout(
             Pin::All => distinct.stored,
         }),
         data: distinct.stored,
-    })
+        snapshots: 0,
+        snapshot_l1: 0,
+        snapshot_table: 0,
+    }
 }

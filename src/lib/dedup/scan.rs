@@ -26,6 +26,8 @@ pub struct Scan {
     pub zeros: Sequence,
     /// Clusters that are not zero and left out, because the backing file has them.
     pub same: u64,
+    /// Of a disk with its snapshots: clusters that lie where the layer above has them, and were not read for it, as runs like those.
+    pub in_common: Sequence,
     /// The cluster size of the records.
     pub grain: ClusterBits,
     /// Bytes read: what was not known to be zeros without reading.
@@ -43,8 +45,15 @@ pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spi
     }
     let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX));
     let small = spill.share(4);
-    let mut scan = Scan { records: Sequence::new(spill), zeros: Sequence::new(&small), same: 0, grain, bytes_read: 0 };
-    let mut zeros = Runs::default();
+    let mut scan = Scan {
+        records: Sequence::new(spill),
+        zeros: Sequence::new(&small),
+        in_common: Sequence::new(&small),
+        same: 0,
+        grain,
+        bytes_read: 0,
+    };
+    let (mut zeros, mut in_common) = (Runs::default(), Runs::default());
     let mut chunks = Chunks::over(disk, backing);
     let mut position = 0;
     loop {
@@ -61,13 +70,18 @@ pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spi
             scan.bytes_read += chunk.bytes_read;
             scan.same += chunk.same;
             for cluster in chunk.zeros {
-                zeros.add(cluster, &mut scan.zeros)?;
+                zeros.add(cluster, 1, &mut scan.zeros)?;
+            }
+            for run in chunk.in_common {
+                let clusters = grain.clusters(run.end - run.start);
+                in_common.add(run.start >> grain.bits(), clusters, &mut scan.in_common)?;
             }
         }
         work.progress.advance(chunks.position() - position);
         position = chunks.position();
     }
     zeros.end(&mut scan.zeros)?;
+    in_common.end(&mut scan.in_common)?;
     disk.settle();
     Ok(scan)
 }
@@ -76,6 +90,8 @@ pub fn scan(disk: &Disk, backing: Option<&Disk>, grain: ClusterBits, spill: &Spi
 struct ChunkScan {
     records: Vec<u128>,
     zeros: Vec<u64>,
+    /// In bytes.
+    in_common: Vec<Range<u64>>,
     same: u64,
     bytes_read: u64,
 }
@@ -87,16 +103,32 @@ fn scan_chunk(
     chunk: Range<u64>,
     buffers: &BufferPool,
 ) -> Result<ChunkScan> {
-    if let Some(backing) = backing {
-        return compare_chunk(disk, backing, grain, chunk, buffers);
-    }
     let mut reader = Reader::sequential(disk);
-    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+    let mut in_common = Vec::new();
+    if let Some(history) = disk.history() {
+        reader.in_common(&chunk, history.grain().bytes(), &mut in_common)?;
+        if in_common.first() == Some(&chunk) {
+            return Ok(ChunkScan { in_common, ..ChunkScan::default() });
+        }
+    }
     let mut runs = Vec::new();
+    if let Some(backing) = backing {
+        without(&[chunk], &in_common, &mut runs);
+        let mut found = ChunkScan { in_common, ..ChunkScan::default() };
+        for run in runs {
+            compare_run(disk, backing, grain, run, buffers, &mut found)?;
+        }
+        return Ok(found);
+    }
+    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
     reader.data_runs(chunk, grain.bytes(), &mut runs)?;
+    if !in_common.is_empty() {
+        let all = std::mem::take(&mut runs);
+        without(&all, &in_common, &mut runs);
+    }
     let clusters: u64 = runs.iter().map(|run| grain.clusters(run.end - run.start)).sum();
     let records = Vec::with_capacity(usize::try_from(clusters).unwrap_or(0));
-    let mut found = ChunkScan { records, ..ChunkScan::default() };
+    let mut found = ChunkScan { records, in_common, ..ChunkScan::default() };
     let step = PIECE.max(disk.preferred_read()).max(grain.bytes());
     for run in runs {
         found.bytes_read += run.end - run.start;
@@ -118,35 +150,52 @@ fn scan_chunk(
     Ok(found)
 }
 
-/// Scans what differs from the backing file.
-fn compare_chunk(
+/// Emits what lies in `all` and not in `out`; both ascend.
+fn without(all: &[Range<u64>], out: &[Range<u64>], rest: &mut Vec<Range<u64>>) {
+    for run in all {
+        let mut at = run.start;
+        for out in out.iter().filter(|out| out.start < run.end && run.start < out.end) {
+            rest.extend((at < out.start).then_some(at..out.start));
+            at = out.end;
+        }
+        rest.extend((at < run.end).then_some(at..run.end));
+    }
+}
+
+/// Scans what differs from the backing file in a part of a chunk.
+fn compare_run(
     disk: &Disk,
     backing: &Disk,
     grain: ClusterBits,
-    chunk: Range<u64>,
+    run: Range<u64>,
     buffers: &BufferPool,
-) -> Result<ChunkScan> {
-    let mut found = ChunkScan::default();
+    found: &mut ChunkScan,
+) -> Result<()> {
     let no_memory = |e| Error::io("Could not get memory", e);
     let (mut ours, mut theirs) = (buffers.take().map_err(no_memory)?, buffers.take().map_err(no_memory)?);
-    let len = usize::try_from((chunk.end - chunk.start).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
-    let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(found) };
-    Reader::sequential(disk).read(chunk.start, ours)?;
-    Reader::sequential(backing).read(chunk.start, theirs)?;
-    found.bytes_read = chunk.end - chunk.start;
-    // What the backing file has behind the end of the disk nobody reads.
-    let end = usize::try_from(chunk.end - chunk.start).unwrap_or(usize::MAX);
-    theirs.get_mut(end..).unwrap_or_default().fill(0);
+    let len = usize::try_from((run.end - run.start).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
+    let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(()) };
+    Reader::sequential(disk).read(run.start, ours)?;
+    // What the backing file has behind the end of the disk nobody reads; and a VM state has none behind it, but QEMU looks there
+    // for what is not allocated.
+    let behind = disk.behind(&run);
+    let is_disk = behind.is_some();
+    let behind = behind.unwrap_or(0..0);
+    let end = usize::try_from(behind.end - behind.start).unwrap_or(usize::MAX).min(len);
+    let (shown, hidden) = theirs.split_at_mut(end);
+    Reader::sequential(backing).read(behind.start, shown)?;
+    hidden.fill(0);
+    found.bytes_read += run.end - run.start;
     let clusters = ours.chunks_exact(grain.len()).zip(theirs.chunks_exact(grain.len()));
-    for (cluster, (content, theirs)) in (chunk.start >> grain.bits()..).zip(clusters) {
-        match (content == theirs, is_zero(content)) {
+    for (cluster, (content, theirs)) in (run.start >> grain.bits()..).zip(clusters) {
+        match (is_disk && content == theirs, is_zero(content)) {
             (true, true) => {}
             (true, false) => found.same += 1,
             (false, true) => found.zeros.push(cluster),
             (false, false) => found.records.push(record(fingerprint(content), cluster)),
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Collects ascending clusters as runs: the first in the high 64 bits, the length in the low ones.
@@ -154,15 +203,15 @@ fn compare_chunk(
 pub(crate) struct Runs(Option<(u64, u64)>);
 
 impl Runs {
-    /// Adds a cluster; a run that it ends goes to `runs`.
-    pub(crate) fn add(&mut self, cluster: u64, runs: &mut Sequence) -> Result<()> {
+    /// Adds `count` clusters; a run that they end goes to `runs`.
+    pub(crate) fn add(&mut self, cluster: u64, count: u64, runs: &mut Sequence) -> Result<()> {
         match &mut self.0 {
             Some((start, len)) if *start + *len == cluster => {
-                *len += 1;
+                *len += count;
                 Ok(())
             }
             last => {
-                let done = last.replace((cluster, 1));
+                let done = last.replace((cluster, count));
                 done.map_or(Ok(()), |run| runs.push(run_word(run)))
             }
         }
