@@ -91,7 +91,8 @@ impl Tasks {
 impl Task {
     /// How many layers use the cluster at `at`, counted from `first`, which is no member.
     pub(super) fn users_of(&self, at: u64) -> u64 {
-        let run = self.users.partition_point(|(start, ..)| *start <= at).checked_sub(1).and_then(|run| self.users.get(run));
+        let run =
+            self.users.partition_point(|(start, ..)| *start <= at).checked_sub(1).and_then(|run| self.users.get(run));
         run.filter(|(start, count, _)| at < start + count).map_or(1, |(.., users)| *users)
     }
 

@@ -82,7 +82,13 @@ impl Level {
     }
 
     /// Finds what the layers of `history` have in common, of which a scan with clusters of `grain` found `in_common`.
-    fn woven(mut self, history: Option<&History>, in_common: &Sequence, grain: ClusterBits, spill: &Spill) -> Result<Self> {
+    fn woven(
+        mut self,
+        history: Option<&History>,
+        in_common: &Sequence,
+        grain: ClusterBits,
+        spill: &Spill,
+    ) -> Result<Self> {
         let Some(history) = history else { return Ok(self) };
         let shift = self.cluster_bits.bits() - grain.bits();
         let larger = |word: Result<u128>| {

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Disk, Part};
 use super::chain::{Chain, Content, Layer, Stamp};
 use super::history::History;
 use super::probe::{PROBE_LENGTH, probe};
 use super::salvage::Damage;
+use super::{Disk, Part};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, extension};
 use crate::format::snapshot::Snapshot;

@@ -34,9 +34,6 @@ struct Unit {
     tables: Vec<HostOffset>,
 }
 
-/// The pool's entry in the snapshot table is never longer.
-const POOL_ENTRY: u64 = 96;
-
 /// Adds what the snapshots of `history` need to `parts`, which are those of their disk.
 ///
 /// # Errors
@@ -45,12 +42,14 @@ pub(crate) fn with_snapshots(parts: Parts, history: Option<&History>) -> Result<
     let Some(history) = history else { return Ok(parts) };
     let bits = parts.cluster_bits;
     let sizes = history.l1_sizes(bits)?;
-    let table: u64 = history.snapshots().iter().map(|snapshot| snapshot.encode().len() as u64).sum();
+    // QEMU counts the clusters that the entries need, no more.
+    let pool = pool::snapshot(pool::next_id(history.snapshots()), HostOffset(0), 0, 0);
+    let table = history.snapshots().iter().chain([&pool]).map(|snapshot| snapshot.encode().len() as u64).sum();
     Ok(Parts {
         size: history.disk_size(),
         snapshots: u32::try_from(history.snapshots().len()).unwrap_or(u32::MAX),
         snapshot_l1: sizes.iter().skip(1).map(|size| bits.clusters(u64::from(size.all) * 8)).sum(),
-        snapshot_table: table + POOL_ENTRY,
+        snapshot_table: table,
         ..parts
     })
 }
@@ -168,7 +167,8 @@ impl<'a> Layers<'a> {
     }
 
     /// The L2 entry of the layer above at the place of `cluster`.
-    pub(super) fn above(&self, cluster: GuestCluster) -> u64 {
+    pub(super) fn above(&mut self, cluster: GuestCluster) -> u64 {
+        self.enter(cluster);
         self.above.entries.get(self.at(cluster.0)).copied().unwrap_or(0)
     }
 

@@ -31,7 +31,7 @@ pub struct Parts {
     pub snapshots: u32,
     /// Clusters of their L1 tables.
     pub snapshot_l1: u64,
-    /// Bytes that the snapshot table needs at most; 0 for one cluster where there is a pool alone.
+    /// Bytes of the snapshot table; 0 for one cluster where there is a pool alone.
     pub snapshot_table: u64,
     /// Pool members; `None` for an image without a pool.
     pub members: Option<u64>,

@@ -168,7 +168,7 @@ impl<'a> NewImage<'a> {
     pub fn inherit(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
         for guest in (guest.0..guest.0 + count).map(GuestCluster) {
             self.skip_to(guest)?;
-            let word = self.layers.as_ref().map_or(0, |layers| layers.above(guest));
+            let word = self.layers.as_mut().map_or(0, |layers| layers.above(guest));
             self.entry(word)?;
         }
         Ok(())
