@@ -149,20 +149,27 @@ impl<'a> ChainReader<'a> {
 
     /// The parts of `range` (of at most 2 MiB) that lie at the same place of the same files in `other`, in order and whole clusters
     /// of `grain`. `other` is a snapshot of the same image with the same files behind it.
-    pub(super) fn in_common(&mut self, other: &'a Chain, range: Range<u64>, grain: u64) -> Result<Vec<Range<u64>>> {
+    pub(super) fn in_common(
+        &mut self,
+        other: &'a Chain,
+        range: Range<u64>,
+        grain: u64,
+        common: &mut Vec<Range<u64>>,
+    ) -> Result<()> {
+        common.clear();
         let (ours, theirs) = (self.chain.size(), other.size());
         // Behind the end of the shorter one they differ; the cluster in which it ends may be another one, too.
         let end = if ours == theirs { range.end } else { range.end.min(ours.min(theirs) & !(grain - 1)) };
         if range.start >= end {
-            return Ok(Vec::new());
+            return Ok(());
         }
         if self.chain.has_tables_of(other, &(range.start..end.min(ours))) {
-            return Ok(vec![range.start..end]);
+            common.push(range.start..end);
+            return Ok(());
         }
         self.map(range.start..end)?;
         let mut reader = Self::sequential(other);
         reader.map(range.start..end)?;
-        let mut common: Vec<Range<u64>> = Vec::new();
         let mut others = reader.segments.iter().peekable();
         for ours in &self.segments {
             while let Some(theirs) = others.peek() {
@@ -180,8 +187,11 @@ impl<'a> ChainReader<'a> {
                 others.next();
             }
         }
-        let whole = |part: Range<u64>| part.start.next_multiple_of(grain)..part.end & !(grain - 1);
-        Ok(common.into_iter().map(whole).filter(|part| !part.is_empty()).collect())
+        for part in common.iter_mut() {
+            *part = part.start.next_multiple_of(grain)..part.end & !(grain - 1);
+        }
+        common.retain(|part| !part.is_empty());
+        Ok(())
     }
 
     fn map(&mut self, range: Range<u64>) -> Result<()> {

@@ -86,12 +86,14 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As [`Reader::data_runs`].
-    pub fn in_common(&mut self, range: &Range<u64>, grain: u64, runs: &mut Vec<Range<u64>>) -> Result<()> {
-        runs.clear();
+    pub fn in_common(&mut self, range: &Range<u64>, grain: u64, parts: &mut Vec<Range<u64>>) -> Result<()> {
+        parts.clear();
         let Span { row, at: from, above: Some(above), .. } = self.enter(range.start) else { return Ok(()) };
-        let into = range.start - row.start;
-        let common = self.chain.in_common(above, from + into..from + into + (range.end - range.start), grain)?;
-        runs.extend(common.into_iter().map(|part| row.start + (part.start - from)..row.start + (part.end - from)));
+        let place = |at: u64| from + (at - row.start);
+        self.chain.in_common(above, place(range.start)..place(range.end), grain, parts)?;
+        for part in parts {
+            *part = row.start + (part.start - from)..row.start + (part.end - from);
+        }
         Ok(())
     }
 

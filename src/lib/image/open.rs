@@ -58,7 +58,7 @@ impl Qcow2 {
         let span = self.table_span();
         let first = self.snapshot_size(snapshot)?.div_ceil(span);
         let end = (first + snapshot.vm_state_size.div_ceil(span)).min(u64::from(snapshot.l1_entries));
-        let size = snapshot.vm_state_size.checked_next_multiple_of(512).unwrap_or(u64::MAX & !511);
+        let size = snapshot.vm_state_size.checked_next_multiple_of(512).unwrap_or(!511);
         self.view(snapshot, first..end.max(first), size.min(end.saturating_sub(first).saturating_mul(span)))
     }
 
