@@ -80,7 +80,7 @@ pub(crate) struct ConvertArgs {
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT", help_heading = "Source")]
     pub(crate) snapshot: Option<String>,
     /// Convert the disk and all its internal snapshots with it
-    #[arg(long, help_heading = "Source", conflicts_with = "snapshot")]
+    #[arg(long, help_heading = "Source")]
     pub(crate) all_snapshots: bool,
     /// Read although another program may have the source open for writing
     #[arg(short = 'U', long, help_heading = "Source")]

@@ -253,7 +253,7 @@ fn sharer_records(limit: u64, disk: &Disk, bits: RefcountBits) -> Result<u64> {
     let layers = history.snapshots().len() as u64 + 1;
     if limit / layers < 2 {
         return Err(Error::unsupported(format!(
-            "refcount_bits={} cannot hold the references of {} snapshots; use refcount_bits=16 or more",
+            "refcount_bits={} cannot hold the references of {} snapshots; use refcount_bits=32",
             bits.bits(),
             layers - 1
         )));

@@ -181,8 +181,10 @@ struct Loom {
     now: Unit,
     /// Runs of the unit that are inherited.
     pending: Vec<(u64, u64)>,
-    /// The scanned clusters of the group, and how many layers use each.
+    /// The scanned clusters of the group, as runs.
     scanned: Vec<(u64, u64)>,
+    /// How many layers use each of them.
+    users: Vec<u32>,
     /// How many layers use each table of the group.
     group_tables: Vec<u64>,
     table_run: (u64, u64),
@@ -212,6 +214,7 @@ impl Loom {
             now: unit(),
             pending: Vec::new(),
             scanned: Vec::new(),
+            users: Vec::new(),
             group_tables: Vec::new(),
             table_run: (0, 0),
             woven,
@@ -234,8 +237,10 @@ impl Loom {
             }
             self.unit = unit;
         }
-        if matches!(kind, Kind::Inherited) {
-            self.pending.push((start, len));
+        match kind {
+            Kind::Inherited => self.pending.push((start, len)),
+            Kind::Data => self.scanned.push((start, len)),
+            Kind::Zero => {}
         }
         for row in start..start + len {
             let at = usize::try_from(row % self.weave.unit).unwrap_or(usize::MAX);
@@ -244,15 +249,15 @@ impl Loom {
                 Kind::Zero => ZERO,
                 Kind::Inherited => above,
                 Kind::Data => {
-                    self.scanned.push((row, 0));
-                    u32::try_from(self.scanned.len() - 1).unwrap_or(u32::MAX).saturating_add(FIRST)
+                    self.users.push(0);
+                    u32::try_from(self.users.len() - 1).unwrap_or(u32::MAX).saturating_add(FIRST)
                 }
             };
             if owner == NONE {
                 continue;
             }
             let scanned = owner.checked_sub(FIRST).and_then(|number| usize::try_from(number).ok());
-            scanned.and_then(|number| self.scanned.get_mut(number)).into_iter().for_each(|(_, users)| *users += 1);
+            scanned.and_then(|number| self.users.get_mut(number)).into_iter().for_each(|users| *users += 1);
             let inherited = matches!(kind, Kind::Inherited);
             self.woven.inherited_clusters += u64::from(inherited && owner != ZERO);
             if let Some(now) = self.now.owners.get_mut(at) {
@@ -301,7 +306,9 @@ impl Loom {
 
     fn end_group(&mut self) -> Result<()> {
         let mut run = Users { start: 0, len: 0, users: 0 };
-        for (start, users) in self.scanned.drain(..).filter(|(_, users)| *users > 1) {
+        let rows = self.scanned.drain(..).flat_map(|(start, len)| start..start + len);
+        let scanned = rows.zip(self.users.drain(..).map(u64::from));
+        for (start, users) in scanned.filter(|(_, users)| *users > 1) {
             if run.users == users && run.start + run.len == start {
                 run.len += 1;
                 continue;

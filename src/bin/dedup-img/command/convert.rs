@@ -55,6 +55,8 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
 fn refuse_with_snapshots(args: &ConvertArgs, sources: &[PathBuf]) -> Result<(), Failure> {
     let reason = if !args.all_snapshots {
         return Ok(());
+    } else if args.snapshot.is_some() {
+        "cannot be combined with -l, which names one snapshot"
     } else if sources.len() > 1 {
         "takes one source: several sources make a new disk, which has no snapshots"
     } else if args.target_format == "raw" {
