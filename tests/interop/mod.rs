@@ -7,6 +7,7 @@
     reason = "a test that meets the unexpected has failed"
 )]
 
+mod all_snapshots;
 mod check_agreement;
 mod check_blind_spots;
 mod check_repair;

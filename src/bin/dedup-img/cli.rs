@@ -71,6 +71,7 @@ Examples:
   dedup-img convert -l before-upgrade vm.qcow2 then.qcow2
   dedup-img convert -n /dev/vg/disk history.qcow2
   dedup-img convert --plain small.qcow2 plain.qcow2
+  dedup-img convert --all-snapshots vm.qcow2 small.qcow2
   dedup-img convert -O raw small.qcow2 disk.raw"
 )]
 pub(crate) struct ConvertArgs {
@@ -80,6 +81,9 @@ pub(crate) struct ConvertArgs {
     /// Convert an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or either of the two
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT", help_heading = "Source")]
     pub(crate) snapshot: Option<String>,
+    /// Convert the disk and all its internal snapshots with it
+    #[arg(long, help_heading = "Source")]
+    pub(crate) all_snapshots: bool,
     /// Read although another program may have the source open for writing
     #[arg(short = 'U', long, help_heading = "Source")]
     pub(crate) force_share: bool,

@@ -24,8 +24,10 @@ use crate::dedup::plan::Plan;
 use crate::dedup::sequence::Sorter;
 use crate::dedup::verify::{GuestClusters, verify};
 use crate::disk::Disk;
+use crate::disk::history::History;
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
+use crate::image::layers::{Layers, with_snapshots};
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::Traits;
 use crate::pool::Pin;
@@ -116,6 +118,10 @@ pub struct ConvertReport {
     pub plain: bool,
     /// Size of the disk that the guest sees.
     pub virtual_size_bytes: u64,
+    /// Snapshots that were converted with the disk; `None` where that was not asked for. The clusters below are those of the disk, of
+    /// all snapshots and of their VM states then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<u64>,
     /// Read from the source to find fingerprints: what was not known to be zeros without reading.
     pub read_bytes: u64,
     /// Part of the virtual size that reads as zeros and is not stored.
@@ -126,7 +132,7 @@ pub struct ConvertReport {
     pub data_clusters: u64,
     /// Data clusters in the file: one for each distinct content, and the copies that the sharer limit forces.
     pub stored_clusters: u64,
-    /// Stored clusters that two or more guest clusters share.
+    /// Stored clusters that two or more guest clusters share; what only snapshots share, at one place of the disk, does not count.
     pub shared_clusters: u64,
     /// Guest clusters that need no cluster of their own: `data_clusters - stored_clusters`.
     pub duplicate_clusters: u64,
@@ -167,6 +173,7 @@ pub struct ConvertReport {
 pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
     let started = Instant::now();
     let limit = options.sharing.limit(options.refcount_bits)?;
+    let records = sharer_records(limit, disk, options.refcount_bits)?;
     let said = |e: Error| e.prefixed(&target.display().to_string());
     refuse_own_source(disk, target)?;
     let backing = options.traits.open_backing(target).map_err(said)?;
@@ -178,8 +185,12 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         size: disk.size(),
         l2_tables: 0,
         members: options.sharing.members(0),
+        snapshots: 0,
+        snapshot_l1: 0,
+        snapshot_table: 0,
         data: 0,
     };
+    let parts = |bits: ClusterBits| with_snapshots(parts(bits), disk.history()).map_err(said);
     let asked_for = options.cluster_size;
     let mut options = options.clone();
     match (options.cluster_size, &backing) {
@@ -193,19 +204,20 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     }
     let options = &options;
     if let ClusterSize::Fixed(bits) = options.cluster_size {
-        Layout::new(parts(bits)).map_err(said)?;
+        Layout::new(parts(bits)?).map_err(said)?;
+        refuse_grain(disk, bits).map_err(said)?;
     }
 
     let (plan, bits, seen) = work.run(|| {
-        let found = size::scan_and_choose(disk, backing.as_ref(), options, limit, &spill, work)?;
+        let found = size::scan_and_choose(disk, backing.as_ref(), options, records, &spill, work)?;
         let bits = found.level.cluster_bits;
         let (links, pin) = match options.sharing {
             Sharing::Plain => (Sorter::new(&spill).finish()?, Pin::Shared),
             Sharing::Pooled(pin) => {
-                let links = group(&found.level.records, limit, &spill)?;
+                let links = group(&found.level.records, records, &spill)?;
                 work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
                 let clusters = GuestClusters { disk, cluster_bits: bits };
-                (verify(&clusters, links, |records| group(records, limit, &spill), &spill, work)?, pin)
+                (verify(&clusters, links, |again| group(again, records, &spill), &spill, work)?, pin)
             }
         };
         let plan = Plan::new(found.level, &links, pin, &spill)?;
@@ -213,7 +225,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     })?;
 
     let members = options.sharing.members(plan.members());
-    let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts(bits) };
+    let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts(bits)? };
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
     let (layout, compressed_clusters, compressed_bytes) = match options.compress {
@@ -250,11 +262,18 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     let allocated_bytes = file.commit(options.durable)?;
 
     let duplicates = plan.data_clusters - plan.stored;
+    let content = disk.history().map_or(disk.size(), History::content_size);
+    let size = disk.history().map_or(disk.size(), History::disk_size);
+    let data_bytes = match disk.history() {
+        None => plan.data_bytes(bits, disk.size()),
+        Some(_) => (plan.data_clusters << bits.bits()).min(content),
+    };
     Ok(ConvertReport {
         plain: options.sharing == Sharing::Plain,
-        virtual_size_bytes: disk.size(),
+        virtual_size_bytes: size,
+        snapshots: disk.history().map(|history| history.snapshots().len() as u64),
         read_bytes: seen.bytes_read,
-        zero_bytes: (disk.size() - plan.data_bytes(bits, disk.size())).saturating_sub(seen.same * bits.bytes()),
+        zero_bytes: (content - data_bytes).saturating_sub(seen.same * bits.bytes()),
         backing_clusters: seen.same,
         data_clusters: plan.data_clusters,
         stored_clusters: plan.stored,
@@ -276,7 +295,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
             (ClusterSize::Auto, Some(_)) => "backing",
         },
         cluster_sizes: seen.choices,
-        l2_cache_size_bytes: l2_cache_size(disk.size(), bits),
+        l2_cache_size_bytes: l2_cache_size(size, bits),
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -288,6 +307,39 @@ const DEFAULT_L2_CACHE: u64 = 32 << 20;
 fn l2_cache_size(size: u64, bits: ClusterBits) -> Option<u64> {
     let tables = bits.clusters(size).div_ceil(bits.entries()) * bits.bytes();
     (tables > DEFAULT_L2_CACHE).then_some(tables)
+}
+
+/// How many scanned clusters may share one that takes `limit` sharers: all layers of a disk may use each of them.
+fn sharer_records(limit: u64, disk: &Disk, bits: RefcountBits) -> Result<u64> {
+    let Some(history) = disk.history() else { return Ok(limit) };
+    let layers = history.snapshots().len() as u64 + 1;
+    if limit / layers < 2 {
+        return Err(Error::unsupported(format!(
+            "refcount_bits={} cannot hold the references of {} snapshots; use refcount_bits=32",
+            bits.bits(),
+            layers - 1
+        )));
+    }
+    Ok(limit / layers)
+}
+
+/// Fails where the clusters are larger than those for which a disk with snapshots was opened.
+fn refuse_grain(disk: &Disk, bits: ClusterBits) -> Result<()> {
+    match disk.history() {
+        Some(history) if history.grain() < bits => Err(Error::unsupported(format!(
+            "the clusters of the backing file have {size} bytes; with snapshots say so: -o cluster_size={size}",
+            size = bits.bytes()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The layers that a disk with its snapshots has.
+fn layers<'a>(disk: &'a Disk, plan: &'a Plan, bits: ClusterBits) -> Result<Option<Layers<'a>>> {
+    match (disk.history(), &plan.woven) {
+        (Some(history), Some(woven)) => Layers::new(history, woven, bits).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Scanning, comparing, writing.

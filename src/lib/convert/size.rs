@@ -9,6 +9,7 @@ use crate::dedup::scan::{Other, scan, scan_unnamed};
 use crate::dedup::sequence::Spill;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
+use crate::image::layers::with_snapshots;
 use crate::image::layout::{Layout, Parts};
 use crate::pool::Pin;
 use crate::units::ClusterBits;
@@ -59,6 +60,7 @@ pub(super) fn scan_and_choose(
         ClusterSize::Auto => ClusterBits::GRAIN,
     };
     work.progress.phase(0, PHASES, "scanning", disk.size());
+    let history = disk.history();
     let other = backing.map(Other::Backing);
     let scan = match options.sharing {
         Sharing::Pooled(_) => scan(disk, other, grain, spill, work)?,
@@ -67,7 +69,7 @@ pub(super) fn scan_and_choose(
     let (bytes_read, same) = (scan.bytes_read, scan.same);
     if options.cluster_size != ClusterSize::Auto {
         let seen = Seen { bytes_read, same, choices: Vec::new() };
-        return Ok(Found { level: Level::of(scan, spill)?, seen });
+        return Ok(Found { level: Level::of(scan, history, spill)?, seen });
     }
 
     let mut choices = Vec::new();
@@ -79,7 +81,8 @@ pub(super) fn scan_and_choose(
             Sharing::Pooled(_) => level.distinct(limit)?,
             Sharing::Plain => Distinct { stored: level.data_clusters, shared: 0 },
         };
-        let mut parts = match layout(options, level.cluster_bits, disk.size(), distinct, level.l2_tables) {
+        let parts = parts(options, level.cluster_bits, disk.size(), distinct, level.l2_tables);
+        let mut parts = match with_snapshots(parts, history).and_then(Layout::new) {
             Ok(layout) => layout.parts,
             // A disk too large for this cluster size.
             Err(e) if e.kind() == ErrorKind::Limit => return Ok(()),
@@ -102,9 +105,9 @@ pub(super) fn scan_and_choose(
         Ok(())
     };
     for bits in CANDIDATES.iter().filter_map(|&bits| ClusterBits::new(bits)).filter(|&bits| bits > grain) {
-        consider(Level::derive(&scan, bits, spill)?, &mut best)?;
+        consider(Level::derive(&scan, bits, history, spill)?, &mut best)?;
     }
-    consider(Level::of(scan, spill)?, &mut best)?;
+    consider(Level::of(scan, history, spill)?, &mut best)?;
     match best {
         Some((level, _)) => Ok(Found { level, seen: Seen { bytes_read, same, choices } }),
         None => Err(crate::Error::new(
@@ -127,7 +130,11 @@ pub(crate) fn layout(
     distinct: Distinct,
     l2_tables: u64,
 ) -> Result<Layout> {
-    Layout::new(Parts {
+    Layout::new(parts(options, cluster_bits, size, distinct, l2_tables))
+}
+
+fn parts(options: &ConvertOptions, cluster_bits: ClusterBits, size: u64, distinct: Distinct, l2_tables: u64) -> Parts {
+    Parts {
         cluster_bits,
         refcount_bits: options.refcount_bits,
         size,
@@ -138,5 +145,8 @@ pub(crate) fn layout(
             Sharing::Plain => None,
         },
         data: distinct.stored,
-    })
+        snapshots: 0,
+        snapshot_l1: 0,
+        snapshot_table: 0,
+    }
 }

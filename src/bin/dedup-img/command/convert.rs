@@ -13,6 +13,7 @@ use dedup_img::format::refcount::RefcountBits;
 use dedup_img::image::SnapshotName;
 use dedup_img::inplace::OverwriteReport;
 use dedup_img::pool::Pin;
+use dedup_img::units::ClusterBits;
 use dedup_img::work::Work;
 
 use super::run;
@@ -30,6 +31,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let Some((target, sources)) = args.files.split_last().filter(|(_, sources)| !sources.is_empty()) else {
         return Err(Failure::Usage { command: "convert", message: "Must specify image file name".to_owned() });
     };
+    refuse_with_snapshots(args, sources)?;
     let target_format: Format = args
         .target_format
         .parse()
@@ -53,6 +55,28 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     if args.run.quiet { Ok(()) } else { view::print(&summary) }
 }
 
+/// Fails where --all-snapshots meets what it cannot be combined with.
+fn refuse_with_snapshots(args: &ConvertArgs, sources: &[PathBuf]) -> Result<(), Failure> {
+    let reason = if !args.all_snapshots {
+        return Ok(());
+    } else if args.snapshot.is_some() {
+        "cannot be combined with -l, which names one snapshot"
+    } else if sources.len() > 1 {
+        "takes one source: several sources make a new disk, which has no snapshots"
+    } else if args.target_format == "raw" {
+        "is for QCOW2 targets: a raw image has no snapshots; convert them one by one with -l"
+    } else if args.no_create {
+        "makes a new image; with -n write the disk into the target, night by night"
+    } else if args.plain {
+        "shares what the snapshots have in common; with --plain convert them one by one with -l"
+    } else if args.qemu.salvage {
+        "cannot be combined with --salvage; convert the snapshots one by one with -l"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(format_args!("--all-snapshots {reason}")))
+}
+
 /// A conversion.
 struct Job<'a> {
     args: &'a ConvertArgs,
@@ -72,7 +96,10 @@ struct TargetOptions {
 impl Job<'_> {
     /// Runs it and returns the summary; `unreadable` tells what could not be read, also where it failed.
     fn run(&self, work: &Work<'_>, unreadable: &mut Vec<Unreadable>) -> dedup_img::Result<String> {
-        let disk = open(self.sources, &self.disk_options)?;
+        let disk = match self.args.all_snapshots {
+            true => Disk::open_with_snapshots(self.source(), &self.disk_options, self.largest_cluster())?,
+            false => open(self.sources, &self.disk_options)?,
+        };
         if self.options.qemu.source_uncached {
             disk.drop_cache();
         }
@@ -94,6 +121,18 @@ impl Job<'_> {
             Report::Into(report) => summary::into(&context, &report, output),
             Report::Raw(report) => summary::raw(&context, &report, output),
         })
+    }
+
+    fn source(&self) -> &Path {
+        self.sources.first().map_or(Path::new(""), PathBuf::as_path)
+    }
+
+    /// The largest cluster that the target may get.
+    fn largest_cluster(&self) -> ClusterBits {
+        match self.options.image.cluster_size {
+            ClusterSize::Auto | ClusterSize::Usual => ClusterBits::DEFAULT,
+            ClusterSize::Fixed(bits) => bits,
+        }
     }
 
     fn write(&self, disk: &Disk, work: &Work<'_>) -> dedup_img::Result<Report> {

@@ -68,7 +68,14 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
     let size = |n: u64| bytes(n * report.cluster_size_bytes);
     let mut rows = Rows::new();
     rows.add("virtual size", bytes(report.virtual_size_bytes), "");
-    rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
+    let known = match report.snapshots {
+        None => "the rest is known to be zeros",
+        Some(snapshots) => {
+            rows.add("snapshots", snapshots.to_string(), "");
+            "the rest is known to be zeros, or where another snapshot has it"
+        }
+    };
+    rows.add("read", bytes(report.read_bytes), known);
     context.add_unreadable(&mut rows);
     rows.add("zeros", bytes(report.zero_bytes), "not stored");
     if report.backing_clusters > 0 {
