@@ -54,11 +54,14 @@ fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {
         refcount_bits: options.refcount_bits,
         size,
         l2_tables: clusters.div_ceil(bits.entries()),
+        snapshots: 0,
+        snapshot_l1: 0,
+        snapshot_table: 0,
         members: Some(0),
         data: clusters,
     })?;
     let file = AtomicFile::create(target)?;
-    let mut image = NewImage::new(file.storage(), layout)?;
+    let mut image = NewImage::new(file.storage(), layout, None)?;
     image.map_private(GuestCluster(0), clusters)?;
     image.finish(&options.traits)?;
     file.commit(true)?;

@@ -44,7 +44,7 @@
 //! | [`units`] | guest and host positions, cluster sizes |
 //! | [`mod@format`] | the bytes of QCOW2 as values; no I/O |
 //! | [`pool`] | the pool's snapshot and its directory |
-//! | [`storage`] | positioned I/O, QEMU's locks, files that appear whole |
+//! | [`storage`] | positioned I/O, QEMU's locks, files that appear whole, devices written in place |
 //! | [`image`] | an open QCOW2, the layout and the metadata of a new one |
 //! | [`disk`] | what the guest sees: a raw file or an image with its chain |
 //! | [`dedup`] | finding equal clusters, and the plan |

@@ -1,16 +1,16 @@
 //! Each option of `qemu-img convert`: in the table of the man page, and doing what the table says.
 
-use super::running::{Running, is_root};
+use super::running::Running;
 use super::{dedup_img_in, wrong_usage};
 use crate::args;
 use crate::support::corpus::{K, M, content, patch, write_sparse};
+use crate::support::loops::Loop;
 use crate::support::{Ran, Random, dedup_img, names_in, qemu, scratch, sha256_of};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -303,28 +303,16 @@ fn salvage_takes_zeros_for_what_damaged_tables_map() {
 /// A device that fails half of its sectors: a loop device whose file was cut.
 #[test]
 fn salvage_takes_zeros_for_sectors_that_a_device_cannot_read() {
-    assert!(is_root(), "this test makes a loop device and needs root, as tests/run has");
     let home = scratch();
     let file = home.path().join("file");
     let mut bytes = Random::new(5).bytes(2 * M as usize);
     fs::write(&file, &bytes).unwrap();
-    let made = qemu::run("losetup", args!["-f", "--show", file]).ok();
-    let device = PathBuf::from(made.stdout.trim());
-    let _guard = Loop(device.clone());
+    let device = Loop::over(&file);
     fs::File::options().write(true).open(&file).unwrap().set_len(M + 64 * K).unwrap();
     bytes[(M + 64 * K) as usize..].fill(0);
     let line = format!("{}: Input/output error ('{}': {} bytes", M + 64 * K, device.display(), M - 64 * K);
     salvaged(&device, "raw", &bytes, &[&line]);
     let truth = home.path().join("theirs");
-    qemu::img(args!["convert", "-q", "--salvage", "-f", "raw", "-O", "raw", device, truth]).ok();
+    qemu::img(args!["convert", "-q", "--salvage", "-f", "raw", "-O", "raw", &*device, truth]).ok();
     assert!(fs::read(truth).unwrap() == bytes, "qemu-img salvages the same");
-}
-
-/// A loop device, gone with the test.
-struct Loop(PathBuf);
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
 }

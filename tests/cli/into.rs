@@ -281,9 +281,11 @@ fn large() -> (TempDir, PathBuf, PathBuf, Vec<u8>, Vec<u8>) {
     (home, source, target, old, new)
 }
 
-/// Each cluster reads as before or as it should, the snapshot as before. Returns how many do read as they should.
+/// Each cluster reads as before or as it should, the snapshot as before, and nothing is left to repair. Returns how many do read as
+/// they should.
 #[track_caller]
 fn old_or_new(target: &Path, old: &[u8], new: &[u8], when: &str) -> usize {
+    assert_eq!(Image::open(target).header.incompatible & 3, 0, "{when}: dirty, or corrupt");
     let layers = layers(target);
     assert!(layers[1].1 == old, "{when}: the snapshot has changed");
     let is = layers[0].1.chunks(4096);

@@ -138,10 +138,7 @@ fn a_large_disk_goes_into_an_image_within_memory_plus_64_mib() {
             _ => {}
         }
     }
-    for (size, bounds) in [
-        ("4k", &[("64M", "16", 128), ("4M", "2", 68)][..]),
-        ("512", &[("4M", "16", 128)]),
-    ] {
+    for (size, bounds) in [("4k", &[("64M", "16", 128), ("4M", "2", 68)][..]), ("512", &[("4M", "16", 128)])] {
         let plain = cached(&format!("large-1-{size}.qcow2"), |path| {
             qemu::convert("raw", &large_disk(), "qcow2", path, &["-o", &format!("cluster_size={size}")]);
         });

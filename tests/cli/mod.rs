@@ -11,6 +11,7 @@ mod convert;
 mod convert_options;
 mod create;
 mod dedup;
+mod devices;
 mod failure;
 mod gc;
 mod into;

@@ -7,6 +7,7 @@
     reason = "a test that meets the unexpected has failed"
 )]
 
+mod all_snapshots;
 mod check_agreement;
 mod check_blind_spots;
 mod check_repair;
@@ -31,6 +32,7 @@ mod into_random;
 mod into_writes;
 mod judge;
 mod packed;
+mod plain;
 mod pool;
 mod random_sources;
 mod refusals;

@@ -4,11 +4,15 @@ use super::content::count;
 use super::soak::Soak;
 use crate::args;
 use crate::support::corpus::{K, Sample, plain, write_sparse};
+use crate::support::reader::{Image, content, verify_packed, verify_plain};
 use crate::support::root_disk::root_disk;
 use crate::support::{Random, dedup_img, families, qemu, scratch, sha256_of};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::process::Child;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Converts and returns the summary.
 #[track_caller]
@@ -164,5 +168,141 @@ fn an_overlay_holds_what_the_backing_file_does_not() {
                 assert!(told["backing_clusters"].as_u64() > Some(0) || size == "2M");
             }
         }
+    }
+}
+
+/// The disk as the independent reader reads it.
+fn read(path: &Path, map: &std::collections::BTreeMap<u64, u64>) -> Vec<u8> {
+    let image = Image::open(path);
+    let size = image.cluster_size() as usize;
+    let length = image.header.size as usize;
+    let mut bytes = vec![0; length.next_multiple_of(size)];
+    for (guest, word) in map {
+        bytes[*guest as usize * size..][..size].copy_from_slice(&content(&image, *word));
+    }
+    assert!(bytes[length..].iter().all(|byte| *byte == 0), "something behind the end of the disk");
+    bytes.truncate(length);
+    bytes
+}
+
+#[test]
+fn an_independent_reader_reads_what_was_compressed() {
+    let home = scratch();
+    let target = home.path().join("out.qcow2");
+    for (kind, size) in [("zlib", "512"), ("zstd", "4k"), ("zlib", "64k"), ("zstd", "2M")] {
+        let options = format!("compression_type={kind},cluster_size={size}");
+        let words = ["-c", "-t", "unsafe", "-f", "raw", "-o", &options];
+        let told = convert(&words, &plain(), &target);
+        let survey = verify_packed(&target);
+        assert!(read(&target, &survey.layers[0].map) == fs::read(plain()).unwrap(), "{kind} {size}");
+        let packed = survey.stored.keys().filter(|word| *word >> 62 == 1).count() as u64;
+        assert_eq!(told["compressed_clusters"].as_u64(), Some(packed));
+        assert!(packed > 0 && told["pool_members"].as_u64() == Some(survey.members().len() as u64));
+        convert(&[&words[..], &["--plain"]].concat(), &plain(), &target);
+        assert!(read(&target, &verify_plain(&target).layers[0].map) == fs::read(plain()).unwrap(), "{kind} {size}");
+    }
+}
+
+/// qemu-nbd, gone with the test.
+struct Export(Child);
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_export_by_qemu_nbd_reads_what_was_compressed() {
+    let home = scratch();
+    let [target, socket] = ["out.qcow2", "socket"].map(|name| home.path().join(name));
+    for (kind, size) in [("zlib", "64k"), ("zstd", "4k"), ("zlib", "auto")] {
+        let options = format!("compression_type={kind},cluster_size={size}");
+        convert(&["-c", "-t", "unsafe", "-f", "raw", "-o", &options], &plain(), &target);
+        let mut export = Export(qemu::spawn("qemu-nbd", args!["-r", "-t", "-f", "qcow2", "-k", socket, target]));
+        let begun = Instant::now();
+        while !socket.exists() {
+            assert!(export.0.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60), "no socket");
+            sleep(Duration::from_millis(5));
+        }
+        let url = format!("nbd+unix:///?socket={}", socket.display());
+        qemu::img(args!["compare", "-f", "raw", "-F", "raw", plain(), url]).ok();
+        drop(export);
+        fs::remove_file(&socket).unwrap();
+    }
+}
+
+/// What the sizes that `auto` compares were told to come to.
+fn told_sizes(told: &Value) -> Vec<(u64, u64)> {
+    let number = |choice: &Value, key: &str| choice[key].as_u64().unwrap();
+    let choices = told["cluster_sizes"].as_array().unwrap().iter();
+    choices.map(|choice| (number(choice, "cluster_size_bytes"), number(choice, "file_length_bytes"))).collect()
+}
+
+#[test]
+fn with_compression_the_cluster_size_is_chosen_by_what_compresses_best() {
+    let home = scratch();
+    let [source, target] = ["source.raw", "out.qcow2"].map(|name| home.path().join(name));
+    // Blocks of noise, nearly the same all through 64 KiB: nothing to share or to compress at 4 KiB, much at 64 KiB. Without
+    // compression a few blocks that repeat at odd places speak for 4 KiB.
+    let mut random = Random::new(21);
+    let mut bytes = Vec::new();
+    for _ in 0..256 {
+        let block = random.bytes(4 << 10);
+        for n in 0..16_u8 {
+            bytes.extend_from_slice(&block);
+            let at = bytes.len() - 100;
+            bytes[at] ^= 1 + n;
+        }
+    }
+    for n in 0..240 {
+        bytes.copy_within(0..4 << 10, (n * 17 + 5) * (4 << 10));
+    }
+    fs::write(&source, bytes).unwrap();
+    let words = ["-f", "raw", "-t", "unsafe", "-o", "compression_type=zstd"];
+    assert_eq!(convert(&words, &source, &target)["cluster_size_bytes"], 4096);
+    for more in [&["-c"][..], &["-c", "--plain", "-o", "compression_type=zstd,cluster_size=auto"]] {
+        let told = convert(&[&words[..], more].concat(), &source, &target);
+        assert_eq!((&told["cluster_size_bytes"], &told["cluster_size_reason"]), (&65536.into(), &"auto".into()));
+        qemu::check_clean(&target);
+        qemu::compare_same("raw", &source, "qcow2", &target);
+    }
+}
+
+#[test]
+fn what_auto_foretells_of_compression_is_what_a_size_comes_to() {
+    let home = scratch();
+    let [target, again] = ["out.qcow2", "again.qcow2"].map(|name| home.path().join(name));
+    let words = ["-c", "-f", "raw", "-t", "unsafe"];
+    let told = convert(&words, &root_disk(), &target);
+    let length = |told: &Value| told["file_length_bytes"].as_u64().unwrap();
+    let chosen = told["cluster_size_bytes"].as_u64().unwrap();
+    for (size, foretold) in told_sizes(&told) {
+        // The size that was taken, and the one that is farthest from it.
+        let due = match (size, chosen) {
+            _ if size == chosen => length(&told),
+            (4096, 16384..) | (65536, ..16384) => {
+                let options = format!("cluster_size={size}");
+                let other = length(&convert(&[&words[..], &["-o", &options]].concat(), &root_disk(), &again));
+                assert!(length(&told) <= other + other / 20, "{size} gives {other} bytes, and {chosen} was taken");
+                other
+            }
+            _ => continue,
+        };
+        assert!(foretold.abs_diff(due) < due / 8, "{size}: {foretold} foretold, {due} came");
+    }
+}
+
+#[test]
+fn with_compression_too_the_same_size_is_chosen_on_any_number_of_threads() {
+    let home = scratch();
+    let [one, many] = ["one", "many"].map(|name| home.path().join(name));
+    let words = ["-c", "-f", "raw", "-t", "unsafe", "--threads"];
+    let first = convert(&[&words[..], &["1"]].concat(), &plain(), &one);
+    assert_eq!(told_sizes(&first).len(), 5);
+    for more in [&["2"][..], &["8", "--memory", "1M"]] {
+        assert_eq!(told_sizes(&convert(&[&words, more].concat(), &plain(), &many)), told_sizes(&first));
+        assert_eq!(sha256_of(&one), sha256_of(&many), "{more:?}");
     }
 }

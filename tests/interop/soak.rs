@@ -72,6 +72,21 @@ impl Soak {
         soak
     }
 
+    /// Has an image used until it has snapshots, and converts it with them.
+    pub(super) fn with_history(seed: u64, options: &str, more: &[&str]) -> Self {
+        let (mut soak, _) = Self::plain(seed, options);
+        std::fs::copy(&soak.plain, &soak.shared).unwrap();
+        while soak.live.len() < 3 {
+            soak.step();
+        }
+        let mut words = args!["convert", "-q", "--all-snapshots", "-o", options, "-t", "unsafe"].to_vec();
+        words.extend(more.iter().map(Into::into));
+        dedup_img(words.into_iter().chain(args![soak.plain, soak.shared])).ok();
+        soak.log.push("dedup-img convert --all-snapshots".into());
+        soak.judge_snapshots();
+        soak
+    }
+
     /// The plain image, and the content as a raw file.
     fn plain(seed: u64, options: &str) -> (Self, PathBuf) {
         let (home, mut random) = (scratch(), Random::new(seed));

@@ -13,6 +13,7 @@ pub(crate) mod failing;
 pub(crate) mod families;
 pub(crate) mod inplace;
 pub(crate) mod into;
+pub(crate) mod loops;
 pub(crate) mod mutator;
 pub(crate) mod qemu;
 pub(crate) mod reader;

@@ -59,7 +59,7 @@ pub(crate) struct CreateArgs {
     pub(crate) size: Option<String>,
 }
 
-/// Convert an image into a deduplicated QCOW2, or into raw.
+/// Convert an image into a deduplicated QCOW2, or back into a plain one or into raw.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -70,6 +70,8 @@ Examples:
   dedup-img convert -p -o cluster_size=4k vm.qcow2 small.qcow2
   dedup-img convert -l before-upgrade vm.qcow2 then.qcow2
   dedup-img convert -n /dev/vg/disk history.qcow2
+  dedup-img convert --plain small.qcow2 plain.qcow2
+  dedup-img convert --all-snapshots vm.qcow2 small.qcow2
   dedup-img convert -O raw small.qcow2 disk.raw"
 )]
 pub(crate) struct ConvertArgs {
@@ -79,6 +81,9 @@ pub(crate) struct ConvertArgs {
     /// Convert an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or either of the two
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT", help_heading = "Source")]
     pub(crate) snapshot: Option<String>,
+    /// Convert the disk and all its internal snapshots with it
+    #[arg(long, help_heading = "Source")]
+    pub(crate) all_snapshots: bool,
     /// Read although another program may have the source open for writing
     #[arg(short = 'U', long, help_heading = "Source")]
     pub(crate) force_share: bool,
@@ -110,6 +115,10 @@ pub(crate) struct ConvertArgs {
     /// Write into an image that exists: only clusters that differ; its snapshots stay as they are
     #[arg(short = 'n', long = "no-create", help_heading = "Target")]
     pub(crate) no_create: bool,
+
+    /// Neither sharing nor a pool: a QCOW2 image as qemu-img makes it
+    #[arg(long, help_heading = "Target")]
+    pub(crate) plain: bool,
 
     /// Memory for tables; beyond that, temporary files beside the target
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size, help_heading = "Work")]

@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use clap::Args;
 use dedup_img::convert::{ClusterSize, RawOptions};
 use dedup_img::disk::Format;
+use dedup_img::units::ClusterBits;
 
 use crate::failure::Failure;
 use crate::size::{SizeError, parse_size};
@@ -111,7 +112,7 @@ impl QemuArgs {
             ),
             (
                 self.target_image_opts,
-                "--target-image-opts: only files are written; give the name, and the format with -O",
+                "--target-image-opts: only files and block devices are written; give the name, and the format with -O",
             ),
             (!self.object.is_empty(), "--object: nothing here uses QEMU objects; encrypted images are not supported"),
         ];
@@ -148,12 +149,13 @@ fn sparse_size(text: &str) -> Result<u64, Failure> {
 fn refuse_sparse(sparse: u64, cluster_size: ClusterSize) -> Result<(), Failure> {
     let cluster = match cluster_size {
         ClusterSize::Auto => 4096,
+        ClusterSize::Usual => ClusterBits::DEFAULT.bytes(),
         ClusterSize::Fixed(bits) => bits.bytes(),
     };
     match sparse {
-        0 => Err(Failure::new("-S 0: a deduplicated QCOW2 stores no zeros, so that it cannot be fully allocated")),
+        0 => Err(Failure::new("-S 0: a QCOW2 target stores no zeros, so that it cannot be fully allocated")),
         _ if sparse > cluster => Err(Failure::new(format_args!(
-            "-S {sparse}: a deduplicated QCOW2 stores no cluster of zeros, here of {cluster} bytes; leave it out"
+            "-S {sparse}: a QCOW2 target stores no cluster of zeros, here of {cluster} bytes; leave it out"
         ))),
         _ => Ok(()),
     }

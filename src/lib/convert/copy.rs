@@ -2,6 +2,7 @@
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
+use super::layers;
 use super::tasks::{TASK, Task, Tasks};
 use crate::dedup::plan::Plan;
 use crate::digest::{Sha, sha256};
@@ -27,7 +28,7 @@ pub(super) fn write(
     let bits = layout.parts.cluster_bits;
     let per_task = (TASK >> bits.bits()).max(1);
     let buffers = BufferPool::new(usize::try_from(per_task * bits.bytes()).unwrap_or(usize::MAX));
-    let mut image = NewImage::new(storage, layout)?;
+    let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
     let mut tasks = Tasks::new(per_task);
     let run = |tasks: &mut Vec<Task>, image: &mut NewImage<'_>| -> Result<()> {
         work.cancel.check()?;
@@ -35,7 +36,7 @@ pub(super) fn write(
             tasks.par_iter().map(|task| copy(disk, bits, &layout, task, storage, &buffers, work)).collect();
         for (task, names) in tasks.drain(..).zip(named) {
             for (member, sha) in task.members.iter().zip(names?) {
-                image.member(sha, member.guest, member.sharers >= limit)?;
+                image.member(sha, member.place, member.sharers >= limit)?;
             }
         }
         Ok(())

@@ -1,9 +1,10 @@
-//! A disk becomes a deduplicated QCOW2, or a raw file.
+//! A disk becomes a deduplicated QCOW2, a plain one, or a raw file.
 
 mod copy;
 mod into;
 mod packed;
 mod raw;
+mod sample;
 pub(crate) mod size;
 mod tasks;
 
@@ -20,26 +21,58 @@ pub use size::SizeChoice;
 use crate::compress::CompressionLevel;
 use crate::dedup::group::group;
 use crate::dedup::plan::Plan;
+use crate::dedup::sequence::Sorter;
 use crate::dedup::verify::{GuestClusters, verify};
 use crate::disk::Disk;
+use crate::disk::history::History;
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
+use crate::image::layers::{Layers, with_snapshots};
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::Traits;
 use crate::pool::Pin;
-use crate::storage::atomic_file::AtomicFile;
+use crate::storage::Storage;
+use crate::storage::open::FileId;
 use crate::storage::rate::Paced;
+use crate::storage::target::{Nowhere, Target};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 
 /// The cluster size of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClusterSize {
-    /// The one of 4, 8, 16, 32 and 64 KiB that gives the smallest file, the larger one on a near tie.
+    /// The one of 4, 8, 16, 32 and 64 KiB that gives the smallest file, the larger one on a near tie. How far the contents can be
+    /// compressed is estimated.
     #[default]
     Auto,
+    /// The 64 KiB that qemu-img takes, for images as others write them.
+    Usual,
     /// This one.
     Fixed(ClusterBits),
+}
+
+/// Whether equal clusters share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// They do; which of them enter the pool.
+    Pooled(Pin),
+    /// Every guest cluster that is not zero has a cluster of its own, and there is no pool: an image as others write it.
+    Plain,
+}
+
+impl Sharing {
+    /// How often a stored cluster may be referenced by guest clusters.
+    pub(crate) fn limit(self, bits: RefcountBits) -> Result<u64> {
+        match self {
+            Self::Pooled(_) => bits.sharer_limit().ok_or_else(|| too_narrow(bits)),
+            Self::Plain => Ok(bits.max()),
+        }
+    }
+
+    /// `members` of a pool, where there is one.
+    fn members(self, members: u64) -> Option<u64> {
+        (self != Self::Plain).then_some(members)
+    }
 }
 
 /// What to write.
@@ -51,8 +84,8 @@ pub struct ConvertOptions {
     pub refcount_bits: RefcountBits,
     /// Header fields.
     pub traits: Traits,
-    /// Which clusters are pooled.
-    pub pin: Pin,
+    /// Who shares, and which clusters are pooled.
+    pub sharing: Sharing,
     /// Whether and how clusters are compressed; of the kind that the header fields say.
     pub compress: Option<CompressionLevel>,
     /// Whether the output is on the disk when [`convert`] returns; without, a power failure soon after may lose it.
@@ -69,7 +102,7 @@ impl Default for ConvertOptions {
             cluster_size: ClusterSize::Auto,
             refcount_bits: RefcountBits::DEFAULT,
             traits: Traits::default(),
-            pin: Pin::Shared,
+            sharing: Sharing::Pooled(Pin::Shared),
             compress: None,
             durable: true,
             uncached: false,
@@ -81,8 +114,14 @@ impl Default for ConvertOptions {
 /// What a conversion did. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConvertReport {
+    /// Whether nothing is shared and there is no pool.
+    pub plain: bool,
     /// Size of the disk that the guest sees.
     pub virtual_size_bytes: u64,
+    /// Snapshots that were converted with the disk; `None` where that was not asked for. The clusters below are those of the disk, of
+    /// all snapshots and of their VM states then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<u64>,
     /// Read from the source to find fingerprints: what was not known to be zeros without reading.
     pub read_bytes: u64,
     /// Part of the virtual size that reads as zeros and is not stored.
@@ -93,7 +132,7 @@ pub struct ConvertReport {
     pub data_clusters: u64,
     /// Data clusters in the file: one for each distinct content, and the copies that the sharer limit forces.
     pub stored_clusters: u64,
-    /// Stored clusters that two or more guest clusters share.
+    /// Stored clusters that two or more guest clusters share; what only snapshots share, at one place of the disk, does not count.
     pub shared_clusters: u64,
     /// Guest clusters that need no cluster of their own: `data_clusters - stored_clusters`.
     pub duplicate_clusters: u64,
@@ -101,6 +140,9 @@ pub struct ConvertReport {
     pub saved_bytes: u64,
     /// The same as a share of all data clusters.
     pub saved_percent: f64,
+    /// Whether clusters that become smaller by it are compressed.
+    #[serde(skip)]
+    pub compressed: bool,
     /// Stored clusters that are compressed.
     pub compressed_clusters: u64,
     /// What they take.
@@ -113,9 +155,9 @@ pub struct ConvertReport {
     pub allocated_bytes: u64,
     /// Cluster size of the output.
     pub cluster_size_bytes: u64,
-    /// `option`, `auto`, or `backing` for the backing file's.
+    /// `option`, `auto`, `default`, or `backing` for the backing file's.
     pub cluster_size_reason: &'static str,
-    /// The file lengths from which `auto` chose.
+    /// The file lengths from which `auto` chose; estimates where clusters are compressed.
     pub cluster_sizes: Vec<SizeChoice>,
     /// The `l2-cache-size` with which QEMU caches all L2 tables, where its default does not cover the disk.
     pub l2_cache_size_bytes: Option<u64>,
@@ -123,62 +165,89 @@ pub struct ConvertReport {
     pub seconds: f64,
 }
 
-/// Converts `disk` into a deduplicated QCOW2 at `target`, which appears whole or not at all (I7).
+/// Converts `disk` into a QCOW2 at `target`, deduplicated or plain. A file appears whole or not at all (I7); a block
+/// device holds no image until all of it is there.
 ///
 /// # Errors
-/// Those of reading and writing; refusals by name. An existing target stays as it was.
+/// Those of reading and writing; refusals by name. An existing file stays as it was.
 pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
     let started = Instant::now();
-    let limit = options.refcount_bits.sharer_limit().ok_or_else(|| too_narrow(options.refcount_bits))?;
+    let limit = options.sharing.limit(options.refcount_bits)?;
+    let records = sharer_records(limit, disk, options.refcount_bits)?;
     let said = |e: Error| e.prefixed(&target.display().to_string());
     refuse_own_source(disk, target)?;
     let backing = options.traits.open_backing(target).map_err(said)?;
-    let file = AtomicFile::create(target)?;
+    let file = Target::open(target)?;
     let spill = work.spill(file.directory());
     let parts = |bits: ClusterBits| Parts {
         cluster_bits: bits,
         refcount_bits: options.refcount_bits,
         size: disk.size(),
         l2_tables: 0,
-        members: Some(0),
+        members: options.sharing.members(0),
+        snapshots: 0,
+        snapshot_l1: 0,
+        snapshot_table: 0,
         data: 0,
     };
+    let parts = |bits: ClusterBits| with_snapshots(parts(bits), disk.history()).map_err(said);
     let asked_for = options.cluster_size;
     let mut options = options.clone();
-    if let (ClusterSize::Auto, Some(backing)) = (options.cluster_size, &backing) {
-        // What differs from the backing file depends on the cluster size; its own one fits.
-        let own = backing.qcow2().map_or(ClusterBits::DEFAULT, |image| image.header().cluster_bits);
-        options.cluster_size = ClusterSize::Fixed(own);
+    match (options.cluster_size, &backing) {
+        (ClusterSize::Auto, Some(backing)) => {
+            // What differs from the backing file depends on the cluster size; its own one fits.
+            let own = backing.qcow2().map_or(ClusterBits::DEFAULT, |image| image.header().cluster_bits);
+            options.cluster_size = ClusterSize::Fixed(own);
+        }
+        (ClusterSize::Usual, _) => options.cluster_size = ClusterSize::Fixed(ClusterBits::DEFAULT),
+        _ => {}
     }
     let options = &options;
     if let ClusterSize::Fixed(bits) = options.cluster_size {
-        Layout::new(parts(bits)).map_err(said)?;
+        Layout::new(parts(bits)?).map_err(said)?;
+        refuse_grain(disk, bits).map_err(said)?;
     }
 
     let (plan, bits, seen) = work.run(|| {
-        let found = size::scan_and_choose(disk, backing.as_ref(), options, limit, &spill, work)?;
+        let found = size::scan_and_choose(disk, backing.as_ref(), options, records, &spill, work)?;
         let bits = found.level.cluster_bits;
-        let links = group(&found.level.records, limit, &spill)?;
-        work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
-        let clusters = GuestClusters { disk, cluster_bits: bits };
-        let links = verify(&clusters, links, |records| group(records, limit, &spill), &spill, work)?;
-        let plan = Plan::new(found.level, &links, options.pin, &spill)?;
+        let (links, pin) = match options.sharing {
+            Sharing::Plain => (Sorter::new(&spill).finish()?, Pin::Shared),
+            Sharing::Pooled(pin) => {
+                let links = group(&found.level.records, records, &spill)?;
+                work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
+                let clusters = GuestClusters { disk, cluster_bits: bits };
+                (verify(&clusters, links, |again| group(again, records, &spill), &spill, work)?, pin)
+            }
+        };
+        let plan = Plan::new(found.level, &links, pin, &spill)?;
         Ok::<_, Error>((plan, bits, found.seen))
     })?;
 
-    let parts = Parts { l2_tables: plan.l2_tables, members: Some(plan.members()), data: plan.stored, ..parts(bits) };
+    let members = options.sharing.members(plan.members());
+    let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts(bits)? };
     work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
     let (layout, compressed_clusters, compressed_bytes) = match options.compress {
         None => {
             let layout = Layout::new(parts).map_err(said)?;
+            file.ensure_room(layout.file_len())?;
+            file.begin()?;
             work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, &storage, work)).map_err(said)?;
             (layout, 0, 0)
         }
         Some(level) => {
-            let packed =
-                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), &storage, &spill, work));
-            let packed = packed.map_err(said)?;
+            let write = |storage: &dyn Storage| {
+                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), storage, &spill, work))
+            };
+            // Compressed it is shorter, but how much is known when it is done. Where not even that is sure to have room it is done
+            // twice, so that a device that is too small keeps what it holds.
+            if file.ensure_room(Layout::new(parts).map_err(said)?.file_len()).is_err() {
+                file.ensure_room(write(&Nowhere).map_err(said)?.layout.file_len())?;
+                work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+            }
+            file.begin()?;
+            let packed = write(&storage).map_err(said)?;
             (packed.layout, packed.clusters, packed.bytes)
         }
     };
@@ -193,10 +262,18 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     let allocated_bytes = file.commit(options.durable)?;
 
     let duplicates = plan.data_clusters - plan.stored;
+    let content = disk.history().map_or(disk.size(), History::content_size);
+    let size = disk.history().map_or(disk.size(), History::disk_size);
+    let data_bytes = match disk.history() {
+        None => plan.data_bytes(bits, disk.size()),
+        Some(_) => (plan.data_clusters << bits.bits()).min(content),
+    };
     Ok(ConvertReport {
-        virtual_size_bytes: disk.size(),
+        plain: options.sharing == Sharing::Plain,
+        virtual_size_bytes: size,
+        snapshots: disk.history().map(|history| history.snapshots().len() as u64),
         read_bytes: seen.bytes_read,
-        zero_bytes: (disk.size() - plan.data_bytes(bits, disk.size())).saturating_sub(seen.same * bits.bytes()),
+        zero_bytes: (content - data_bytes).saturating_sub(seen.same * bits.bytes()),
         backing_clusters: seen.same,
         data_clusters: plan.data_clusters,
         stored_clusters: plan.stored,
@@ -204,6 +281,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         duplicate_clusters: duplicates,
         saved_bytes: duplicates * bits.bytes(),
         saved_percent: percent(duplicates, plan.data_clusters),
+        compressed: options.compress.is_some(),
         compressed_clusters,
         compressed_bytes,
         pool_members: plan.members(),
@@ -212,11 +290,12 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         cluster_size_bytes: bits.bytes(),
         cluster_size_reason: match (asked_for, &backing) {
             (ClusterSize::Fixed(_), _) => "option",
+            (ClusterSize::Usual, _) => "default",
             (ClusterSize::Auto, None) => "auto",
             (ClusterSize::Auto, Some(_)) => "backing",
         },
         cluster_sizes: seen.choices,
-        l2_cache_size_bytes: l2_cache_size(disk.size(), bits),
+        l2_cache_size_bytes: l2_cache_size(size, bits),
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -230,13 +309,47 @@ fn l2_cache_size(size: u64, bits: ClusterBits) -> Option<u64> {
     (tables > DEFAULT_L2_CACHE).then_some(tables)
 }
 
+/// How many scanned clusters may share one that takes `limit` sharers: all layers of a disk may use each of them.
+fn sharer_records(limit: u64, disk: &Disk, bits: RefcountBits) -> Result<u64> {
+    let Some(history) = disk.history() else { return Ok(limit) };
+    let layers = history.snapshots().len() as u64 + 1;
+    if limit / layers < 2 {
+        return Err(Error::unsupported(format!(
+            "refcount_bits={} cannot hold the references of {} snapshots; use refcount_bits=32",
+            bits.bits(),
+            layers - 1
+        )));
+    }
+    Ok(limit / layers)
+}
+
+/// Fails where the clusters are larger than those for which a disk with snapshots was opened.
+fn refuse_grain(disk: &Disk, bits: ClusterBits) -> Result<()> {
+    match disk.history() {
+        Some(history) if history.grain() < bits => Err(Error::unsupported(format!(
+            "the clusters of the backing file have {size} bytes; with snapshots say so: -o cluster_size={size}",
+            size = bits.bytes()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The layers that a disk with its snapshots has.
+fn layers<'a>(disk: &'a Disk, plan: &'a Plan, bits: ClusterBits) -> Result<Option<Layers<'a>>> {
+    match (disk.history(), &plan.woven) {
+        (Some(history), Some(woven)) => Layers::new(history, woven, bits).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// Scanning, comparing, writing.
 const PHASES: u32 = 3;
 
 /// Fails where `target` is one of the files that `disk` is read from.
 fn refuse_own_source(disk: &Disk, target: &Path) -> Result<()> {
     let Ok(metadata) = std::fs::metadata(target) else { return Ok(()) };
-    match disk.find(crate::storage::open::FileId::of(&metadata)) {
+    let target_id = FileId::of(&metadata);
+    match disk.find(target_id).or_else(|| disk.find(target_id.behind_loop()?)) {
         None => Ok(()),
         Some(source) => Err(Error::invalid(format!(
             "'{}' is a source of this conversion ('{}'); name another target",

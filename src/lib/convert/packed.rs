@@ -6,6 +6,7 @@
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
+use super::layers;
 use super::tasks::{Member, TASK, Task, Tasks};
 use crate::compress::{CompressionLevel, Compressor};
 use crate::dedup::numbers::Numbers;
@@ -56,7 +57,10 @@ pub(super) fn write(
     work: &Work<'_>,
 ) -> Result<Packed> {
     let bits = parts.cluster_bits;
-    let limit = parts.refcount_bits.sharer_limit().unwrap_or(0);
+    let limit = match parts.members {
+        Some(_) => parts.refcount_bits.sharer_limit().unwrap_or(0),
+        None => parts.refcount_bits.max(),
+    };
     let per_task = (TASK >> bits.bits()).max(1);
     let buffers = BufferPool::new(usize::try_from(per_task * bits.bytes()).unwrap_or(usize::MAX));
     let mut packer = Packer::new(storage, bits, limit, plan.stored, spill)?;
@@ -83,7 +87,7 @@ pub(super) fn write(
     packer.finish_data()?;
 
     let layout = Layout::data_first(Parts { data: packer.next_cluster() - 1, ..parts })?;
-    let mut image = NewImage::new(storage, layout)?;
+    let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
     packer.write_tables(plan, per_task * batch as u64, &mut image)?;
     image.finish(traits)?;
     Ok(Packed { layout, clusters: packer.packed, bytes: packer.packed_bytes })
@@ -142,12 +146,14 @@ struct Piece {
     stored: u64,
     /// What is known of it as a member of the pool.
     member: Option<(Member, Sha)>,
+    /// Layers that use it, where it is no member.
+    users: u64,
 }
 
 impl Piece {
     /// References to it, the pool's included.
     fn references(&self) -> u64 {
-        self.member.as_ref().map_or(1, |(member, _)| member.sharers + 1)
+        self.member.as_ref().map_or(self.users, |(member, _)| member.sharers + 1)
     }
 }
 
@@ -202,7 +208,7 @@ impl<'a> Packer<'a> {
             let (bytes, after) = rest.split_at(length);
             rest = after;
             let member = members.next_if(|(member, _)| member.at == at).map(|(member, sha)| (*member, sha));
-            let piece = Piece { stored: task.first + at, member };
+            let piece = Piece { stored: task.first + at, member, users: task.users_of(at) };
             if length == self.bits.len() {
                 self.waiting.push((piece, bytes.to_vec()));
                 if self.waiting.len() << self.bits.bits() >= WAITING {
@@ -249,7 +255,7 @@ impl<'a> Packer<'a> {
             let host = HostOffset(self.file.position());
             self.file.write(&bytes).map_err(writing)?;
             self.refer(host.0 >> self.bits.bits(), piece.references())?;
-            self.placed(&piece, L2Entry::Data { host, copied: piece.member.is_none() })?;
+            self.placed(&piece, L2Entry::Data { host, copied: piece.references() == 1 })?;
         }
         Ok(())
     }
@@ -259,7 +265,7 @@ impl<'a> Packer<'a> {
         self.entries.set(piece.stored, word)?;
         if let Some((member, sha)) = &piece.member {
             let retired = u64::from(member.sharers >= self.limit);
-            self.members.push(u128::from(word) << 64 | u128::from(member.guest.0 << 1 | retired))?;
+            self.members.push(u128::from(word) << 64 | u128::from(member.place.0 << 1 | retired))?;
             for half in sha.as_chunks().0 {
                 self.members.push(u128::from_be_bytes(*half))?;
             }
@@ -319,10 +325,10 @@ impl<'a> Packer<'a> {
         for step in plan.steps(most) {
             let (guest, stored, count) = match step? {
                 Step::Shared { guest, stored } => (guest, stored, 1),
-                Step::Private { guest, count } => (guest, next, count),
+                Step::Private { guest, count, .. } => (guest, next, count),
                 Step::Member { guest, .. } => (guest, next, 1),
-                Step::Zero { guest, count } => {
-                    image.map_zeros(guest, count)?;
+                step @ (Step::Zero { .. } | Step::Inherited { .. } | Step::InheritedTable { .. }) => {
+                    image.step(&step)?;
                     continue;
                 }
             };

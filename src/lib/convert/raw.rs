@@ -1,4 +1,4 @@
-//! A disk becomes a sparse raw file.
+//! A disk becomes a sparse raw file, or goes to a block device.
 
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -14,9 +14,9 @@ use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::storage::atomic_file::AtomicFile;
 use crate::storage::buffer::BufferPool;
 use crate::storage::rate::Paced;
+use crate::storage::target::Target;
 use crate::work::Work;
 
 /// The grain in which zeros are looked for where file systems have no finer holes anyway.
@@ -25,6 +25,8 @@ const BLOCK: u64 = 4096;
 const SECTOR: u64 = 512;
 /// Zeros that are written in one go.
 const ZEROS: u64 = 1 << 20;
+/// What a device is to zero in one go: some take long, and nothing stops them.
+const CLEAR: u64 = 64 << 20;
 
 /// How to write a raw file.
 #[derive(Debug, Clone, Copy)]
@@ -63,11 +65,11 @@ impl Default for RawOptions {
 /// What a conversion to raw did. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct RawReport {
-    /// Size of the disk that the guest sees, and length of the file.
+    /// Size of the disk that the guest sees, and length of what is written.
     pub virtual_size_bytes: u64,
     /// Read from the source.
     pub read_bytes: u64,
-    /// Written to the file; the rest is holes.
+    /// Written as data; the rest is holes, or zeros of a device.
     pub written_bytes: u64,
     /// Length of the output file.
     pub file_length_bytes: u64,
@@ -77,19 +79,25 @@ pub struct RawReport {
     pub seconds: f64,
 }
 
-/// Writes the content of `disk` as a sparse raw file at `target`, which appears whole or not at all (I7).
+/// Writes the content of `disk` as a sparse raw file at `target`, which appears whole or not at all (I7), or to the block device
+/// there. What the device has behind the end of the disk stays.
 ///
 /// # Errors
 /// Those of reading and writing. An existing target stays as it was.
 pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) -> Result<RawReport> {
     let started = Instant::now();
     refuse_own_source(disk, target)?;
-    let file = AtomicFile::create(target)?;
+    let file = Target::open(target)?;
+    file.ensure_room(disk.size())?;
     let said = |e: Error| e.prefixed(&target.display().to_string());
     file.storage().set_len(disk.size()).map_err(|e| said(Error::io("Could not set the length", e)))?;
+    if disk.size() > 0 {
+        file.begin()?;
+    }
     work.progress.phase(0, 1, "writing", disk.size());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
-    let copy = Copy { disk, storage: &storage, options, buffers: BufferPool::new(usize::try_from(CHUNK).unwrap_or(0)) };
+    let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(0));
+    let copy = Copy { disk, storage: &storage, options, was_empty: file.is_empty(), buffers };
     let mut chunks = Chunks::new(disk);
     let (mut read_bytes, mut written_bytes, mut position) = (0, 0, 0);
     // Zeros reach over the ends of chunks: where the data before them ended.
@@ -107,7 +115,9 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
             read_bytes += copied.read;
             written_bytes += copied.written;
             let Some(data) = copied.data else { continue };
-            if !options.is_hole(data.start - zeros_from) {
+            if options.is_hole(data.start - zeros_from) {
+                copy.hole(zeros_from..data.start, work).map_err(said)?;
+            } else {
                 written_bytes += copy.zeros(zeros_from..data.start, work).map_err(said)?;
             }
             zeros_from = data.end;
@@ -118,6 +128,8 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
     // As qemu-img does it, zeros at the end are a hole however few they are.
     if options.sparse == 0 {
         written_bytes += copy.zeros(zeros_from..disk.size(), work).map_err(said)?;
+    } else {
+        copy.hole(zeros_from..disk.size(), work).map_err(said)?;
     }
     disk.ensure_unchanged()?;
     if options.uncached {
@@ -148,6 +160,8 @@ struct Copy<'a> {
     disk: &'a Disk,
     storage: &'a dyn Storage,
     options: RawOptions,
+    /// Whether holes are there where nothing is written.
+    was_empty: bool,
     buffers: BufferPool,
 }
 
@@ -191,10 +205,12 @@ impl Copy<'_> {
 
     /// Writes `range` of the disk from `content`, which begins at `base`, and what lies between it and what was written before.
     fn write(&self, base: u64, content: &[u8], range: Range<u64>, copied: &mut Copied) -> Result<()> {
-        if let Some(before) = &copied.data
-            && !self.options.is_hole(range.start - before.end)
-        {
-            copied.written += self.write_zeros(before.end..range.start)?;
+        if let Some(before) = &copied.data {
+            let gap = before.end..range.start;
+            match self.options.is_hole(gap.end - gap.start) {
+                true => self.clear(gap)?,
+                false => copied.written += self.write_zeros(gap)?,
+            }
         }
         let index = |at: u64| usize::try_from(at - base).unwrap_or(usize::MAX);
         let piece = content.get(index(range.start)..index(range.end)).unwrap_or_default();
@@ -203,6 +219,27 @@ impl Copy<'_> {
         let start = copied.data.as_ref().map_or(range.start, |data| data.start);
         copied.data = Some(start..range.end);
         Ok(())
+    }
+
+    /// Makes a hole of any length.
+    fn hole(&self, range: Range<u64>, work: &Work<'_>) -> Result<()> {
+        let mut at = range.start;
+        while !self.was_empty && at < range.end {
+            work.cancel.check()?;
+            let end = range.end.min(at + CLEAR);
+            self.clear(at..end)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Makes a hole where there may be something.
+    fn clear(&self, range: Range<u64>) -> Result<()> {
+        if self.was_empty || range.is_empty() {
+            return Ok(());
+        }
+        let cleared = self.storage.punch(range.clone());
+        cleared.map(drop).map_err(|e| Error::io(format_args!("Could not clear {range:#x?}"), e))
     }
 
     /// Writes zeros over a range of any length.

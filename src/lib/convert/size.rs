@@ -2,12 +2,14 @@
 
 use serde::Serialize;
 
-use super::{ClusterSize, ConvertOptions, PHASES};
+use super::sample::Sample;
+use super::{ClusterSize, ConvertOptions, PHASES, Sharing};
 use crate::dedup::level::{Distinct, Level};
-use crate::dedup::scan::{Other, scan};
+use crate::dedup::scan::{Other, scan, scan_unnamed};
 use crate::dedup::sequence::Spill;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
+use crate::image::layers::with_snapshots;
 use crate::image::layout::{Layout, Parts};
 use crate::pool::Pin;
 use crate::units::ClusterBits;
@@ -25,7 +27,7 @@ const NEAR_TIE: u64 = 50;
 pub struct SizeChoice {
     /// The cluster size.
     pub cluster_size_bytes: u64,
-    /// The length that the file would have.
+    /// The length that the file would have; an estimate where clusters are compressed.
     pub file_length_bytes: u64,
 }
 
@@ -54,27 +56,47 @@ pub(super) fn scan_and_choose(
 ) -> Result<Found> {
     let grain = match options.cluster_size {
         ClusterSize::Fixed(bits) => bits,
+        ClusterSize::Usual => ClusterBits::DEFAULT,
         ClusterSize::Auto => ClusterBits::GRAIN,
     };
     work.progress.phase(0, PHASES, "scanning", disk.size());
-    let scan = scan(disk, backing.map(Other::Backing), grain, spill, work)?;
+    let history = disk.history();
+    let other = backing.map(Other::Backing);
+    let scan = match options.sharing {
+        Sharing::Pooled(_) => scan(disk, other, grain, spill, work)?,
+        Sharing::Plain => scan_unnamed(disk, other, grain, spill, work)?,
+    };
     let (bytes_read, same) = (scan.bytes_read, scan.same);
     if options.cluster_size != ClusterSize::Auto {
         let seen = Seen { bytes_read, same, choices: Vec::new() };
-        return Ok(Found { level: Level::of(scan, spill)?, seen });
+        return Ok(Found { level: Level::of(scan, history, spill)?, seen });
     }
 
     let mut choices = Vec::new();
+    let mut sample = None;
     let mut best: Option<(Level, u64)> = None;
     let mut consider = |level: Level, best: &mut Option<(Level, u64)>| -> Result<()> {
         work.cancel.check()?;
-        let distinct = level.distinct(limit)?;
-        let length = match layout(options, level.cluster_bits, disk.size(), distinct, level.l2_tables) {
-            Ok(layout) => layout.file_len(),
+        let distinct = match options.sharing {
+            Sharing::Pooled(_) => level.distinct(limit)?,
+            Sharing::Plain => Distinct { stored: level.data_clusters, shared: 0 },
+        };
+        let parts = parts(options, level.cluster_bits, disk.size(), distinct, level.l2_tables);
+        let mut parts = match with_snapshots(parts, history).and_then(Layout::new) {
+            Ok(layout) => layout.parts,
             // A disk too large for this cluster size.
             Err(e) if e.kind() == ErrorKind::Limit => return Ok(()),
             Err(e) => return Err(e),
         };
+        if let Some(how) = options.compress {
+            let sample = match &mut sample {
+                Some(sample) => sample,
+                // The first level is that of the largest clusters.
+                none => none.insert(Sample::of(disk, options, &level)?),
+            };
+            parts.data = sample.compress(&level, how)?.scaled(distinct.stored, level.cluster_bits);
+        }
+        let length = Layout::new(parts)?.file_len();
         let cluster_size_bytes = level.cluster_bits.bytes();
         choices.push(SizeChoice { cluster_size_bytes, file_length_bytes: length });
         if is_better(length, best.as_ref().map(|(_, shortest)| *shortest)) {
@@ -83,9 +105,9 @@ pub(super) fn scan_and_choose(
         Ok(())
     };
     for bits in CANDIDATES.iter().filter_map(|&bits| ClusterBits::new(bits)).filter(|&bits| bits > grain) {
-        consider(Level::derive(&scan, bits, spill)?, &mut best)?;
+        consider(Level::derive(&scan, bits, history, spill)?, &mut best)?;
     }
-    consider(Level::of(scan, spill)?, &mut best)?;
+    consider(Level::of(scan, history, spill)?, &mut best)?;
     match best {
         Some((level, _)) => Ok(Found { level, seen: Seen { bytes_read, same, choices } }),
         None => Err(crate::Error::new(
@@ -108,15 +130,23 @@ pub(crate) fn layout(
     distinct: Distinct,
     l2_tables: u64,
 ) -> Result<Layout> {
-    Layout::new(Parts {
+    Layout::new(parts(options, cluster_bits, size, distinct, l2_tables))
+}
+
+fn parts(options: &ConvertOptions, cluster_bits: ClusterBits, size: u64, distinct: Distinct, l2_tables: u64) -> Parts {
+    Parts {
         cluster_bits,
         refcount_bits: options.refcount_bits,
         size,
         l2_tables,
-        members: Some(match options.pin {
-            Pin::Shared => distinct.shared,
-            Pin::All => distinct.stored,
-        }),
+        members: match options.sharing {
+            Sharing::Pooled(Pin::Shared) => Some(distinct.shared),
+            Sharing::Pooled(Pin::All) => Some(distinct.stored),
+            Sharing::Plain => None,
+        },
         data: distinct.stored,
-    })
+        snapshots: 0,
+        snapshot_l1: 0,
+        snapshot_table: 0,
+    }
 }

@@ -19,12 +19,15 @@ pub(super) struct Task {
     pub(super) pieces: Vec<(GuestCluster, u64)>,
     /// Which of them, counted from `first`, enter the pool.
     pub(super) members: Vec<Member>,
+    /// How many layers use those of the others that have not only one, as runs counted from `first`.
+    pub(super) users: Vec<(u64, u64, u64)>,
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct Member {
     pub(super) at: u64,
-    pub(super) guest: GuestCluster,
+    /// The lowest place of a disk that uses it.
+    pub(super) place: GuestCluster,
     /// Guest clusters that use it.
     pub(super) sharers: u64,
 }
@@ -43,13 +46,16 @@ impl Tasks {
         Self { per_task, done: Vec::new(), open: Task::default() }
     }
 
-    fn add(&mut self, guest: GuestCluster, count: u64) {
+    fn add(&mut self, guest: GuestCluster, count: u64, users: u64) {
         let (mut guest, mut count) = (guest, count);
         while count > 0 {
             let some = count.min(self.per_task - self.open.count);
             match self.open.pieces.last_mut() {
                 Some((start, len)) if start.0 + *len == guest.0 => *len += some,
                 _ => self.open.pieces.push((guest, some)),
+            }
+            if users > 1 {
+                self.open.users.push((self.open.count, some, users));
             }
             self.open.count += some;
             guest = GuestCluster(guest.0 + some);
@@ -63,12 +69,12 @@ impl Tasks {
     /// Adds what `step` stores.
     pub(super) fn step(&mut self, step: &Step) {
         match *step {
-            Step::Private { guest, count } => self.add(guest, count),
-            Step::Member { guest, sharers } => {
-                self.open.members.push(Member { at: self.open.count, guest, sharers });
-                self.add(guest, 1);
+            Step::Private { guest, count, users } => self.add(guest, count, users),
+            Step::Member { guest, sharers, place } => {
+                self.open.members.push(Member { at: self.open.count, place, sharers });
+                self.add(guest, 1, 1);
             }
-            Step::Shared { .. } | Step::Zero { .. } => {}
+            Step::Shared { .. } | Step::Zero { .. } | Step::Inherited { .. } | Step::InheritedTable { .. } => {}
         }
     }
 
@@ -83,6 +89,13 @@ impl Tasks {
 }
 
 impl Task {
+    /// How many layers use the cluster at `at`, counted from `first`, which is no member.
+    pub(super) fn users_of(&self, at: u64) -> u64 {
+        let run =
+            self.users.partition_point(|(start, ..)| *start <= at).checked_sub(1).and_then(|run| self.users.get(run));
+        run.filter(|(start, count, _)| at < start + count).map_or(1, |(.., users)| *users)
+    }
+
     /// Reads the clusters into `content`.
     pub(super) fn read(&self, reader: &mut Reader<'_>, bits: ClusterBits, content: &mut [u8]) -> Result<()> {
         let mut rest = content;

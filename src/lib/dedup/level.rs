@@ -8,8 +8,10 @@ use zerocopy::IntoBytes;
 use super::plan::split_run;
 use super::scan::{Runs, Scan, record};
 use super::sequence::{Sequence, Sorted, Sorter, Spill, Words};
+use super::weave::{Woven, weave};
 use super::{INDEX, index};
 use crate::digest::{fingerprint, is_zero};
+use crate::disk::history::History;
 use crate::error::Result;
 use crate::units::ClusterBits;
 
@@ -29,6 +31,8 @@ pub struct Level {
     pub l2_tables: u64,
     /// The cluster after the last one of them; 0 where there is none.
     pub end: u64,
+    /// Of a disk with its snapshots: what the layers have in common.
+    pub woven: Option<Woven>,
 }
 
 /// Counts of a [`Level`] by fingerprint alone.
@@ -47,7 +51,7 @@ impl Level {
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub fn derive(scan: &Scan, cluster_bits: ClusterBits, spill: &Spill) -> Result<Self> {
+    pub fn derive(scan: &Scan, cluster_bits: ClusterBits, history: Option<&History>, spill: &Spill) -> Result<Self> {
         let mut runs = DataRuns::new(&spill.share(4), cluster_bits);
         let mut sorter = Sorter::new(spill);
         for word in Larger::new(scan.records.iter(), scan.grain, cluster_bits) {
@@ -55,14 +59,15 @@ impl Level {
             runs.push(index(word))?;
             sorter.push(word)?;
         }
-        runs.into_level(sorter.finish()?, Sequence::new(&spill.share(4)))
+        let level = runs.into_level(sorter.finish()?, Sequence::new(&spill.share(4)))?;
+        level.woven(history, &scan.in_common, scan.grain, spill)
     }
 
     /// The level of the scan's own grain, made of its records without a copy.
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub fn of(scan: Scan, spill: &Spill) -> Result<Self> {
+    pub fn of(scan: Scan, history: Option<&History>, spill: &Spill) -> Result<Self> {
         let mut runs = DataRuns::new(&spill.share(4), scan.grain);
         let mut zeros = scan.zeros.iter().peekable();
         for word in scan.records.iter() {
@@ -72,7 +77,30 @@ impl Level {
         }
         runs.tables_of_zeros(&mut zeros, u64::MAX)?;
         drop(zeros);
-        runs.into_level(scan.records.into_sorted()?, scan.zeros)
+        let level = runs.into_level(scan.records.into_sorted()?, scan.zeros)?;
+        level.woven(history, &scan.in_common, scan.grain, spill)
+    }
+
+    /// Finds what the layers of `history` have in common, of which a scan with clusters of `grain` found `in_common`.
+    fn woven(
+        mut self,
+        history: Option<&History>,
+        in_common: &Sequence,
+        grain: ClusterBits,
+        spill: &Spill,
+    ) -> Result<Self> {
+        let Some(history) = history else { return Ok(self) };
+        let shift = self.cluster_bits.bits() - grain.bits();
+        let larger = |word: Result<u128>| {
+            let (start, len) = split_run(word?);
+            Ok(u128::from(start >> shift) << 64 | u128::from(len >> shift))
+        };
+        let in_common = in_common.iter().map(larger);
+        let (row, entries) = (history.weave(self.cluster_bits), self.cluster_bits.entries());
+        let woven = weave(row, entries, (&self.runs, &self.zeros), in_common, spill)?;
+        self.l2_tables = woven.l2_tables;
+        self.woven = Some(woven);
+        Ok(self)
     }
 
     /// How many clusters would be stored with at most `limit` sharers each, taking equal fingerprints for equal contents.
@@ -80,23 +108,28 @@ impl Level {
     /// # Errors
     /// Those of the temporary files.
     pub fn distinct(&self, limit: u64) -> Result<Distinct> {
-        distinct(&self.records, limit)
+        let row = self.woven.as_ref().map(|woven| woven.weave);
+        distinct(&self.records, limit, |cluster| row.map_or(cluster, |row| row.place(cluster)))
     }
 }
 
-/// How many clusters would be stored for sorted `records` with at most `limit` sharers each.
-pub(crate) fn distinct(records: &Sorted, limit: u64) -> Result<Distinct> {
+/// How many clusters would be stored for sorted `records` with at most `limit` sharers each. What is shared at one `place` of the
+/// disk only, by the layers of it, does not count as shared.
+pub(crate) fn distinct(records: &Sorted, limit: u64, place: impl Fn(u64) -> u64) -> Result<Distinct> {
     let mut distinct = Distinct { stored: 0, shared: 0 };
     let mut fingerprint = None;
-    let mut sharers = 0;
+    let (mut sharers, mut first) = (0, None);
     for word in records.iter() {
         let word = word?;
         if fingerprint == Some(word & !INDEX) && sharers < limit {
             sharers += 1;
-            distinct.shared += u64::from(sharers == 2);
+            if first.is_some_and(|first| first != place(index(word))) {
+                distinct.shared += 1;
+                first = None;
+            }
         } else {
             fingerprint = Some(word & !INDEX);
-            sharers = 1;
+            (sharers, first) = (1, Some(place(index(word))));
             distinct.stored += 1;
         }
     }
@@ -190,7 +223,7 @@ impl DataRuns {
     fn push(&mut self, cluster: u64) -> Result<()> {
         self.data_clusters += 1;
         self.map(cluster / self.cluster_bits.entries());
-        self.last.add(cluster, &mut self.runs)
+        self.last.add(cluster, 1, &mut self.runs)
     }
 
     /// Counts L2 table `table`; tables come in order.
@@ -218,6 +251,7 @@ impl DataRuns {
             runs: self.runs,
             data_clusters: self.data_clusters,
             l2_tables: self.l2_tables,
+            woven: None,
         })
     }
 }

@@ -18,6 +18,7 @@ pub mod plan;
 pub mod scan;
 pub mod sequence;
 pub mod verify;
+pub mod weave;
 
 /// Bits of a word that hold a cluster's index: enough for the largest disk that QEMU can map at any cluster size.
 pub(crate) const INDEX_BITS: u32 = 40;

@@ -5,6 +5,7 @@ use std::iter::Peekable;
 use super::group::Link;
 use super::level::Level;
 use super::sequence::{Sequence, Sorted, Sorter, Spill, Words};
+use super::weave::{Inherited, UserCounts, Woven};
 use super::{INDEX_BITS, index};
 use crate::error::Result;
 use crate::pool::Pin;
@@ -18,14 +19,16 @@ pub struct Plan {
     zeros: Sequence,
     /// Duplicate, then the number of the stored cluster that it shares; sorted by duplicate.
     links: Sorted,
-    /// Keepers with two or more sharers in guest order, and their sharers in the low bits.
+    /// Keepers of duplicates in guest order; see [`Keeper`].
     keepers: Sequence,
+    /// See [`Level::woven`].
+    pub woven: Option<Woven>,
     pin: Pin,
-    /// Clusters that are not zero.
+    /// Clusters that are not zero, in all layers.
     pub data_clusters: u64,
     /// Clusters to store.
     pub stored: u64,
-    /// Stored clusters with two or more sharers.
+    /// Stored clusters with two or more sharers at different places.
     pub shared: u64,
     /// L2 tables of the active disk.
     pub l2_tables: u64,
@@ -39,44 +42,57 @@ impl Plan {
     /// # Errors
     /// Those of the temporary files.
     pub fn new(level: Level, links: &Sorted, pin: Pin, spill: &Spill) -> Result<Self> {
-        let Level { data_clusters, l2_tables, runs, zeros, end, .. } = level;
+        let Level { data_clusters, l2_tables, runs, zeros, end, woven, .. } = level;
         let mut by_keeper = Sorter::new(spill);
+        let mut users = UserCounts::new(woven.as_ref());
         for word in links.iter() {
-            by_keeper.push(Link::from_duplicate(word?).by_keeper())?;
+            let link = Link::from_duplicate(word?);
+            by_keeper.push(link.by_keeper() << USERS_BITS | u128::from(users.of(link.duplicate)?.0))?;
         }
         let by_keeper = by_keeper.finish()?;
+        let place = |cluster: u64| woven.as_ref().map_or(cluster, |woven| woven.weave.place(cluster));
+        let mut users = UserCounts::new(woven.as_ref());
+        let mut pooled = 0;
         let mut numbers = Numbers::new(&runs, links);
         let mut numbered = Sorter::new(spill);
         let mut keepers = Sequence::new(&spill.share(4));
-        let mut current: Option<(u64, u64, u64)> = None;
+        let mut current: Option<(Keeper, u64)> = None;
+        let mut keep = |keeper: Keeper| {
+            pooled += u64::from(keeper.pooled);
+            keepers.push(keeper.encode())
+        };
         for word in by_keeper.iter() {
-            let link = Link::from_keeper(word?);
-            let (keeper, number, sharers) = match current {
-                Some((keeper, number, sharers)) if keeper == link.keeper => (keeper, number, sharers + 1),
+            let word = word?;
+            let link = Link::from_keeper(word >> USERS_BITS);
+            let sharers = u64::try_from(word & ((1 << USERS_BITS) - 1)).unwrap_or(u64::MAX);
+            let (mut keeper, number) = match current {
+                Some((keeper, number)) if keeper.cluster == link.keeper => (keeper, number),
                 done => {
-                    if let Some((keeper, _, sharers)) = done {
-                        keepers.push(keeper_word(keeper, sharers))?;
-                    }
-                    (link.keeper, numbers.of(link.keeper)?, 2)
+                    done.map_or(Ok(()), |(keeper, _)| keep(keeper))?;
+                    let (cluster, sharers) = (link.keeper, users.of(link.keeper)?.0);
+                    (Keeper { cluster, sharers, pooled: false, place: place(cluster) }, numbers.of(cluster)?)
                 }
             };
-            current = Some((keeper, number, sharers));
+            let place = place(link.duplicate);
+            keeper.sharers += sharers;
+            keeper.pooled |= place != keeper.place;
+            keeper.place = keeper.place.min(place);
+            current = Some((keeper, number));
             numbered.push(u128::from(link.duplicate) << INDEX_BITS | u128::from(number))?;
         }
-        if let Some((keeper, _, sharers)) = current {
-            keepers.push(keeper_word(keeper, sharers))?;
-        }
+        current.map_or(Ok(()), |(keeper, _)| keep(keeper))?;
         Ok(Self {
             pin,
-            data_clusters,
+            data_clusters: data_clusters + woven.as_ref().map_or(0, |woven| woven.inherited_clusters),
             stored: data_clusters - links.len(),
-            shared: keepers.len(),
+            shared: pooled,
             l2_tables,
             end,
             runs,
             zeros,
             links: numbered.finish()?,
             keepers,
+            woven,
         })
     }
 
@@ -107,13 +123,40 @@ impl Plan {
             zeros: self.zeros.iter().peekable(),
             links: self.links.iter().peekable(),
             keepers: self.keepers.iter().peekable(),
+            inherited: self.woven.as_ref().map(|woven| woven.inherited.iter().peekable()),
+            users: UserCounts::new(self.woven.as_ref()),
+            plan: self,
             run: (0, 0),
         }
     }
 }
 
-fn keeper_word(keeper: u64, sharers: u64) -> u128 {
-    u128::from(keeper) << 64 | u128::from(sharers)
+/// Bits of a word that say how many layers use a duplicate, beside its link.
+const USERS_BITS: u32 = 48;
+
+/// A stored cluster that has duplicates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Keeper {
+    cluster: u64,
+    /// All its users.
+    sharers: u64,
+    /// Whether they are at different places. What only the layers share, at one place, is a snapshot's sharing, after which QEMU
+    /// sets COPIED when the snapshot goes.
+    pooled: bool,
+    /// The lowest place of them.
+    place: u64,
+}
+
+impl Keeper {
+    fn encode(self) -> u128 {
+        let sharers = u128::from(self.sharers << 1 | u64::from(self.pooled));
+        u128::from(self.cluster) << 88 | sharers << INDEX_BITS | u128::from(self.place)
+    }
+
+    fn decode(word: u128) -> Self {
+        let sharers = u64::try_from(word >> INDEX_BITS & ((1 << 48) - 1)).unwrap_or(u64::MAX);
+        Self { cluster: index(word >> 88), sharers: sharers >> 1, pooled: sharers & 1 == 1, place: index(word) }
+    }
 }
 
 /// Numbers stored clusters, asked for in guest order.
@@ -163,12 +206,14 @@ pub(crate) fn split_run(word: u128) -> (u64, u64) {
 /// What happens to a piece of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// `count` clusters from `guest` are stored and have no other user.
+    /// `count` clusters from `guest` are stored and have no other user than layers at the same place.
     Private {
         /// The first.
         guest: GuestCluster,
         /// How many.
         count: u64,
+        /// Layers that use each of them: 1 for a disk without snapshots.
+        users: u64,
     },
     /// A cluster is stored and enters the pool.
     Member {
@@ -176,6 +221,8 @@ pub enum Step {
         guest: GuestCluster,
         /// Guest clusters that use it, this one included.
         sharers: u64,
+        /// The lowest place of a disk at which one of them is.
+        place: GuestCluster,
     },
     /// `count` clusters from `guest` are zeros that a backing file must not show through.
     Zero {
@@ -183,6 +230,18 @@ pub enum Step {
         guest: GuestCluster,
         /// How many.
         count: u64,
+    },
+    /// `count` clusters from `guest` are what the layer above has at the same place.
+    Inherited {
+        /// The first.
+        guest: GuestCluster,
+        /// How many.
+        count: u64,
+    },
+    /// The L2 table that maps `guest`, its first cluster, is that of the layer above.
+    InheritedTable {
+        /// The first of them.
+        guest: GuestCluster,
     },
     /// A cluster uses what another one has stored.
     Shared {
@@ -201,6 +260,9 @@ pub struct Steps<'a> {
     zeros: Peekable<Words<'a>>,
     links: Peekable<Words<'a>>,
     keepers: Peekable<Words<'a>>,
+    inherited: Option<Peekable<Words<'a>>>,
+    users: UserCounts<'a>,
+    plan: &'a Plan,
     /// What is left of the current run.
     run: (u64, u64),
 }
@@ -215,6 +277,9 @@ impl Steps<'_> {
             }
         }
         let zeros = peek(&mut self.zeros)?.map(split_run);
+        if let Some(step) = self.inherit(self.run.0.min(zeros.map_or(u64::MAX, |(start, _)| start)))? {
+            return Ok(Some(step));
+        }
         if let Some((start, count)) = zeros.filter(|(start, _)| *start < self.run.0) {
             self.zeros.next();
             return Ok(Some(Step::Zero { guest: GuestCluster(start), count }));
@@ -232,22 +297,34 @@ impl Steps<'_> {
             self.advance(1);
             return Ok(Some(Step::Shared { guest, stored }));
         }
-        let keeper = peek(&mut self.keepers)?.map(split_run);
-        if let Some((keeper, sharers)) = keeper
-            && keeper == at
-        {
+        let keeper = peek(&mut self.keepers)?.map(Keeper::decode);
+        if let Some(Keeper { sharers, pooled, place, .. }) = keeper.filter(|keeper| keeper.cluster == at) {
             self.keepers.next();
             self.advance(1);
-            return Ok(Some(Step::Member { guest, sharers }));
+            return Ok(Some(match pooled || self.pin == Pin::All {
+                true => Step::Member { guest, sharers, place: GuestCluster(place) },
+                false => Step::Private { guest, count: 1, users: sharers },
+            }));
         }
+        let (users, change) = self.users.of(at)?;
         if self.pin == Pin::All {
             self.advance(1);
-            return Ok(Some(Step::Member { guest, sharers: 1 }));
+            let place = self.plan.woven.as_ref().map_or(at, |woven| woven.weave.place(at));
+            return Ok(Some(Step::Member { guest, sharers: users, place: GuestCluster(place) }));
         }
-        let next = |event: Option<(u64, u64)>| event.map_or(end, |(cluster, _)| cluster.min(end));
-        let count = (next(link).min(next(keeper)) - at).min(self.most);
+        let end = end.min(change).min(link.map_or(end, |link| link.0)).min(keeper.map_or(end, |keeper| keeper.cluster));
+        let count = (end - at).min(self.most);
         self.advance(count);
-        Ok(Some(Step::Private { guest, count }))
+        Ok(Some(Step::Private { guest, count, users }))
+    }
+
+    /// What is inherited next, if that comes before cluster `end`.
+    fn inherit(&mut self, end: u64) -> Result<Option<Step>> {
+        let Some(words) = &mut self.inherited else { return Ok(None) };
+        let Some(run) = peek(words)?.map(Inherited::decode).filter(|run| run.start < end) else { return Ok(None) };
+        words.next();
+        let guest = GuestCluster(run.start);
+        Ok(Some(if run.table { Step::InheritedTable { guest } } else { Step::Inherited { guest, count: run.len } }))
     }
 
     fn advance(&mut self, count: u64) {

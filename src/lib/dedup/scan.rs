@@ -11,7 +11,7 @@ use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Place;
-use crate::storage::buffer::BufferPool;
+use crate::storage::buffer::{Buffer, BufferPool};
 use crate::units::ClusterBits;
 use crate::work::Work;
 
@@ -29,6 +29,8 @@ pub struct Scan {
     pub same: u64,
     /// The records of those that can be shared: that the target has as whole clusters, not in its backing file.
     pub unchanged: Sequence,
+    /// Of a disk with its snapshots: clusters that lie where the layer above has them, and were not read for it, as runs like those.
+    pub in_common: Sequence,
     /// The cluster size of the records.
     pub grain: ClusterBits,
     /// Bytes read: what was not known to be zeros without reading.
@@ -57,47 +59,30 @@ impl<'a> Other<'a> {
 /// # Errors
 /// Those of reading; [`ErrorKind::Limit`] for a disk of more than 2^40 clusters.
 pub fn scan(disk: &Disk, other: Option<Other<'_>>, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
-    if grain.clusters(disk.size()) > 1 << INDEX_BITS {
-        let message = format!("the disk has more than 2^{INDEX_BITS} clusters; use a larger cluster_size");
-        return Err(Error::new(ErrorKind::Limit, message));
-    }
-    let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX));
-    let small = spill.share(4);
-    let mut scan = Scan {
-        records: Sequence::new(spill),
-        zeros: Sequence::new(&small),
-        same: 0,
-        unchanged: Sequence::new(spill),
-        grain,
-        bytes_read: 0,
-    };
-    let mut zeros = Runs::default();
-    let mut chunks = Chunks::over(disk, other.map(Other::disk));
-    let mut position = 0;
-    loop {
-        work.cancel.check()?;
-        let batch = chunks.batch(work.batch())?;
-        if batch.is_empty() {
-            break;
-        }
-        let results: Vec<Result<ChunkScan>> =
-            batch.par_iter().map(|chunk| scan_chunk(disk, other, grain, chunk.clone(), &buffers)).collect();
-        for result in results {
-            let chunk = result?;
-            scan.records.extend(&chunk.records)?;
-            scan.bytes_read += chunk.bytes_read;
-            scan.same += chunk.same;
-            scan.unchanged.extend(&chunk.unchanged)?;
-            for cluster in chunk.zeros {
-                zeros.add(cluster, &mut scan.zeros)?;
-            }
-        }
-        work.progress.advance(chunks.position() - position);
-        position = chunks.position();
-    }
-    zeros.end(&mut scan.zeros)?;
-    disk.settle();
-    Ok(scan)
+    Scanner::new(disk, other, grain, fingerprint).scan(spill, work)
+}
+
+/// The same for who wants to know only which clusters are not zero: their records have fingerprint 0, and nothing is hashed.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_unnamed(
+    disk: &Disk,
+    other: Option<Other<'_>>,
+    grain: ClusterBits,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<Scan> {
+    Scanner::new(disk, other, grain, |_| 0).scan(spill, work)
+}
+
+struct Scanner<'a> {
+    disk: &'a Disk,
+    other: Option<Other<'a>>,
+    grain: ClusterBits,
+    /// Gives a cluster's content its fingerprint.
+    name: fn(&[u8]) -> u128,
+    buffers: BufferPool,
 }
 
 #[derive(Default)]
@@ -106,91 +91,166 @@ struct ChunkScan {
     zeros: Vec<u64>,
     same: u64,
     unchanged: Vec<u128>,
+    /// In bytes.
+    in_common: Vec<Range<u64>>,
     bytes_read: u64,
 }
 
-fn scan_chunk(
-    disk: &Disk,
-    other: Option<Other<'_>>,
-    grain: ClusterBits,
-    chunk: Range<u64>,
-    buffers: &BufferPool,
-) -> Result<ChunkScan> {
-    if let Some(other) = other {
-        return compare_chunk(disk, other, grain, chunk, buffers);
+impl<'a> Scanner<'a> {
+    fn new(disk: &'a Disk, other: Option<Other<'a>>, grain: ClusterBits, name: fn(&[u8]) -> u128) -> Self {
+        let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX));
+        Self { disk, other, grain, name, buffers }
     }
-    let mut reader = Reader::sequential(disk);
-    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
-    let mut runs = Vec::new();
-    reader.data_runs(chunk, grain.bytes(), &mut runs)?;
-    let clusters: u64 = runs.iter().map(|run| grain.clusters(run.end - run.start)).sum();
-    let records = Vec::with_capacity(usize::try_from(clusters).unwrap_or(0));
-    let mut found = ChunkScan { records, ..ChunkScan::default() };
-    let step = PIECE.max(disk.preferred_read()).max(grain.bytes());
-    for run in runs {
-        found.bytes_read += run.end - run.start;
-        let mut at = run.start;
-        while at < run.end {
-            // Pieces end where larger clusters of the source do. The last cluster of the disk is padded with zeros.
-            let end = ((at + step) & !(step - 1)).min(run.end);
-            let len = usize::try_from((end - at).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
-            let Some(piece) = buffer.get_mut(..len) else { break };
-            reader.read(at, piece)?;
-            for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
-                if !is_zero(content) {
-                    found.records.push(record(fingerprint(content), cluster));
-                }
-            }
-            at = end;
-        }
-    }
-    Ok(found)
-}
 
-/// Scans what differs from another disk.
-fn compare_chunk(
-    disk: &Disk,
-    other: Other<'_>,
-    grain: ClusterBits,
-    chunk: Range<u64>,
-    buffers: &BufferPool,
-) -> Result<ChunkScan> {
-    let mut found = ChunkScan::default();
-    let no_memory = |e| Error::io("Could not get memory", e);
-    let (mut ours, mut theirs) = (buffers.take().map_err(no_memory)?, buffers.take().map_err(no_memory)?);
-    let len = usize::try_from((chunk.end - chunk.start).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
-    let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(found) };
-    Reader::sequential(disk).read(chunk.start, ours)?;
-    Reader::sequential(other.disk()).read(chunk.start, theirs)?;
-    found.bytes_read = chunk.end - chunk.start;
-    let end = usize::try_from(chunk.end - chunk.start).unwrap_or(usize::MAX);
-    let behind = theirs.get_mut(end..).unwrap_or_default();
-    match other {
-        Other::Backing(_) => behind.fill(0),
-        Other::Target(_) => ours.get_mut(end..).unwrap_or_default().copy_from_slice(behind),
-    }
-    let mut shareable = match other {
-        Other::Backing(_) => Vec::new(),
-        Other::Target(target) => own_clusters(target, grain, &chunk)?,
-    }
-    .into_iter()
-    .peekable();
-    let clusters = ours.chunks_exact(grain.len()).zip(theirs.chunks_exact(grain.len()));
-    for (cluster, (content, theirs)) in (chunk.start >> grain.bits()..).zip(clusters) {
-        match (content == theirs, is_zero(content)) {
-            (true, true) => {}
-            (true, false) => {
-                found.same += 1;
-                while shareable.next_if(|run| run.end <= cluster).is_some() {}
-                if shareable.peek().is_some_and(|run| run.contains(&cluster)) {
-                    found.unchanged.push(record(fingerprint(content), cluster));
+    fn scan(&self, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+        let Self { disk, grain, .. } = *self;
+        if grain.clusters(disk.size()) > 1 << INDEX_BITS {
+            let message = format!("the disk has more than 2^{INDEX_BITS} clusters; use a larger cluster_size");
+            return Err(Error::new(ErrorKind::Limit, message));
+        }
+        let small = spill.share(4);
+        let mut scan = Scan {
+            records: Sequence::new(spill),
+            zeros: Sequence::new(&small),
+            in_common: Sequence::new(&small),
+            same: 0,
+            unchanged: Sequence::new(spill),
+            grain,
+            bytes_read: 0,
+        };
+        let (mut zeros, mut in_common) = (Runs::default(), Runs::default());
+        let mut chunks = Chunks::over(disk, self.other.map(Other::disk));
+        let mut position = 0;
+        loop {
+            work.cancel.check()?;
+            let batch = chunks.batch(work.batch())?;
+            if batch.is_empty() {
+                break;
+            }
+            let results: Vec<Result<ChunkScan>> = batch.par_iter().map(|chunk| self.chunk(chunk.clone())).collect();
+            for result in results {
+                let chunk = result?;
+                scan.records.extend(&chunk.records)?;
+                scan.bytes_read += chunk.bytes_read;
+                scan.same += chunk.same;
+                scan.unchanged.extend(&chunk.unchanged)?;
+                for cluster in chunk.zeros {
+                    zeros.add(cluster, 1, &mut scan.zeros)?;
+                }
+                for run in chunk.in_common {
+                    let clusters = grain.clusters(run.end - run.start);
+                    in_common.add(run.start >> grain.bits(), clusters, &mut scan.in_common)?;
                 }
             }
-            (false, true) => found.zeros.push(cluster),
-            (false, false) => found.records.push(record(fingerprint(content), cluster)),
+            work.progress.advance(chunks.position() - position);
+            position = chunks.position();
         }
+        zeros.end(&mut scan.zeros)?;
+        in_common.end(&mut scan.in_common)?;
+        disk.settle();
+        Ok(scan)
     }
-    Ok(found)
+
+    fn chunk(&self, chunk: Range<u64>) -> Result<ChunkScan> {
+        let Self { disk, other, grain, .. } = *self;
+        let mut reader = Reader::sequential(disk);
+        let mut in_common = Vec::new();
+        if let Some(history) = disk.history() {
+            reader.in_common(&chunk, history.grain().bytes(), &mut in_common)?;
+            if in_common.first() == Some(&chunk) {
+                return Ok(ChunkScan { in_common, ..ChunkScan::default() });
+            }
+        }
+        let mut runs = Vec::new();
+        if let Some(other) = other {
+            without(&[chunk], &in_common, &mut runs);
+            let mut found = ChunkScan { in_common, ..ChunkScan::default() };
+            runs.into_iter().try_for_each(|run| self.compare(other, run, &mut found))?;
+            return Ok(found);
+        }
+        let mut buffer = self.buffer()?;
+        reader.data_runs(chunk, grain.bytes(), &mut runs)?;
+        if !in_common.is_empty() {
+            let all = std::mem::take(&mut runs);
+            without(&all, &in_common, &mut runs);
+        }
+        let clusters: u64 = runs.iter().map(|run| grain.clusters(run.end - run.start)).sum();
+        let records = Vec::with_capacity(usize::try_from(clusters).unwrap_or(0));
+        let mut found = ChunkScan { records, in_common, ..ChunkScan::default() };
+        let step = PIECE.max(disk.preferred_read()).max(grain.bytes());
+        for run in runs {
+            found.bytes_read += run.end - run.start;
+            let mut at = run.start;
+            while at < run.end {
+                // Pieces end where larger clusters of the source do. The last cluster of the disk is padded with zeros.
+                let end = ((at + step) & !(step - 1)).min(run.end);
+                let len = usize::try_from((end - at).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
+                let Some(piece) = buffer.get_mut(..len) else { break };
+                reader.read(at, piece)?;
+                for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
+                    if !is_zero(content) {
+                        found.records.push(record((self.name)(content), cluster));
+                    }
+                }
+                at = end;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Scans what differs from another disk in a part of a chunk.
+    fn compare(&self, other: Other<'_>, run: Range<u64>, found: &mut ChunkScan) -> Result<()> {
+        let Self { disk, grain, .. } = *self;
+        let (mut ours, mut theirs) = (self.buffer()?, self.buffer()?);
+        let len = usize::try_from((run.end - run.start).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
+        let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(()) };
+        Reader::sequential(disk).read(run.start, ours)?;
+        found.bytes_read += run.end - run.start;
+        let mut shareable = Vec::new();
+        // A VM state has no backing file behind it, but QEMU looks there for what is not allocated.
+        let mut is_disk = true;
+        match other {
+            Other::Backing(backing) => {
+                let behind = disk.behind(&run);
+                is_disk = behind.is_some();
+                let behind = behind.unwrap_or(0..0);
+                // What the backing file has behind the end of the disk nobody reads.
+                let end = usize::try_from(behind.end - behind.start).unwrap_or(usize::MAX).min(len);
+                let (shown, hidden) = theirs.split_at_mut(end);
+                Reader::sequential(backing).read(behind.start, shown)?;
+                hidden.fill(0);
+            }
+            Other::Target(target) => {
+                Reader::sequential(target).read(run.start, theirs)?;
+                // What the target has behind the end of the disk stays.
+                let end = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
+                let behind = theirs.get(end..).unwrap_or_default();
+                ours.get_mut(end..).unwrap_or_default().copy_from_slice(behind);
+                shareable = own_clusters(target, grain, &run)?;
+            }
+        }
+        let mut shareable = shareable.into_iter().peekable();
+        let clusters = ours.chunks_exact(grain.len()).zip(theirs.chunks_exact(grain.len()));
+        for (cluster, (content, theirs)) in (run.start >> grain.bits()..).zip(clusters) {
+            match (is_disk && content == theirs, is_zero(content)) {
+                (true, true) => {}
+                (true, false) => {
+                    found.same += 1;
+                    while shareable.next_if(|run| run.end <= cluster).is_some() {}
+                    if shareable.peek().is_some_and(|run| run.contains(&cluster)) {
+                        found.unchanged.push(record((self.name)(content), cluster));
+                    }
+                }
+                (false, true) => found.zeros.push(cluster),
+                (false, false) => found.records.push(record((self.name)(content), cluster)),
+            }
+        }
+        Ok(())
+    }
+
+    fn buffer(&self) -> Result<Buffer<'_>> {
+        self.buffers.take().map_err(|e| Error::io("Could not get memory", e))
+    }
 }
 
 /// The clusters of `chunk` that the image `target` itself holds, as runs. Behind the end of the disk its last cluster may hold what
@@ -212,20 +272,32 @@ fn own_clusters(target: &Disk, grain: ClusterBits, chunk: &Range<u64>) -> Result
     Ok(runs)
 }
 
+/// Emits what lies in `all` and not in `out`; both ascend.
+fn without(all: &[Range<u64>], out: &[Range<u64>], rest: &mut Vec<Range<u64>>) {
+    for run in all {
+        let mut at = run.start;
+        for out in out.iter().filter(|out| out.start < run.end && run.start < out.end) {
+            rest.extend((at < out.start).then_some(at..out.start));
+            at = out.end;
+        }
+        rest.extend((at < run.end).then_some(at..run.end));
+    }
+}
+
 /// Collects ascending clusters as runs: the first in the high 64 bits, the length in the low ones.
 #[derive(Default)]
 pub(crate) struct Runs(Option<(u64, u64)>);
 
 impl Runs {
-    /// Adds a cluster; a run that it ends goes to `runs`.
-    pub(crate) fn add(&mut self, cluster: u64, runs: &mut Sequence) -> Result<()> {
+    /// Adds `count` clusters; a run that they end goes to `runs`.
+    pub(crate) fn add(&mut self, cluster: u64, count: u64, runs: &mut Sequence) -> Result<()> {
         match &mut self.0 {
             Some((start, len)) if *start + *len == cluster => {
-                *len += 1;
+                *len += count;
                 Ok(())
             }
             last => {
-                let done = last.replace((cluster, 1));
+                let done = last.replace((cluster, count));
                 done.map_or(Ok(()), |run| runs.push(run_word(run)))
             }
         }

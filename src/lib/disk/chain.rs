@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Format;
 use super::salvage::{Damage, SECTOR, Unreadable};
@@ -17,7 +18,7 @@ use crate::units::ClusterBits;
 /// An image open for reading, with its backing files, locked.
 pub(super) struct Chain {
     /// The image itself, then its backing file, then that one's.
-    pub(super) layers: Vec<Layer>,
+    pub(super) layers: Vec<Arc<Layer>>,
     /// What could not be read, where that is no reason to fail.
     pub(super) salvage: Option<Damage>,
 }
@@ -27,7 +28,7 @@ pub(super) struct Layer {
     pub(super) id: FileId,
     pub(super) stamp: Stamp,
     /// A second descriptor of the same open file, to look at it again.
-    pub(super) file: std::fs::File,
+    pub(super) file: Arc<std::fs::File>,
     pub(super) content: Content,
 }
 
@@ -63,21 +64,28 @@ impl Layer {
         }
     }
 
-    /// The first range at or after `offset` that this layer may hold something for.
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+    /// The first part of `wanted` that this layer may hold something for.
+    fn next_data(&self, wanted: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        let end = wanted.end.min(self.size());
         let range = match &self.content {
-            Content::Raw { storage, .. } => storage.next_data(offset)?,
-            Content::Qcow2(image) => image.next_table(offset),
+            Content::Raw { storage, .. } => storage.next_data(wanted.start)?,
+            Content::Qcow2(image) => image.next_table(wanted),
         };
         // An empty range must not hide what other layers have.
-        Ok(range.map(|range| range.start..range.end.min(self.size())).filter(|range| !range.is_empty()))
+        Ok(range.map(|range| range.start..range.end.min(end)).filter(|range| !range.is_empty()))
+    }
+
+    /// The same file as it was when a snapshot was taken.
+    pub(super) fn with(&self, image: Qcow2) -> Self {
+        let (path, file) = (self.path.clone(), Arc::clone(&self.file));
+        Self { path, id: self.id, stamp: self.stamp, file, content: Content::Qcow2(image) }
     }
 }
 
 impl Chain {
     /// Virtual size in bytes, a multiple of 512.
     pub(super) fn size(&self) -> u64 {
-        self.layers.first().map_or(0, Layer::size)
+        self.layers.first().map_or(0, |layer| layer.size())
     }
 
     /// The format of the image itself.
@@ -93,6 +101,15 @@ impl Chain {
         self.layers.iter().find(|layer| layer.id == id).map(|layer| layer.path.as_path())
     }
 
+    /// Whether `other`, a snapshot of the same image with the same files behind it, surely maps all of `range` as this one does:
+    /// they have their L2 tables in common.
+    pub(super) fn has_tables_of(&self, other: &Self, range: &Range<u64>) -> bool {
+        match (self.qcow2(), other.qcow2()) {
+            (Some(ours), Some(theirs)) => ours.has_tables_of(theirs, range),
+            _ => false,
+        }
+    }
+
     /// The image itself, where it is a QCOW2.
     pub(super) fn qcow2(&self) -> Option<&Qcow2> {
         match &self.layers.first()?.content {
@@ -103,7 +120,7 @@ impl Chain {
 
     /// The file of the image itself.
     pub(super) fn file(&self) -> Option<&dyn Storage> {
-        self.layers.first().map(Layer::storage)
+        self.layers.first().map(|layer| layer.storage())
     }
 
     /// Whether an image of the chain may have compressed clusters of this kind and size.
@@ -116,30 +133,30 @@ impl Chain {
 
     /// The largest cluster of the chain's compressed clusters: reads in such pieces decompress nothing twice.
     pub(super) fn preferred_read(&self) -> u64 {
-        let cluster = |layer: &Layer| match &layer.content {
+        let cluster = |layer: &Arc<Layer>| match &layer.content {
             Content::Raw { .. } => 0,
             Content::Qcow2(image) => image.header().cluster_bits.bytes(),
         };
         self.layers.iter().map(cluster).max().unwrap_or(0)
     }
 
-    /// The first range at or after `offset` that may hold something else than zeros, or `None`. It may be larger than what does.
+    /// The first part of `wanted` that may hold something else than zeros, or `None`. It may be larger than what does.
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let size = self.size();
+    pub(super) fn next_data(&self, wanted: Range<u64>) -> Result<Option<Range<u64>>> {
+        let wanted = wanted.start..wanted.end.min(self.size());
         let mut first: Option<Range<u64>> = None;
         for layer in &self.layers {
-            let range = match layer.next_data(offset) {
+            let range = match layer.next_data(wanted.clone()) {
                 // Reading will tell.
-                Err(_) if self.salvage.is_some() => Some(offset..layer.size()).filter(|range| !range.is_empty()),
-                range => range.map_err(|e| Self::reading(layer, offset, e))?,
+                Err(_) if self.salvage.is_some() => Some(wanted.start..wanted.end.min(layer.size())),
+                range => range.map_err(|e| Self::reading(layer, wanted.start, e))?,
             };
-            let Some(range) = range.filter(|range| range.start < size) else { continue };
+            let Some(range) = range.filter(|range| range.start < range.end.min(wanted.end)) else { continue };
             // The earliest one is enough: the next call finds what lies behind it.
             if first.as_ref().is_none_or(|first| range.start < first.start) {
-                first = Some(range.start..range.end.min(size));
+                first = Some(range.start..range.end.min(wanted.end));
             }
         }
         Ok(first)
@@ -177,7 +194,7 @@ impl Chain {
 
     /// The smallest cluster of the images, in bytes: what is wrong with a table is wrong for whole clusters.
     pub(super) fn finest(&self) -> u64 {
-        let cluster = |layer: &Layer| match &layer.content {
+        let cluster = |layer: &Arc<Layer>| match &layer.content {
             Content::Raw { .. } => None,
             Content::Qcow2(image) => Some(image.header().cluster_bits.bytes()),
         };

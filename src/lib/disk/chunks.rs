@@ -31,16 +31,7 @@ impl<'a> Chunks<'a> {
 
     /// The first range at or after `offset` for which one of them may have data.
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let ours = self.disk.next_data(offset)?;
-        let Some(backing) = self.backing else { return Ok(ours) };
-        let size = self.disk.size();
-        let theirs = backing.next_data(offset)?.filter(|data| data.start < size);
-        Ok(match (ours, theirs) {
-            // The other one comes with the next call.
-            (Some(ours), Some(theirs)) if theirs.start < ours.start => Some(theirs.start..theirs.end.min(size)),
-            (None, Some(theirs)) => Some(theirs.start..theirs.end.min(size)),
-            (ours, _) => ours,
-        })
+        self.disk.next_data_over(self.backing, offset)
     }
 
     /// Up to `count` more chunks; empty at the end.

@@ -2,6 +2,7 @@
 
 mod chain;
 pub mod chunks;
+pub mod history;
 mod open;
 mod probe;
 mod read;
@@ -13,6 +14,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use chain::Chain;
+use history::History;
 pub(crate) use open::refuse_protocol;
 pub use open::{DiskOptions, Format, open_image};
 pub(crate) use read::Inflater;
@@ -32,6 +34,8 @@ pub struct Disk {
     /// There is at least one part; the others follow it without a gap.
     first: Part,
     others: Vec<Part>,
+    /// Where the parts are a disk, its snapshots and their VM states, woven. The layers come first, and begin nowhere.
+    history: Option<History>,
 }
 
 /// An image that is a part of a disk, or all of it.
@@ -39,6 +43,19 @@ struct Part {
     /// Where it begins, in bytes of the disk.
     start: u64,
     chain: Chain,
+}
+
+/// A run of a disk's bytes that a part has in one piece.
+struct Span<'a> {
+    part: &'a Part,
+    /// Bytes of the disk.
+    row: Range<u64>,
+    /// Where the part has them.
+    at: u64,
+    /// Where a backing file of the disk has them; a VM state has none.
+    backing: Option<u64>,
+    /// The layer above, which has the same place of the disk.
+    above: Option<&'a Chain>,
 }
 
 impl Part {
@@ -50,7 +67,7 @@ impl Part {
 impl Disk {
     /// A disk of one image.
     fn of(chain: Chain) -> Self {
-        Self { first: Part { start: 0, chain }, others: Vec::new() }
+        Self { first: Part { start: 0, chain }, others: Vec::new(), history: None }
     }
 
     /// The disk on which `other` follows this one.
@@ -73,16 +90,51 @@ impl Disk {
         iter::once(&self.first).chain(&self.others)
     }
 
-    /// The part that `offset` lies in; the last one for what lies behind all.
-    fn part_at(&self, offset: u64) -> &Part {
-        let before = self.others.partition_point(|part| part.start <= offset);
-        self.others.get(..before).and_then(<[Part]>::last).unwrap_or(&self.first)
+    /// The run that `offset` lies in; the last one, which ends nowhere, for what lies behind all.
+    fn span_at(&self, offset: u64) -> Span<'_> {
+        let Some(history) = &self.history else {
+            let (part, row) = self.part_at(&self.others, offset);
+            return Span { part, at: 0, backing: Some(row.start), above: None, row };
+        };
+        let weave = history.row();
+        match weave.locate(offset) {
+            Some((layer, place)) => {
+                let layer = usize::try_from(layer).unwrap_or(usize::MAX);
+                let part = |layer: usize| layer.checked_sub(1).map_or(Some(&self.first), |at| self.others.get(at));
+                let into = place % weave.unit;
+                Span {
+                    part: part(layer).unwrap_or(&self.first),
+                    row: offset - into..offset - into + weave.unit,
+                    at: place - into,
+                    backing: Some(place - into),
+                    above: layer.checked_sub(1).and_then(part).map(|part| &part.chain),
+                }
+            }
+            None => {
+                let vm = self.others.get(history.snapshots().len()..).unwrap_or_default();
+                let (part, row) = self.part_at(vm, offset);
+                Span { part, at: 0, backing: None, above: None, row }
+            }
+        }
     }
 
-    /// Virtual size in bytes, a multiple of 512.
+    /// The one of `others` that `offset` lies in and where it lies.
+    fn part_at<'a>(&'a self, others: &'a [Part], offset: u64) -> (&'a Part, Range<u64>) {
+        let (before, behind) = others.split_at(others.partition_point(|part| part.start <= offset));
+        let part = before.last().unwrap_or(&self.first);
+        (part, part.start..behind.first().map_or(u64::MAX, |next| next.start))
+    }
+
+    /// Virtual size in bytes, a multiple of 512; with snapshots the length of the row that they make.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.others.last().unwrap_or(&self.first).end()
+        self.history.as_ref().map_or_else(|| self.others.last().unwrap_or(&self.first).end(), History::end)
+    }
+
+    /// The snapshots, where the disk was opened with all of them.
+    #[must_use]
+    pub fn history(&self) -> Option<&History> {
+        self.history.as_ref()
     }
 
     /// The format of the image itself, of the first where there are several.
@@ -128,12 +180,47 @@ impl Disk {
     /// # Errors
     /// The operating system's.
     pub fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        for part in self.parts().filter(|part| offset < part.end()) {
-            if let Some(data) = part.chain.next_data(offset.saturating_sub(part.start))? {
-                return Ok(Some(part.start + data.start..part.start + data.end));
+        self.next_data_over(None, offset)
+    }
+
+    /// The first range at or after `offset` for which this disk or the `backing` file behind it may have data.
+    fn next_data_over(&self, backing: Option<&Self>, offset: u64) -> Result<Option<Range<u64>>> {
+        let mut at = offset;
+        while at < self.size() {
+            let Span { part, row, at: from, backing: behind, .. } = self.span_at(at);
+            let into = at - row.start;
+            let end = row.end.min(self.size());
+            let ours = part.chain.next_data(from + into..from + (end - row.start))?;
+            let ours = ours.map(|data| data.start - from..data.end - from);
+            let theirs = match backing.zip(behind) {
+                None => None,
+                Some((backing, start)) => {
+                    // What it has behind the end of the disk nobody reads.
+                    let shown = (end - row.start).min(part.chain.size().saturating_sub(from));
+                    let data = backing.next_data(start + into)?.map(|data| data.start - start..data.end - start);
+                    data.map(|data| data.start..data.end.min(shown)).filter(|data| !data.is_empty())
+                }
+            };
+            let first = match (ours, theirs) {
+                // The other one comes with the next call.
+                (Some(ours), Some(theirs)) if theirs.start < ours.start => Some(theirs),
+                (ours, theirs) => ours.or(theirs),
+            };
+            if let Some(data) = first {
+                return Ok(Some(row.start + data.start..row.start + data.end));
             }
+            at = end;
         }
         Ok(None)
+    }
+
+    /// Where a backing file of this disk has `range`, which lies in one piece, as far as the disk goes; `None` in a VM state.
+    pub(crate) fn behind(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let Span { part, row, at, backing, .. } = self.span_at(range.start);
+        let into = range.start - row.start;
+        let start = backing? + into;
+        let left = part.chain.size().saturating_sub(at + into);
+        Some(start..start + left.min(range.end - range.start))
     }
 
     /// Fails with [`ErrorKind::Changed`] where one of the files was written since it was opened.

@@ -3,21 +3,26 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
+use std::iter;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use super::Disk;
 use super::chain::{Chain, Content, Layer, Stamp};
+use super::history::History;
 use super::probe::{PROBE_LENGTH, probe};
 use super::salvage::Damage;
+use super::{Disk, Part};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, extension};
+use crate::format::snapshot::Snapshot;
 use crate::image::Qcow2;
 use crate::image::SnapshotName;
 use crate::storage::lock::LockMode;
 use crate::storage::open::{FileId, open_locked};
 use crate::storage::{FileStorage, Storage};
+use crate::units::ClusterBits;
 
 /// The longest chain of backing files that is followed.
 const MAX_CHAIN: usize = 256;
@@ -88,7 +93,7 @@ impl Disk {
     /// The disk of `first` and the files behind it.
     fn with_backing(first: Layer, options: &DiskOptions) -> Result<Self> {
         let path = first.path.clone();
-        let mut layers = vec![first];
+        let mut layers = vec![Arc::new(first)];
         while let Some(Content::Qcow2(image)) = layers.last().map(|l| &l.content)
             && image.header().backing_name.is_some()
         {
@@ -101,7 +106,7 @@ impl Disk {
                 let what = format!("Backing file '{}' is part of its own chain", name.display());
                 return Err(Error::corrupt(what).opening(&path));
             }
-            layers.push(layer);
+            layers.push(Arc::new(layer));
             if layers.len() > MAX_CHAIN {
                 let what = format!("more than {MAX_CHAIN} backing files in a chain");
                 return Err(Error::new(ErrorKind::Limit, what).opening(&path));
@@ -110,6 +115,52 @@ impl Disk {
         let salvage = options.salvage.then(Damage::default);
         Ok(Self::of(Chain { layers, salvage }))
     }
+
+    /// Opens the image at `path` as [`Disk::open`] does, with all its internal snapshots but the pool: they lie in a row as one long
+    /// disk (see [`History`]). A snapshot's VM state is a part of it. No cluster of the output may be larger than `grain`.
+    ///
+    /// # Errors
+    /// As [`Disk::open`]; fails too where a snapshot that is no pool has its name.
+    pub fn open_with_snapshots(path: &Path, options: &DiskOptions, grain: ClusterBits) -> Result<Self> {
+        let disk = Self::open(path, options)?;
+        disk.with_snapshots(grain).map_err(|e| e.opening(path))
+    }
+
+    fn with_snapshots(mut self, grain: ClusterBits) -> Result<Self> {
+        let chain = &self.first.chain;
+        let mut snapshots = Vec::new();
+        let (mut chains, mut vm_chains) = (Vec::new(), Vec::new());
+        if let ([layer, behind @ ..], Some(image)) = (chain.layers.as_slice(), chain.qcow2()) {
+            snapshots = History::users(image.snapshots()?, image.header().size)?;
+            refuse_long_tables(&snapshots, image.storage().len().at("Could not get its length")?)?;
+            for snapshot in &snapshots {
+                let of = |image: Qcow2, behind: &[Arc<Layer>]| {
+                    let layers = iter::once(Arc::new(layer.with(image))).chain(behind.iter().cloned()).collect();
+                    Chain { layers, salvage: None }
+                };
+                let named = |e: Error| e.prefixed(&format!("snapshot '{}'", String::from_utf8_lossy(&snapshot.name)));
+                chains.push(of(image.at_snapshot(snapshot).map_err(named)?, behind));
+                vm_chains.push(of(image.vm_state(snapshot).map_err(named)?, &[]));
+            }
+        }
+        let sizes = iter::once(chain.size()).chain(chains.iter().rev().map(Chain::size)).collect();
+        let vm_sizes: Vec<u64> = vm_chains.iter().map(Chain::size).collect();
+        let history = History::new(snapshots, sizes, &vm_sizes, grain)?;
+        let layers = chains.into_iter().rev().map(|chain| Part { start: 0, chain });
+        let vm = vm_chains.into_iter().rev().filter(|chain| chain.size() > 0).zip(history.vm());
+        self.others = layers.chain(vm.map(|(chain, vm)| Part { start: vm.start, chain })).collect();
+        self.history = Some(history);
+        Ok(self)
+    }
+}
+
+/// Fails where the L1 tables of `snapshots` together are longer than the file: a sound image has each of them once.
+fn refuse_long_tables(snapshots: &[Snapshot], file_len: u64) -> Result<()> {
+    let entries: u64 = snapshots.iter().map(|snapshot| u64::from(snapshot.l1_entries)).sum();
+    if entries * 8 > file_len {
+        return Err(Error::corrupt("the L1 tables of the snapshots are longer than the file"));
+    }
+    Ok(())
 }
 
 fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
@@ -121,7 +172,7 @@ fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Res
 fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
     let (id, stamp) = (FileId::of(&file.metadata().at("fstat")?), Stamp::of(&file).at("fstat")?);
     let content = open_content(file.try_clone().at("dup")?, format, options.snapshot.as_ref())?;
-    Ok(Layer { path: path.to_owned(), id, stamp, file, content })
+    Ok(Layer { path: path.to_owned(), id, stamp, file: Arc::new(file), content })
 }
 
 /// Opens one file for looking at its structure or mending it, locked as `mode` says; its format is probed where not given.

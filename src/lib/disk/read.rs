@@ -91,7 +91,8 @@ impl<'a> ChainReader<'a> {
     pub(super) fn read(&mut self, start: u64, buf: &mut [u8]) -> Result<()> {
         let (mut at, mut rest) = (start, buf);
         // What a raw disk has at an offset lies at that offset; its holes are read as what they are.
-        if let [Layer { content: Content::Raw { storage, .. }, path, .. }] = self.chain.layers.as_slice()
+        if let [layer] = self.chain.layers.as_slice()
+            && let Layer { content: Content::Raw { storage, .. }, path, .. } = layer.as_ref()
             && self.chain.salvage.is_none()
         {
             let read = read_padded(storage, rest, at);
@@ -144,6 +145,53 @@ impl<'a> ChainReader<'a> {
         }
         self.inflater.cluster(image.storage(), header, layer, extent)?;
         Ok(Some(self.inflater.compressed()))
+    }
+
+    /// The parts of `range` (of at most 2 MiB) that lie at the same place of the same files in `other`, in order and whole clusters
+    /// of `grain`. `other` is a snapshot of the same image with the same files behind it.
+    pub(super) fn in_common(
+        &mut self,
+        other: &'a Chain,
+        range: Range<u64>,
+        grain: u64,
+        common: &mut Vec<Range<u64>>,
+    ) -> Result<()> {
+        common.clear();
+        let (ours, theirs) = (self.chain.size(), other.size());
+        // Behind the end of the shorter one they differ; the cluster in which it ends may be another one, too.
+        let end = if ours == theirs { range.end } else { range.end.min(ours.min(theirs) & !(grain - 1)) };
+        if range.start >= end {
+            return Ok(());
+        }
+        if self.chain.has_tables_of(other, &(range.start..end.min(ours))) {
+            common.push(range.start..end);
+            return Ok(());
+        }
+        self.map(range.start..end)?;
+        let mut reader = Self::sequential(other);
+        reader.map(range.start..end)?;
+        let mut others = reader.segments.iter().peekable();
+        for ours in &self.segments {
+            while let Some(theirs) = others.peek() {
+                let (start, stop) = (ours.start.max(theirs.start), ours.end().min(theirs.end()));
+                let at = |segment: &Segment| shifted(segment.source, start - segment.start);
+                if start < stop && at(ours) == at(theirs) {
+                    match common.last_mut() {
+                        Some(last) if last.end == start => last.end = stop,
+                        _ => common.push(start..stop),
+                    }
+                }
+                if theirs.end() > ours.end() {
+                    break;
+                }
+                others.next();
+            }
+        }
+        for part in common.iter_mut() {
+            *part = part.start.next_multiple_of(grain)..part.end & !(grain - 1);
+        }
+        common.retain(|part| !part.is_empty());
+        Ok(())
     }
 
     fn map(&mut self, range: Range<u64>) -> Result<()> {
@@ -218,7 +266,7 @@ impl<'a> ChainReader<'a> {
                 return Ok(());
             }
             Source::File { layer, offset } => {
-                let Some(storage) = self.chain.layers.get(layer).map(Layer::storage) else { return Ok(()) };
+                let Some(storage) = self.chain.layers.get(layer).map(|layer| layer.storage()) else { return Ok(()) };
                 let read = read_padded(storage, buf, offset + skip);
                 (layer, read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", offset + skip), e)))
             }

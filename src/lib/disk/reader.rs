@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::ptr;
 
 use super::read::ChainReader;
-use super::{Disk, Part};
+use super::{Disk, Part, Span};
 use crate::error::Result;
 use crate::format::header::CompressionType;
 use crate::units::ClusterBits;
@@ -38,9 +38,12 @@ impl<'a> Reader<'a> {
         runs.clear();
         let mut at = range.start;
         while at < range.end {
-            let (start, end) = self.enter(at);
-            let end = end.min(range.end);
-            for data in self.chain.data(at - start..end - start)? {
+            let span = self.enter(at);
+            let (end, part) = (span.row.end.min(range.end), span.at);
+            // From here on what the part has at its start is at `start` of the disk.
+            let start = span.row.start;
+            for data in self.chain.data(part + (at - start)..part + (end - start))? {
+                let data = data.start - part..data.end - part;
                 // Widened, what ends one image and what begins the next can be one run, or one cluster.
                 let data = ((start + data.start) & !(grain - 1)).max(range.start)
                     ..(start + data.end).next_multiple_of(grain).min(range.end);
@@ -61,10 +64,10 @@ impl<'a> Reader<'a> {
     pub fn read(&mut self, start: u64, buf: &mut [u8]) -> Result<()> {
         let (mut at, mut rest) = (start, buf);
         while !rest.is_empty() {
-            let (start, end) = self.enter(at);
-            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(rest.len());
+            let Span { row, at: from, .. } = self.enter(at);
+            let len = usize::try_from(row.end - at).unwrap_or(usize::MAX).min(rest.len());
             let (piece, remaining) = rest.split_at_mut(len);
-            self.chain.read(at - start, piece)?;
+            self.chain.read(from + (at - row.start), piece)?;
             at += len as u64;
             rest = remaining;
         }
@@ -74,19 +77,33 @@ impl<'a> Reader<'a> {
     /// The compressed bytes of the cluster of `bits` that begins at `start`, where that is what an image has there, of this kind and
     /// of the same size.
     pub(crate) fn packed(&mut self, start: u64, bits: ClusterBits, kind: CompressionType) -> Result<Option<&[u8]>> {
-        let (first, _) = self.enter(start);
-        self.chain.packed(start - first, bits, kind)
+        let Span { row, at, .. } = self.enter(start);
+        self.chain.packed(at + (start - row.start), bits, kind)
     }
 
-    /// Turns to the image that `offset` lies in, and returns where it begins and ends. The last one ends nowhere: its reader knows
-    /// that zeros follow.
-    fn enter(&mut self, offset: u64) -> (u64, u64) {
-        let part = self.disk.part_at(offset);
-        if !ptr::eq(part, self.part) {
-            self.part = part;
-            self.chain.turn_to(&part.chain);
+    /// Emits the parts of `range` (of at most 2 MiB) that the layer above has too, at the same place of the disk and of the files.
+    /// They are whole clusters of `grain` bytes. A disk that was not opened with its snapshots has no layers.
+    ///
+    /// # Errors
+    /// As [`Reader::data_runs`].
+    pub fn in_common(&mut self, range: &Range<u64>, grain: u64, parts: &mut Vec<Range<u64>>) -> Result<()> {
+        parts.clear();
+        let Span { row, at: from, above: Some(above), .. } = self.enter(range.start) else { return Ok(()) };
+        let place = |at: u64| from + (at - row.start);
+        self.chain.in_common(above, place(range.start)..place(range.end), grain, parts)?;
+        for part in parts {
+            *part = row.start + (part.start - from)..row.start + (part.end - from);
         }
-        let end = part.end();
-        (part.start, if end == self.disk.size() { u64::MAX } else { end })
+        Ok(())
+    }
+
+    /// Turns to the image that `offset` lies in, and returns the run that it lies in.
+    fn enter(&mut self, offset: u64) -> Span<'a> {
+        let span = self.disk.span_at(offset);
+        if !ptr::eq(span.part, self.part) {
+            self.part = span.part;
+            self.chain.turn_to(&span.part.chain);
+        }
+        span
     }
 }

@@ -8,6 +8,9 @@ impl RefcountBits {
     /// What new images get: room for two thousand million sharers.
     pub const DEFAULT: Self = Self(5);
 
+    /// What images get that nobody shares in, as from qemu-img: some programs read no other width.
+    pub const PLAIN: Self = Self(4);
+
     /// A width of `bits`.
     #[must_use]
     pub fn new(bits: u32) -> Option<Self> {

@@ -1,5 +1,7 @@
 //! From guest offsets to what is stored for them.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::table::{L2Entry, Subcluster, Subclusters, l1_target};
@@ -81,7 +83,7 @@ impl Qcow2 {
         &self,
         entry: &[u8],
         cluster_start: u64,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         emit: &mut impl FnMut(Extent),
     ) -> Result<()> {
         let bits = self.header.cluster_bits;
@@ -132,7 +134,7 @@ impl Qcow2 {
         entry: &[u8],
         host: Option<HostOffset>,
         cluster_start: u64,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         emit: &mut impl FnMut(Extent),
     ) -> Result<()> {
         let bitmap = Subclusters(u64_at(entry, 8).unwrap_or(0));
@@ -164,14 +166,25 @@ impl Qcow2 {
         ))
     }
 
-    /// The first range at or after `offset` for which there is an L2 table.
+    /// The first part of `range` for which there is an L2 table.
     #[must_use]
-    pub fn next_table(&self, offset: u64) -> Option<std::ops::Range<u64>> {
+    pub fn next_table(&self, range: Range<u64>) -> Option<Range<u64>> {
         let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
-        let first = usize::try_from(offset / span).ok()?;
-        let index = (first..self.l1.len()).find(|&i| self.l1.get(i).is_some_and(|&e| l1_target(e).is_some()))?;
+        let range = range.start..range.end.min(self.size);
+        let first = usize::try_from(range.start / span).ok()?;
+        let end = usize::try_from(range.end.div_ceil(span)).ok()?.min(self.l1.len());
+        let index = (first..end).find(|&i| self.l1.get(i).is_some_and(|&e| l1_target(e).is_some()))?;
         let start = (index as u64).checked_mul(span)?;
-        let range = start.max(offset)..start.saturating_add(span).min(self.size);
-        (!range.is_empty()).then_some(range)
+        let table = start.max(range.start)..start.saturating_add(span).min(range.end);
+        (!table.is_empty()).then_some(table)
+    }
+
+    /// Whether `other`, a snapshot of the same file, has the same L2 tables for all of `range`.
+    pub(crate) fn has_tables_of(&self, other: &Self, range: &Range<u64>) -> bool {
+        let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
+        let table = |image: &Self, index: u64| {
+            usize::try_from(index).ok().and_then(|index| image.l1.get(index)).copied().and_then(l1_target)
+        };
+        (range.start / span..range.end.div_ceil(span)).all(|index| table(self, index) == table(other, index))
     }
 }

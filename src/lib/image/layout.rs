@@ -1,7 +1,7 @@
 //! Where everything lies in an image that is written from nothing.
 //!
 //! ```text
-//!  header | refcount table | refcount blocks | L1 | L2 tables | pool L1 | pool L2 tables | snapshot table | directory | data
+//!  header | refcount table | refcount blocks | L1 | snapshots' L1 | L2 tables | pool L1 | pool L2 tables | snapshot table | directory | data
 //! ```
 //!
 //! Metadata is contiguous and in front; data follows in guest order and ends the file. How long compressed data is, is known when
@@ -12,6 +12,7 @@ use std::ops::Range;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::format::refcount::RefcountBits;
+use crate::format::snapshot::MAX_TABLE_BYTES;
 use crate::pool::directory::DirectoryHeader;
 use crate::units::{ClusterBits, HostCluster, HostOffset};
 
@@ -24,8 +25,14 @@ pub struct Parts {
     pub refcount_bits: RefcountBits,
     /// Virtual size in bytes.
     pub size: u64,
-    /// L2 tables of the active disk.
+    /// L2 tables of the active disk and of the snapshots.
     pub l2_tables: u64,
+    /// Snapshots, the pool not counted.
+    pub snapshots: u32,
+    /// Clusters of their L1 tables.
+    pub snapshot_l1: u64,
+    /// Bytes of the snapshot table; 0 for one cluster where there is a pool alone.
+    pub snapshot_table: u64,
     /// Pool members; `None` for an image without a pool.
     pub members: Option<u64>,
     /// Stored data clusters.
@@ -70,7 +77,9 @@ pub struct Layout {
     pub refcount_blocks: Region,
     /// The active L1 table.
     pub l1: Region,
-    /// The active L2 tables.
+    /// The snapshots' L1 tables.
+    pub snapshot_l1: Region,
+    /// The L2 tables of the active disk and of the snapshots.
     pub l2: Region,
     /// The pool's L1 table.
     pub pool_l1: Region,
@@ -119,7 +128,10 @@ impl Layout {
         let active = l1_entries(cluster_bits.clusters(parts.size).div_ceil(entries))?;
         let directory = parts.members.map_or(0, DirectoryHeader::directory_bytes);
         let directory_clusters = cluster_bits.clusters(directory);
-        let snapshot_clusters = u64::from(parts.members.is_some());
+        let snapshot_clusters = u64::from(parts.members.is_some()).max(cluster_bits.clusters(parts.snapshot_table));
+        if parts.snapshot_table > MAX_TABLE_BYTES {
+            return Err(Error::new(ErrorKind::Limit, "the snapshot table would be larger than QEMU accepts"));
+        }
         let member_tables = parts.members.unwrap_or(0).div_ceil(entries);
         let directory_tables = directory_clusters.div_ceil(entries);
         let pool = l1_entries(member_tables + directory_tables)?;
@@ -127,6 +139,7 @@ impl Layout {
         let l1_clusters = cluster_bits.clusters(u64::from(active) * 8);
         let others = 1
             + l1_clusters
+            + parts.snapshot_l1
             + parts.l2_tables
             + cluster_bits.clusters(u64::from(pool) * 8)
             + member_tables
@@ -144,7 +157,8 @@ impl Layout {
         let refcount_table = Region::after(front, table);
         let refcount_blocks = Region::after(refcount_table, blocks);
         let l1 = Region::after(refcount_blocks, l1_clusters);
-        let l2 = Region::after(l1, parts.l2_tables);
+        let snapshot_l1 = Region::after(l1, parts.snapshot_l1);
+        let l2 = Region::after(snapshot_l1, parts.l2_tables);
         let pool_l1 = Region::after(l2, cluster_bits.clusters(u64::from(pool) * 8));
         let pool_l2 = Region::after(pool_l1, member_tables + directory_tables);
         let snapshot_table = Region::after(pool_l2, snapshot_clusters);
@@ -158,6 +172,7 @@ impl Layout {
             refcount_table,
             refcount_blocks,
             l1,
+            snapshot_l1,
             l2,
             pool_l1,
             pool_l2,
@@ -234,6 +249,9 @@ mod tests {
             refcount_bits: RefcountBits::DEFAULT,
             size: 8 << 40,
             l2_tables: 0,
+            snapshots: 0,
+            snapshot_l1: 0,
+            snapshot_table: 0,
             members: Some(0),
             data: 0,
         };

@@ -1,6 +1,7 @@
 //! An open QCOW2 image: validated facts, and the walk from guest to host offsets.
 
 mod extents;
+pub(crate) mod layers;
 pub mod layout;
 mod open;
 pub mod refcounts;
@@ -10,6 +11,8 @@ pub use extents::{Extent, Place};
 pub use open::SnapshotName;
 pub(crate) use open::read_header;
 
+use std::sync::Arc;
+
 use crate::format::header::Header;
 use crate::storage::Storage;
 
@@ -18,7 +21,7 @@ use crate::storage::Storage;
 /// It keeps no L2 table in memory: each request reads the slice of the table that it needs, so that any number of threads can
 /// work on one image without a lock.
 pub struct Qcow2 {
-    storage: Box<dyn Storage>,
+    storage: Arc<dyn Storage>,
     header: Header,
     /// The L1 table of the active disk or of the chosen snapshot, as stored.
     l1: Vec<u64>,

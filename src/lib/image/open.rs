@@ -1,6 +1,8 @@
 //! Opening: header, L1 table, snapshots.
 
 use std::mem::size_of;
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Error, IoContext, Result};
 use crate::format::header::{Header, MAX_L1_BYTES, V3_LENGTH};
@@ -21,28 +23,74 @@ impl Qcow2 {
         let file_len = storage.len().at("Could not get its length")?;
         let header = read_header(&*storage)?;
         header.refuse_unreadable()?;
-        let (l1_offset, l1_entries, size) = match snapshot {
-            None => (header.l1_offset, header.l1_entries, header.size),
-            Some(name) => {
-                let snapshot = name.find(read_snapshots(&*storage, &header, file_len)?)?;
-                let size = snapshot.disk_size.unwrap_or(header.size) & !511;
-                let needed = size.div_ceil(header.cluster_bits.bytes() * header.l2_entries());
-                if u64::from(snapshot.l1_entries) * 8 > MAX_L1_BYTES {
-                    return Err(Error::corrupt("Snapshot L1 table too large"));
-                }
-                if snapshot.l1_offset.0 & (header.cluster_bits.bytes() - 1) != 0 {
-                    return Err(Error::corrupt("Snapshot L1 table offset invalid"));
-                }
-                if needed > u64::from(snapshot.l1_entries) {
-                    return Err(Error::corrupt("Snapshot L1 table is too small"));
-                }
-                (snapshot.l1_offset, snapshot.l1_entries, size)
+        let size = header.size;
+        let mut image = Self { storage: Arc::from(storage), header, l1: Vec::new(), size, file_len };
+        match snapshot {
+            None => {
+                // What lies behind the disk is VM state, which no guest reads.
+                let needed = size.div_ceil(image.table_span()).min(u64::from(image.header.l1_entries));
+                image.l1 = image.l1_entries(image.header.l1_offset, 0..needed)?;
+                Ok(image)
             }
-        };
-        // What lies behind the disk is VM state, which no guest reads.
-        let needed = size.div_ceil(header.cluster_bits.bytes() * header.l2_entries()).min(u64::from(l1_entries));
-        let l1 = read_words(&*storage, l1_offset, usize::try_from(needed).unwrap_or(0), "L1 table")?;
-        Ok(Self { storage, header, l1, size, file_len })
+            Some(name) => {
+                let snapshot = name.find(image.snapshots()?)?;
+                image.at_snapshot(&snapshot)
+            }
+        }
+    }
+
+    /// The entries of the snapshot table, the pool included.
+    ///
+    /// # Errors
+    /// Fails where the table cannot be read or is cut short.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        read_snapshots(&*self.storage, &self.header, self.file_len)
+    }
+
+    /// The image as it was when `snapshot` was taken; it is the same open file.
+    pub(crate) fn at_snapshot(&self, snapshot: &Snapshot) -> Result<Self> {
+        let size = self.snapshot_size(snapshot)?;
+        self.view(snapshot, 0..size.div_ceil(self.table_span()), size)
+    }
+
+    /// The VM state of `snapshot` as a disk, as far as its L1 table goes. QEMU has it behind the disk, from the next L1 entry.
+    pub(crate) fn vm_state(&self, snapshot: &Snapshot) -> Result<Self> {
+        let span = self.table_span();
+        let first = self.snapshot_size(snapshot)?.div_ceil(span);
+        let end = (first + snapshot.vm_state_size.div_ceil(span)).min(u64::from(snapshot.l1_entries));
+        let size = snapshot.vm_state_size.checked_next_multiple_of(512).unwrap_or(!511);
+        self.view(snapshot, first..end.max(first), size.min(end.saturating_sub(first).saturating_mul(span)))
+    }
+
+    fn view(&self, snapshot: &Snapshot, entries: Range<u64>, size: u64) -> Result<Self> {
+        let l1 = self.l1_entries(snapshot.l1_offset, entries)?;
+        Ok(Self { storage: Arc::clone(&self.storage), header: self.header.clone(), l1, size, file_len: self.file_len })
+    }
+
+    /// The virtual size of a snapshot, whose L1 table is large enough for it.
+    fn snapshot_size(&self, snapshot: &Snapshot) -> Result<u64> {
+        let size = snapshot.disk_size.unwrap_or(self.header.size) & !511;
+        if u64::from(snapshot.l1_entries) * 8 > MAX_L1_BYTES {
+            return Err(Error::corrupt("Snapshot L1 table too large"));
+        }
+        if snapshot.l1_offset.0 & (self.header.cluster_bits.bytes() - 1) != 0 {
+            return Err(Error::corrupt("Snapshot L1 table offset invalid"));
+        }
+        if size.div_ceil(self.table_span()) > u64::from(snapshot.l1_entries) {
+            return Err(Error::corrupt("Snapshot L1 table is too small"));
+        }
+        Ok(size)
+    }
+
+    /// The bytes that an L2 table maps.
+    fn table_span(&self) -> u64 {
+        self.header.cluster_bits.bytes() * self.header.l2_entries()
+    }
+
+    /// Reads entries of an L1 table; the caller has bounded their number.
+    fn l1_entries(&self, table: HostOffset, entries: Range<u64>) -> Result<Vec<u64>> {
+        let count = usize::try_from(entries.end - entries.start).unwrap_or(0);
+        read_words(&*self.storage, HostOffset(table.0 + entries.start * 8), count, "L1 table")
     }
 }
 

@@ -12,7 +12,8 @@ use crate::digest::Sha;
 use crate::disk::{Disk, DiskOptions, Format, refuse_protocol};
 use crate::error::{Error, Result};
 use crate::format::header::{CompressionType, Extension, Header, compatible, extension, incompatible};
-use crate::format::table::{L2Entry, l1_entry};
+use crate::format::snapshot::Snapshot;
+use crate::format::table::{L2Entry, is_copied, l1_entry, with_copied};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, Record};
 use crate::storage::Storage;
@@ -20,6 +21,7 @@ use crate::storage::open::FileId;
 use crate::storage::region::RegionWriter;
 use crate::units::{GuestCluster, HostCluster, HostOffset};
 
+use super::layers::Layers;
 use super::layout::{Layout, Region};
 
 /// What the header of a new image says beside the layout.
@@ -59,6 +61,8 @@ pub struct NewImage<'a> {
     next: GuestCluster,
     /// Stored clusters so far.
     stored: u64,
+    /// The snapshots, where guest clusters are those of a row of layers.
+    layers: Option<Layers<'a>>,
 }
 
 impl Traits {
@@ -84,18 +88,19 @@ impl Traits {
 }
 
 impl<'a> NewImage<'a> {
-    /// Starts an image of `layout` in `storage`, which is empty.
+    /// Starts an image of `layout` in `storage`; what was there before does not show through. With `layers`, guest clusters are
+    /// those of their row.
     ///
     /// # Errors
     /// Those of writing.
-    pub fn new(storage: &'a dyn Storage, layout: Layout) -> Result<Self> {
+    pub fn new(storage: &'a dyn Storage, layout: Layout, layers: Option<Layers<'a>>) -> Result<Self> {
         let region = |region| RegionWriter::new(storage, layout.bytes(region));
         let records = layout.bytes(layout.directory);
         let records_start = records.start + pool::directory::HEADER_LENGTH as u64;
         let mut image = Self {
             layout,
             storage,
-            l1: vec![0; layout.l1_entries as usize],
+            l1: vec![0; layers.as_ref().map_or(layout.l1_entries as usize, Layers::l1_entries)],
             l2: region(layout.l2),
             pool_l2: region(layout.pool_l2),
             refcounts: region(layout.refcount_blocks),
@@ -104,8 +109,16 @@ impl<'a> NewImage<'a> {
             records: Sha256::new(),
             next: GuestCluster(0),
             stored: 0,
+            layers,
         };
-        image.count(1, layout.data.start.0)?;
+        image.count_metadata(HostCluster(0), layout.data.start)?;
+        // All else is written to its last byte.
+        let header = Region { start: HostCluster(0), clusters: 1 };
+        for region in [header, layout.snapshot_table, layout.directory] {
+            if region.clusters > 0 {
+                storage.punch(layout.bytes(region)).map_err(writing)?;
+            }
+        }
         Ok(image)
     }
 
@@ -121,8 +134,8 @@ impl<'a> NewImage<'a> {
     /// Those of writing.
     pub fn step(&mut self, step: &Step) -> Result<()> {
         match *step {
-            Step::Private { guest, count } => self.map_private(guest, count),
-            Step::Member { guest, sharers } => {
+            Step::Private { guest, count, users } => self.map_stored(guest, count, users),
+            Step::Member { guest, sharers, .. } => {
                 let host = self.layout.stored(self.stored);
                 self.map(guest, host, false)?;
                 self.pool_as(L2Entry::Data { host: host.offset(self.layout.parts.cluster_bits), copied: false })?;
@@ -131,6 +144,11 @@ impl<'a> NewImage<'a> {
             }
             Step::Shared { guest, stored } => self.map(guest, self.layout.stored(stored), false),
             Step::Zero { guest, count } => self.map_zeros(guest, count),
+            Step::Inherited { guest, count } => self.inherit(guest, count),
+            Step::InheritedTable { guest } => {
+                self.inherit_table(guest);
+                Ok(())
+            }
         }
     }
 
@@ -139,11 +157,39 @@ impl<'a> NewImage<'a> {
     /// # Errors
     /// Those of writing.
     pub fn map_private(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
+        self.map_stored(guest, count, 1)
+    }
+
+    /// As [`NewImage::map_private`] where `users` layers use each of the clusters.
+    fn map_stored(&mut self, guest: GuestCluster, count: u64, users: u64) -> Result<()> {
         for n in 0..count {
-            self.map(GuestCluster(guest.0 + n), self.layout.stored(self.stored + n), true)?;
+            self.map(GuestCluster(guest.0 + n), self.layout.stored(self.stored + n), users == 1)?;
         }
         self.stored += count;
-        self.count(1, count)
+        self.count(users, count)
+    }
+
+    /// Maps `count` guest clusters from `guest` as the layer above has them.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn inherit(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
+        for guest in (guest.0..guest.0 + count).map(GuestCluster) {
+            self.skip_to(guest)?;
+            let word = self.layers.as_mut().map_or(0, |layers| layers.above(guest));
+            self.entry(word)?;
+        }
+        Ok(())
+    }
+
+    /// Uses the L2 table of the layer above for `guest` and what follows.
+    pub fn inherit_table(&mut self, guest: GuestCluster) {
+        if let Some(layers) = &mut self.layers {
+            layers.enter(guest);
+            let table = layers.inherit_table(guest);
+            let index = layers.l1_index(guest);
+            self.l1.get_mut(index).into_iter().for_each(|entry| *entry = l1_entry(table, false));
+        }
     }
 
     /// Maps `count` guest clusters from `guest` to zeros.
@@ -155,11 +201,12 @@ impl<'a> NewImage<'a> {
         (guest.0..guest.0 + count).try_for_each(|guest| self.map_as(GuestCluster(guest), zero))
     }
 
-    /// Appends the directory's record of the next member.
+    /// Appends the directory's record of the next member; `guest` is the lowest place of a disk that uses it.
     ///
     /// # Errors
     /// Those of writing.
     pub fn member(&mut self, sha256: Sha, guest: GuestCluster, retired: bool) -> Result<()> {
+        let guest = self.layers.as_ref().map_or(guest, |layers| layers.guest(guest));
         let record = Record { sha256, guest: guest.offset(self.layout.parts.cluster_bits), retired }.encode();
         self.records.update(record);
         self.directory.write(&record).map_err(writing)
@@ -173,24 +220,42 @@ impl<'a> NewImage<'a> {
         let layout = self.layout;
         let bits = layout.parts.cluster_bits;
         self.l2.finish().map_err(writing)?;
+        let snapshots = self.finish_snapshots()?;
         if let Some(members) = layout.parts.members {
-            self.finish_pool(members)?;
+            self.finish_pool(members, snapshots)?;
         }
-        self.count(1, layout.end.0 - layout.data.end().0)?;
+        self.count_metadata(layout.data.end(), layout.end)?;
         self.counts.resize(self.counts.len().next_multiple_of(8), 0);
         self.flush_counts()?;
         self.refcounts.finish().map_err(writing)?;
         let blocks = (layout.refcount_blocks.start.0..layout.refcount_blocks.end().0)
             .map(|block| HostCluster(block).offset(bits).0);
         write_table(self.storage, layout.refcount_table, &layout, blocks)?;
-        write_table(self.storage, layout.l1, &layout, self.l1.iter().copied())?;
+        let active = self.layers.as_ref().map_or(self.l1.as_slice(), |layers| layers.split(&self.l1).0);
+        write_table(self.storage, layout.l1, &layout, active.iter().copied())?;
         // Data may be sparse at its end; the file is as long as the layout says all the same.
         self.storage.set_len(layout.file_len()).map_err(writing)?;
         let header = header(&layout, traits).encode()?;
         self.storage.write_at(&header, 0).map_err(writing)
     }
 
-    fn finish_pool(&mut self, members: u64) -> Result<()> {
+    /// Writes the L1 tables of the snapshots; returns their entries of the snapshot table.
+    fn finish_snapshots(&mut self) -> Result<Vec<Snapshot>> {
+        let Some(layers) = &self.layers else { return Ok(Vec::new()) };
+        let bits = self.layout.parts.cluster_bits;
+        let (_, tables) = layers.split(&self.l1);
+        let mut start = self.layout.snapshot_l1.start;
+        let mut places = Vec::with_capacity(tables.len());
+        for table in tables {
+            let region = Region { start, clusters: bits.clusters(table.len() as u64 * 8) };
+            write_table(self.storage, region, &self.layout, table.iter().copied())?;
+            places.push((start.offset(bits), table.len()));
+            start = region.end();
+        }
+        Ok(layers.snapshots(places.into_iter()))
+    }
+
+    fn finish_pool(&mut self, members: u64, mut snapshots: Vec<Snapshot>) -> Result<()> {
         let layout = self.layout;
         let bits = layout.parts.cluster_bits;
         let header = DirectoryHeader {
@@ -213,14 +278,15 @@ impl<'a> NewImage<'a> {
         let tables = (layout.pool_l2.start.0..layout.pool_l2.end().0)
             .map(|table| l1_entry(HostCluster(table).offset(bits), false));
         write_table(self.storage, layout.pool_l1, &layout, tables)?;
-        let entry = pool::snapshot(
-            1,
+        let id = self.layers.as_ref().map_or(1, Layers::pool_id);
+        snapshots.push(pool::snapshot(
+            id,
             layout.offset(layout.pool_l1),
             layout.pool_l1_entries,
             DirectoryHeader::directory_bytes(members),
-        );
-        let table = layout.offset(layout.snapshot_table).0;
-        self.storage.write_at(&entry.encode(), table).map_err(writing)
+        ));
+        let table: Vec<u8> = snapshots.iter().flat_map(Snapshot::encode).collect();
+        self.storage.write_at(&table, layout.offset(layout.snapshot_table).0).map_err(writing)
     }
 
     fn map(&mut self, guest: GuestCluster, host: HostCluster, copied: bool) -> Result<()> {
@@ -234,7 +300,7 @@ impl<'a> NewImage<'a> {
     /// Those of writing.
     pub fn map_as(&mut self, guest: GuestCluster, entry: L2Entry) -> Result<()> {
         self.skip_to(guest)?;
-        self.entry(entry.encode(self.layout.parts.cluster_bits).to_be_bytes())
+        self.entry(entry.encode(self.layout.parts.cluster_bits))
     }
 
     /// Fills the gap before `guest`.
@@ -248,23 +314,35 @@ impl<'a> NewImage<'a> {
             self.next = table_start;
         }
         while self.next < guest {
-            self.entry([0; 8])?;
+            self.entry(0)?;
         }
         Ok(())
     }
 
     /// Appends the L2 entry of the next guest cluster, which may begin a table.
-    fn entry(&mut self, entry: [u8; 8]) -> Result<()> {
+    fn entry(&mut self, word: u64) -> Result<()> {
         let entries = self.layout.parts.cluster_bits.entries();
         let at = self.l2.position();
-        if at & (self.layout.parts.cluster_bits.bytes() - 1) == 0 {
-            let index = usize::try_from(self.next.0 / entries).unwrap_or(usize::MAX);
-            if let Some(l1) = self.l1.get_mut(index) {
-                *l1 = l1_entry(HostOffset(at), true);
+        let begins_table = at & (self.layout.parts.cluster_bits.bytes() - 1) == 0;
+        let mut word = word;
+        let (mut index, mut copied) = (usize::try_from(self.next.0 / entries).unwrap_or(usize::MAX), true);
+        if let Some(layers) = &mut self.layers {
+            layers.enter(self.next);
+            // The flag means nothing in a snapshot's tables; QEMU leaves it cleared there, and sets it when it reverts to one.
+            let is_active = layers.is_active(self.next);
+            word = with_copied(word, is_active && is_copied(word));
+            layers.set(self.next, word);
+            if begins_table {
+                layers.set_table(self.next, HostOffset(at));
+                index = layers.l1_index(self.next);
+                copied = layers.table_layers()? == 1 && is_active;
             }
         }
+        if begins_table && let Some(l1) = self.l1.get_mut(index) {
+            *l1 = l1_entry(HostOffset(at), copied);
+        }
         self.next = GuestCluster(self.next.0 + 1);
-        self.l2.write(&entry).map_err(writing)
+        self.l2.write(&word.to_be_bytes()).map_err(writing)
     }
 
     /// Gives the next member of the pool its L2 entry; members come in the order of the file.
@@ -273,6 +351,19 @@ impl<'a> NewImage<'a> {
     /// Those of writing.
     pub fn pool_as(&mut self, entry: L2Entry) -> Result<()> {
         self.pool_l2.write(&entry.encode(self.layout.parts.cluster_bits).to_be_bytes()).map_err(writing)
+    }
+
+    /// Counts clusters of metadata: each has one reference but L2 tables that layers have in common.
+    fn count_metadata(&mut self, start: HostCluster, end: HostCluster) -> Result<()> {
+        let l2 = self.layout.l2;
+        let tables = self.layers.as_ref().filter(|_| start <= l2.start && l2.end() <= end).map(Layers::all_tables);
+        let Some(tables) = tables else { return self.count(1, end.0 - start.0) };
+        self.count(1, l2.start.0 - start.0)?;
+        for run in tables {
+            let (layers, count) = run?;
+            self.count(layers, count)?;
+        }
+        self.count(1, end.0 - l2.end().0)
     }
 
     /// Gives the next `clusters` host clusters the count `refcount`.
@@ -329,7 +420,7 @@ fn header(layout: &Layout, traits: &Traits) -> Header {
         l1_offset: layout.offset(layout.l1),
         refcount_table_offset: layout.offset(layout.refcount_table),
         refcount_table_clusters: u32::try_from(layout.refcount_table.clusters).unwrap_or(u32::MAX),
-        snapshots: u32::from(layout.parts.members.is_some()),
+        snapshots: layout.parts.snapshots + u32::from(layout.parts.members.is_some()),
         snapshots_offset: match layout.parts.members {
             Some(_) => layout.offset(layout.snapshot_table),
             None => HostOffset(0),

@@ -132,9 +132,7 @@ fn snapshot_table(change: &Change, pool: Option<&Places>) -> Vec<Snapshot> {
         table.remove(index);
     }
     let Some(pool) = pool else { return table };
-    let number = |snapshot: &Snapshot| str::from_utf8(&snapshot.id).ok()?.parse::<u64>().ok();
-    let highest = table.iter().filter_map(number).max().unwrap_or(0);
-    let mut entry = pool.snapshot(highest.saturating_add(1), header.cluster_bits);
+    let mut entry = pool.snapshot(crate::pool::next_id(&table), header.cluster_bits);
     match change.ground.pool_index.and_then(|index| table.get_mut(index)) {
         Some(old) => {
             entry.id.clone_from(&old.id);

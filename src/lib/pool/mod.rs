@@ -39,6 +39,13 @@ pub fn clusters(members: u64, bits: ClusterBits, l1_entries: u32) -> u64 {
     bits.clusters(tables.max(u64::from(l1_entries)) * 8) + tables + directory
 }
 
+/// The id of a pool beside `snapshots`: the highest of theirs plus 1.
+#[must_use]
+pub fn next_id(snapshots: &[Snapshot]) -> u64 {
+    let number = |snapshot: &Snapshot| str::from_utf8(&snapshot.id).ok()?.parse::<u64>().ok();
+    snapshots.iter().filter_map(number).max().unwrap_or(0).saturating_add(1)
+}
+
 /// The snapshot table entry of a pool.
 #[must_use]
 pub fn snapshot(id: u64, l1_offset: HostOffset, l1_entries: u32, directory_bytes: u64) -> Snapshot {

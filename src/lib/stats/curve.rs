@@ -62,7 +62,7 @@ pub(super) fn each_size(
 pub(super) fn point(bits: ClusterBits, size: u64, l2_tables: u64, records: &Sorted) -> Result<Option<CurvePoint>> {
     let options = ConvertOptions::default();
     let data = records.len();
-    let found = distinct(records, options.refcount_bits.sharer_limit().unwrap_or(u64::MAX))?;
+    let found = distinct(records, options.refcount_bits.sharer_limit().unwrap_or(u64::MAX), |cluster| cluster)?;
     let lengths = layout(&options, bits, size, found, l2_tables).and_then(|file| {
         let plain = Layout::new(Parts { data, members: None, ..file.parts })?;
         Ok((file.file_len(), plain.file_len()))

@@ -49,6 +49,7 @@ impl AtomicFile {
                 Some(open_locked(&target, LockMode::Write).map_err(|e| e.opening(path))?)
             }
             Ok(metadata) => {
+                // A device is written in place, where the command can.
                 let kind = if metadata.file_type().is_block_device() { "a block device" } else { "not a regular file" };
                 return Err(Error::unsupported(format!(
                     "Could not create '{}': it is {kind}; write to a regular file and copy it there",

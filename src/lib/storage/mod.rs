@@ -14,11 +14,13 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 
 pub mod atomic_file;
 pub mod buffer;
+pub mod device;
 pub(crate) mod latch;
 pub mod lock;
 pub mod open;
 pub mod rate;
 pub mod region;
+pub mod target;
 
 /// A file, or something that behaves like one.
 pub trait Storage: Send + Sync {
@@ -70,6 +72,11 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The operating system's.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+}
+
+/// Whether a file system or device that answers so cannot do what it was asked for.
+pub(crate) fn no_such_call(error: Errno) -> bool {
+    matches!(error, Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV)
 }
 
 /// Takes the clean pages of `file` out of the page cache. Advice only: where it is not followed nothing is lost.
@@ -154,7 +161,7 @@ impl Storage for FileStorage {
             match nix::fcntl::fallocate(&self.0, mode, start, length) {
                 Ok(()) => return Ok(true),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV) => return Ok(false),
+                Err(e) if no_such_call(e) => return Ok(false),
                 Err(e) => return Err(e.into()),
             }
         }

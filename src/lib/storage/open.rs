@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
 
 use super::lock::{LockMode, lock};
 use crate::error::{Error, IoContext, Result};
@@ -35,18 +36,39 @@ pub fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
     Ok(file)
 }
 
-/// Identifies the file behind a descriptor.
+/// Identifies the file or the device behind a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileId {
-    dev: u64,
-    ino: u64,
+pub enum FileId {
+    /// A file of a file system.
+    File {
+        /// The file system.
+        dev: u64,
+        /// The file in it.
+        ino: u64,
+    },
+    /// A block device, whatever names it has.
+    Device(u64),
 }
 
 impl FileId {
     /// The identity of an open file.
     #[must_use]
     pub fn of(metadata: &Metadata) -> Self {
-        Self { dev: metadata.dev(), ino: metadata.ino() }
+        match metadata.file_type().is_block_device() {
+            true => Self::Device(metadata.rdev()),
+            false => Self::File { dev: metadata.dev(), ino: metadata.ino() },
+        }
+    }
+
+    /// The file that a loop device, or a partition of one, stores its content in.
+    #[must_use]
+    pub fn behind_loop(self) -> Option<Self> {
+        let Self::Device(rdev) = self else { return None };
+        let device = format!("/sys/dev/block/{}:{}", major(rdev), minor(rdev));
+        let device = std::fs::canonicalize(device).ok()?;
+        let name = [Some(device.as_path()), device.parent()].into_iter().flatten();
+        let mut name = name.filter_map(|device| std::fs::read_to_string(device.join("loop/backing_file")).ok());
+        std::fs::metadata(name.next()?.trim_end_matches('\n')).ok().map(|metadata| Self::of(&metadata))
     }
 }
 
@@ -63,5 +85,6 @@ fn refuse_special(metadata: &Metadata) -> Result<()> {
     } else {
         "a socket"
     };
-    Err(Error::unsupported(format!("{name} is not a regular file or block device")))
+    // A disk is read more than once, and not from its beginning to its end.
+    Err(Error::unsupported(format!("{name} is not a regular file or block device, which can be read at any place")))
 }

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 pub(crate) use header::Header;
 pub(crate) use snapshot::Snapshot;
 
-pub(crate) use super::verify::{Facts, Pin, Survey, verify_dedup, verify_deduped};
+pub(crate) use super::verify::{
+    Facts, Pin, Survey, content, verify_dedup, verify_deduped, verify_packed, verify_plain,
+};
 
 /// Bits 9 to 55 of a table entry.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;

@@ -9,7 +9,7 @@ mod references;
 mod survey;
 
 use super::reader::{Entry, Image};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 pub(crate) use crashed::{Left, verify_crashed, verify_repaired};
@@ -90,6 +90,46 @@ pub(crate) fn verify_dedup(path: &Path, pin: Pin) -> Facts {
     pool::verify_members(&image, &facts, &refcounts, pin);
     pool::verify_records(&image, &directory, &mut facts);
     facts
+}
+
+/// Verifies an image that nothing is shared in: every refcount and COPIED flag, no snapshot, and each data cluster with a single
+/// user. Uncompressed ones have a host cluster of their own.
+#[track_caller]
+pub(crate) fn verify_plain(path: &Path) -> Survey {
+    let (image, survey) = (Image::open(path), Survey::of(path));
+    let header = &image.header;
+    image.must(header.version == 3 && header.incompatible & !8 == 0, || format!("unexpected features: {header:?}"));
+    image.must((header.nb_snapshots, header.snapshots_offset) == (0, 0), || format!("a snapshot table: {header:?}"));
+    let refcounts = references::verify_refcounts(&image, None);
+    references::verify_copied(&image, &refcounts);
+    for (word, stored) in &survey.stored {
+        image.must(stored.references == 1, || format!("{word:#x} has more than one user: {stored:?}"));
+        let count = refcounts[(survey.host(*word) / survey.cluster_size) as usize];
+        image.must(count == 1 || word >> 62 == 1, || format!("{word:#x} has refcount {count}"));
+    }
+    survey
+}
+
+/// Verifies a fresh deduplicated image that may have compressed clusters: every refcount and COPIED flag, each content stored once,
+/// those with two or more users in the pool and no others, each as its SHA-256 says.
+#[track_caller]
+pub(crate) fn verify_packed(path: &Path) -> Survey {
+    let (image, survey) = (Image::open(path), Survey::of(path));
+    let pool = survey.pool.as_ref().expect("a pool");
+    let refcounts = references::verify_refcounts(&image, Some(pool.member_tables));
+    references::verify_copied(&image, &refcounts);
+    let contents = survey.contents(survey.stored.keys().copied());
+    let distinct: BTreeSet<_> = contents.values().collect();
+    image.must(distinct.len() == contents.len(), || "a content is stored twice".into());
+    let shared = survey.stored.iter().filter(|(_, stored)| stored.references > 1).map(|(word, _)| *word);
+    image.must(shared.eq(survey.members().iter().copied().collect::<BTreeSet<_>>()), || {
+        "the pool does not hold just what is shared".into()
+    });
+    for word in survey.members() {
+        let (sha, _, _) = survey.record(*word).unwrap();
+        image.must(contents[word] == Some(sha), || format!("member {word:#x} does not match its SHA-256"));
+    }
+    survey
 }
 
 /// Counts what the active layer maps, and how often.

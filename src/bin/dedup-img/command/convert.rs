@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use dedup_img::ErrorKind;
 use dedup_img::compress::CompressionLevel;
 use dedup_img::convert::{
-    ConvertOptions, ConvertReport, IntoOptions, RawOptions, RawReport, convert, convert_into, to_raw,
+    ClusterSize, ConvertOptions, ConvertReport, IntoOptions, RawOptions, RawReport, Sharing, convert, convert_into,
+    to_raw,
 };
 use dedup_img::disk::{Disk, DiskOptions, Format, Unreadable};
 use dedup_img::format::refcount::RefcountBits;
 use dedup_img::image::SnapshotName;
 use dedup_img::inplace::OverwriteReport;
 use dedup_img::pool::Pin;
+use dedup_img::units::ClusterBits;
 use dedup_img::work::Work;
 
 use super::run;
@@ -29,6 +31,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let Some((target, sources)) = args.files.split_last().filter(|(_, sources)| !sources.is_empty()) else {
         return Err(Failure::Usage { command: "convert", message: "Must specify image file name".to_owned() });
     };
+    refuse_with_snapshots(args, sources)?;
     let target_format: Format = args
         .target_format
         .parse()
@@ -52,6 +55,28 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     if args.run.quiet { Ok(()) } else { view::print(&summary) }
 }
 
+/// Fails where --all-snapshots meets what it cannot be combined with.
+fn refuse_with_snapshots(args: &ConvertArgs, sources: &[PathBuf]) -> Result<(), Failure> {
+    let reason = if !args.all_snapshots {
+        return Ok(());
+    } else if args.snapshot.is_some() {
+        "cannot be combined with -l, which names one snapshot"
+    } else if sources.len() > 1 {
+        "takes one source: several sources make a new disk, which has no snapshots"
+    } else if args.target_format == "raw" {
+        "is for QCOW2 targets: a raw image has no snapshots; convert them one by one with -l"
+    } else if args.no_create {
+        "makes a new image; with -n write the disk into the target, night by night"
+    } else if args.plain {
+        "shares what the snapshots have in common; with --plain convert them one by one with -l"
+    } else if args.qemu.salvage {
+        "cannot be combined with --salvage; convert the snapshots one by one with -l"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(format_args!("--all-snapshots {reason}")))
+}
+
 /// A conversion.
 struct Job<'a> {
     args: &'a ConvertArgs,
@@ -71,7 +96,10 @@ struct TargetOptions {
 impl Job<'_> {
     /// Runs it and returns the summary; `unreadable` tells what could not be read, also where it failed.
     fn run(&self, work: &Work<'_>, unreadable: &mut Vec<Unreadable>) -> dedup_img::Result<String> {
-        let disk = open(self.sources, &self.disk_options)?;
+        let disk = match self.args.all_snapshots {
+            true => Disk::open_with_snapshots(self.source(), &self.disk_options, self.largest_cluster())?,
+            false => open(self.sources, &self.disk_options)?,
+        };
         if self.options.qemu.source_uncached {
             disk.drop_cache();
         }
@@ -95,11 +123,23 @@ impl Job<'_> {
         })
     }
 
+    fn source(&self) -> &Path {
+        self.sources.first().map_or(Path::new(""), PathBuf::as_path)
+    }
+
+    /// The largest cluster that the target may get.
+    fn largest_cluster(&self) -> ClusterBits {
+        match self.options.image.cluster_size {
+            ClusterSize::Auto | ClusterSize::Usual => ClusterBits::DEFAULT,
+            ClusterSize::Fixed(bits) => bits,
+        }
+    }
+
     fn write(&self, disk: &Disk, work: &Work<'_>) -> dedup_img::Result<Report> {
         let QemuOptions { sparse, rate, durable, uncached, .. } = self.options.qemu;
         match self.target_format {
             Format::Qcow2 if self.args.no_create => {
-                let options = IntoOptions { pin: self.options.image.pin, uncached, rate };
+                let options = IntoOptions { pin: self.args.pin.map_or(Pin::Shared, Pin::from), uncached, rate };
                 Ok(Report::Into(Box::new(convert_into(disk, self.target, options, work)?)))
             }
             Format::Qcow2 => Ok(Report::Qcow2(Box::new(convert(disk, self.target, &self.options.image, work)?))),
@@ -155,6 +195,7 @@ fn refuse_creation(args: &ConvertArgs, format: Format) -> Result<(), Failure> {
     let refusals = [
         (!args.options.is_empty(), "-o has no effect when skipping image creation"),
         (args.backing_file.is_some(), "-B: with -n the target keeps its own backing file; leave it out"),
+        (args.plain, "--plain: with -n the target keeps its pool, and shares; leave it out"),
         (args.compress, "-c: with -n new clusters are not compressed; leave it out"),
         (format == Format::Raw, "-n: only a qcow2 image is written where it lies; dd writes into a raw one"),
     ];
@@ -175,27 +216,45 @@ fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<
             target.display()
         )));
     }
+    if args.plain {
+        refuse_with_plain(args, format)?;
+    }
     let mut options = ImageOptions::parse(&args.options, For::Convert, target)?;
     if args.backing_file.is_some() && options.backing_file.is_some() {
         return Err(Failure::new("-B is not allowed when -o backing_file is used"));
     }
     options.backing_file = args.backing_file.clone().or(options.backing_file);
     options.backing_format = args.backing_format.clone().or(options.backing_format);
-    let cluster_size = options.cluster_size.unwrap_or_default();
+    // What other programs read well is what qemu-img makes.
+    let (cluster_size, refcount_bits, sharing) = match args.plain {
+        true => (ClusterSize::Usual, RefcountBits::PLAIN, Sharing::Plain),
+        false => (ClusterSize::Auto, RefcountBits::DEFAULT, Sharing::Pooled(args.pin.map_or(Pin::Shared, Pin::from))),
+    };
+    let cluster_size = options.cluster_size.unwrap_or(cluster_size);
     let qemu = args.qemu.options(format, cluster_size, args.no_create)?;
     let traits = options.traits(target)?;
     let level = CompressionLevel::new(traits.compression, args.compression_level)?;
     let image = ConvertOptions {
         cluster_size,
-        refcount_bits: options.refcount_bits.unwrap_or(RefcountBits::DEFAULT),
+        refcount_bits: options.refcount_bits.unwrap_or(refcount_bits),
         traits,
         compress: args.compress.then_some(level),
-        pin: args.pin.map_or(Pin::Shared, Pin::from),
+        sharing,
         durable: qemu.durable,
         uncached: qemu.uncached,
         rate: qemu.rate,
     };
     Ok(TargetOptions { image, qemu })
+}
+
+fn refuse_with_plain(args: &ConvertArgs, format: Format) -> Result<(), Failure> {
+    match (format, args.pin) {
+        (Format::Raw, _) => Err(Failure::new("--plain means a QCOW2 image without sharing; with -O raw leave it out")),
+        (_, Some(_)) => {
+            Err(Failure::new("--pin says what the pool holds, and with --plain there is none; give one of them"))
+        }
+        (Format::Qcow2, None) => Ok(()),
+    }
 }
 
 fn source_format(source: &Path, name: &str) -> Result<Format, Failure> {

@@ -59,7 +59,7 @@ struct Summary<'a, R: Serialize> {
     peak_memory_bytes: u64,
 }
 
-/// The summary of a conversion into a deduplicated QCOW2.
+/// The summary of a conversion into QCOW2.
 pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: OutputArg) -> String {
     if output == OutputArg::Json {
         return json(context, report);
@@ -68,7 +68,14 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
     let size = |n: u64| bytes(n * report.cluster_size_bytes);
     let mut rows = Rows::new();
     rows.add("virtual size", bytes(report.virtual_size_bytes), "");
-    rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
+    let known = match report.snapshots {
+        None => "the rest is known to be zeros",
+        Some(snapshots) => {
+            rows.add("snapshots", snapshots.to_string(), "");
+            "the rest is known to be zeros, or where another snapshot has it"
+        }
+    };
+    rows.add("read", bytes(report.read_bytes), known);
     context.add_unreadable(&mut rows);
     rows.add("zeros", bytes(report.zero_bytes), "not stored");
     if report.backing_clusters > 0 {
@@ -76,21 +83,25 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
         rows.add("unchanged", size(report.backing_clusters), &remark);
     }
     rows.add("data", size(report.data_clusters), &clusters(report.data_clusters));
-    rows.add(
-        "stored",
-        size(report.stored_clusters),
-        &format!("{} of different content", clusters(report.stored_clusters)),
-    );
-    rows.add(
-        "shared",
-        size(report.shared_clusters),
-        &format!("{}, each with two or more users", clusters(report.shared_clusters)),
-    );
+    if !report.plain {
+        rows.add(
+            "stored",
+            size(report.stored_clusters),
+            &format!("{} of different content", clusters(report.stored_clusters)),
+        );
+        rows.add(
+            "shared",
+            size(report.shared_clusters),
+            &format!("{}, each with two or more users", clusters(report.shared_clusters)),
+        );
+    }
     if report.compressed_clusters > 0 {
         let remark = format!("for {} of the stored", clusters(report.compressed_clusters));
         rows.add("compressed", bytes(report.compressed_bytes), &remark);
     }
-    rows.add("saved", bytes(report.saved_bytes), &format!("{:.1} % of the data", report.saved_percent));
+    if !report.plain {
+        rows.add("saved", bytes(report.saved_bytes), &format!("{:.1} % of the data", report.saved_percent));
+    }
     rows.add("file", bytes(report.file_length_bytes), &context.target.display().to_string());
     rows.add("cluster size", bytes(report.cluster_size_bytes), &reason(report));
     let hint = report.l2_cache_size_bytes.map_or(String::new(), |size| {
@@ -142,14 +153,18 @@ pub(crate) fn raw(context: &Context<'_>, report: &RawReport, output: OutputArg) 
     rows.add("virtual size", bytes(report.virtual_size_bytes), "");
     rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
     context.add_unreadable(&mut rows);
-    rows.add("written", bytes(report.written_bytes), "the rest is holes");
+    rows.add("written", bytes(report.written_bytes), "the rest is zeros");
     rows.add("file", bytes(report.allocated_bytes), &context.target.display().to_string());
     rows.finish(report.seconds)
 }
 
 fn reason(report: &ConvertReport) -> String {
     if report.cluster_sizes.is_empty() {
-        let why = if report.cluster_size_reason == "backing" { "that of the backing file" } else { "as asked for" };
+        let why = match report.cluster_size_reason {
+            "backing" => "that of the backing file",
+            "default" => "as qemu-img takes it",
+            _ => "as asked for",
+        };
         return why.to_owned();
     }
     let shortest = report.cluster_sizes.iter().map(|choice| choice.file_length_bytes).min();
@@ -159,7 +174,9 @@ fn reason(report: &ConvertReport) -> String {
         _ => "nearly the smallest file",
     };
     let sizes = report.cluster_sizes.iter().rev();
-    let sizes = sizes.map(|c| format!("{}k: {}", c.cluster_size_bytes >> 10, bytes(c.file_length_bytes)));
+    // How far all of it can be compressed is known of a part of it only.
+    let about = if report.compressed { "about " } else { "" };
+    let sizes = sizes.map(|c| format!("{}k: {about}{}", c.cluster_size_bytes >> 10, bytes(c.file_length_bytes)));
     format!("{why} ({})", sizes.collect::<Vec<_>>().join(", "))
 }
 

@@ -187,7 +187,7 @@ impl Planner<'_> {
         let ground = Ground::with_room(storage, inspection, scan.records.len())?;
         let small = spill.share(4);
         let unchanged = std::mem::replace(&mut scan.unchanged, Sequence::new(&small)).into_sorted()?;
-        let changed = Level::of(scan, spill)?;
+        let changed = Level::of(scan, None, spill)?;
 
         let links = find::links(&changed.records, &unchanged, spill)?;
         drop(unchanged);

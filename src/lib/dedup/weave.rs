@@ -1,0 +1,370 @@
+//! What the layers of a woven row have in common, with no look at any content.
+//!
+//! A scan leaves out what a layer has at the same place of the file as the layer above it. Here every cluster that was scanned
+//! learns how many layers use it, and every L2 table of the output in how many layers it is the same.
+
+use std::iter::Peekable;
+
+use super::plan::split_run;
+use super::sequence::{Sequence, Spill, Words};
+use super::{INDEX_BITS, index};
+use crate::disk::history::Weave;
+use crate::error::Result;
+
+/// What follows from the places of the layers' clusters.
+pub struct Woven {
+    /// The row, in clusters.
+    pub weave: Weave,
+    /// Clusters that a layer has as the layer above, where that one has any, in the order of the row; see [`Inherited`].
+    pub inherited: Sequence,
+    /// Scanned clusters that more than one layer uses, as runs in the order of the row; see [`Users`].
+    pub users: Sequence,
+    /// How many layers use each L2 table, in the order of the tables, as runs: layers in the high 64 bits, tables in the low ones.
+    pub tables: Sequence,
+    /// L2 tables.
+    pub l2_tables: u64,
+    /// Clusters that layers use as the layer above.
+    pub inherited_clusters: u64,
+}
+
+/// A run of clusters that a layer has as the layer above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Inherited {
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+    /// Whether it is all that an L2 table maps: the layers have the table in common.
+    pub(crate) table: bool,
+}
+
+impl Inherited {
+    fn encode(self) -> u128 {
+        u128::from(self.start) << 64 | u128::from(self.len << 1 | u64::from(self.table))
+    }
+
+    pub(crate) fn decode(word: u128) -> Self {
+        let (start, low) = split_run(word);
+        Self { start, len: low >> 1, table: low & 1 == 1 }
+    }
+}
+
+/// A run of clusters that the same number of layers use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Users {
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+    pub(crate) users: u64,
+}
+
+impl Users {
+    const BITS: u32 = u128::BITS - 2 * INDEX_BITS;
+
+    fn encode(self) -> u128 {
+        (u128::from(self.start) << INDEX_BITS | u128::from(self.len)) << Self::BITS | u128::from(self.users)
+    }
+
+    fn decode(word: u128) -> Self {
+        let users = u64::try_from(word & ((1 << Self::BITS) - 1)).unwrap_or(u64::MAX);
+        Self { start: index(word >> (Self::BITS + INDEX_BITS)), len: index(word >> Self::BITS), users }
+    }
+}
+
+/// Tells how many layers use scanned clusters, asked for in the order of the row.
+pub(crate) struct UserCounts<'a> {
+    words: Option<Words<'a>>,
+    run: Users,
+}
+
+impl<'a> UserCounts<'a> {
+    pub(crate) fn new(woven: Option<&'a Woven>) -> Self {
+        Self { words: woven.map(|woven| woven.users.iter()), run: Users { start: 0, len: 0, users: 1 } }
+    }
+
+    /// How many layers use `cluster`, and the cluster behind it for which that may change.
+    pub(crate) fn of(&mut self, cluster: u64) -> Result<(u64, u64)> {
+        while self.run.start + self.run.len <= cluster {
+            match self.words.as_mut().and_then(Iterator::next).transpose()? {
+                Some(word) => self.run = Users::decode(word),
+                None => return Ok((1, u64::MAX)),
+            }
+        }
+        match cluster < self.run.start {
+            true => Ok((1, self.run.start)),
+            false => Ok((self.run.users, self.run.start + self.run.len)),
+        }
+    }
+}
+
+/// Weaves what a level has: `runs` of clusters that are not zero, `zeros` that a backing file must not show through, and clusters
+/// `in_common` with the layer above, all as runs in the order of the row. An L2 table has `entries` entries.
+pub(crate) fn weave(
+    weave: Weave,
+    entries: u64,
+    (runs, zeros): (&Sequence, &Sequence),
+    in_common: impl Iterator<Item = Result<u128>>,
+    spill: &Spill,
+) -> Result<Woven> {
+    let mut loom = Loom::new(weave, entries, spill);
+    let mut sources = (runs.iter().peekable(), zeros.iter().peekable(), in_common.peekable());
+    loop {
+        let starts = [start(&mut sources.0)?, start(&mut sources.1)?, start(&mut sources.2)?];
+        let Some(first) = starts.iter().flatten().min().copied() else { break };
+        let (kind, word) = match starts.map(|start| start == Some(first)) {
+            [true, ..] => (Kind::Data, sources.0.next()),
+            [_, true, _] => (Kind::Zero, sources.1.next()),
+            _ => (Kind::Inherited, sources.2.next()),
+        };
+        let Some(word) = word.transpose()? else { break };
+        let (start, len) = split_run(word);
+        let mut at = start;
+        while at < start + len {
+            let end = (at - at % weave.unit + weave.unit).min(start + len);
+            loom.add(kind, at, end - at)?;
+            at = end;
+        }
+    }
+    loom.finish()
+}
+
+fn start(words: &mut Peekable<impl Iterator<Item = Result<u128>>>) -> Result<Option<u64>> {
+    match words.peek() {
+        None => Ok(None),
+        Some(Ok(word)) => Ok(Some(split_run(*word).0)),
+        Some(Err(_)) => words.next().transpose().map(|_| None),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Data,
+    Zero,
+    Inherited,
+}
+
+/// Nothing is mapped.
+const NONE: u32 = 0;
+/// Zeros.
+const ZERO: u32 = 1;
+/// The first scanned cluster of a group.
+const FIRST: u32 = 2;
+
+/// An L2 table of a layer in the current unit.
+#[derive(Clone, Copy, Default)]
+struct Table {
+    /// Entries in use.
+    mapped: u64,
+    /// Whether one of them is not inherited.
+    own: bool,
+    /// Its number in the group.
+    number: usize,
+}
+
+/// One unit of one layer.
+struct Unit {
+    /// For each cluster which scanned cluster of the group it is.
+    owners: Vec<u32>,
+    tables: Vec<Table>,
+}
+
+impl Unit {
+    fn clear(&mut self) {
+        self.owners.fill(NONE);
+        self.tables.fill(Table::default());
+    }
+}
+
+/// Goes along the row, a unit at a time.
+struct Loom {
+    weave: Weave,
+    entries: u64,
+    unit: u64,
+    above: Unit,
+    now: Unit,
+    /// Runs of the unit that are inherited.
+    pending: Vec<(u64, u64)>,
+    /// The scanned clusters of the group, as runs.
+    scanned: Vec<(u64, u64)>,
+    /// How many layers use each of them.
+    users: Vec<u32>,
+    /// How many layers use each table of the group.
+    group_tables: Vec<u64>,
+    table_run: (u64, u64),
+    woven: Woven,
+}
+
+impl Loom {
+    fn new(weave: Weave, entries: u64, spill: &Spill) -> Self {
+        let unit = || Unit {
+            owners: vec![NONE; usize::try_from(weave.unit).unwrap_or(0)],
+            tables: vec![Table::default(); usize::try_from(weave.unit / entries).unwrap_or(0)],
+        };
+        let small = spill.share(4);
+        let woven = Woven {
+            weave,
+            inherited: Sequence::new(&small),
+            users: Sequence::new(&small),
+            tables: Sequence::new(&small),
+            l2_tables: 0,
+            inherited_clusters: 0,
+        };
+        Self {
+            weave,
+            entries,
+            unit: 0,
+            above: unit(),
+            now: unit(),
+            pending: Vec::new(),
+            scanned: Vec::new(),
+            users: Vec::new(),
+            group_tables: Vec::new(),
+            table_run: (0, 0),
+            woven,
+        }
+    }
+
+    /// Adds a run that lies in one unit.
+    fn add(&mut self, kind: Kind, start: u64, len: u64) -> Result<()> {
+        let unit = start / self.weave.unit;
+        if unit != self.unit {
+            self.end_unit()?;
+            std::mem::swap(&mut self.above, &mut self.now);
+            self.now.clear();
+            if self.weave.group(unit) != self.weave.group(self.unit) {
+                self.end_group()?;
+                self.above.clear();
+            } else if unit != self.unit + 1 {
+                // The layer between them has nothing here.
+                self.above.clear();
+            }
+            self.unit = unit;
+        }
+        match kind {
+            Kind::Inherited => self.pending.push((start, len)),
+            Kind::Data => self.scanned.push((start, len)),
+            Kind::Zero => {}
+        }
+        for row in start..start + len {
+            let at = usize::try_from(row % self.weave.unit).unwrap_or(usize::MAX);
+            let above = self.above.owners.get(at).copied().unwrap_or(NONE);
+            let owner = match kind {
+                Kind::Zero => ZERO,
+                Kind::Inherited => above,
+                Kind::Data => {
+                    self.users.push(0);
+                    u32::try_from(self.users.len() - 1).unwrap_or(u32::MAX).saturating_add(FIRST)
+                }
+            };
+            if owner == NONE {
+                continue;
+            }
+            let scanned = owner.checked_sub(FIRST).and_then(|number| usize::try_from(number).ok());
+            scanned.and_then(|number| self.users.get_mut(number)).into_iter().for_each(|users| *users += 1);
+            let inherited = matches!(kind, Kind::Inherited);
+            self.woven.inherited_clusters += u64::from(inherited && owner != ZERO);
+            if let Some(now) = self.now.owners.get_mut(at) {
+                *now = owner;
+            }
+            let table = usize::try_from(row % self.weave.unit / self.entries).unwrap_or(usize::MAX);
+            if let Some(table) = self.now.tables.get_mut(table) {
+                table.mapped += 1;
+                table.own |= !inherited;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_unit(&mut self) -> Result<()> {
+        let base = self.unit * self.weave.unit;
+        let mut pending = self.pending.iter().copied().peekable();
+        for ((table, above), start) in
+            self.now.tables.iter_mut().zip(&self.above.tables).zip((base..).step_by(step(self.entries)))
+        {
+            let end = start + self.entries;
+            let is_shared = !table.own && table.mapped == above.mapped;
+            if table.mapped > 0 && is_shared {
+                table.number = above.number;
+                self.group_tables.get_mut(above.number).into_iter().for_each(|layers| *layers += 1);
+                let all = Inherited { start, len: self.entries, table: true };
+                self.woven.inherited.push(all.encode())?;
+            } else if table.mapped > 0 {
+                table.number = self.group_tables.len();
+                self.group_tables.push(1);
+            }
+            while let Some(&(first, len)) = pending.peek().filter(|(first, _)| *first < end) {
+                if table.mapped > 0 && !is_shared {
+                    let range = first.max(start)..(first + len).min(end);
+                    mapped_runs(&self.now.owners, self.weave.unit, range, &mut self.woven.inherited)?;
+                }
+                if first + len > end {
+                    break;
+                }
+                pending.next();
+            }
+        }
+        self.pending.clear();
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<()> {
+        let mut run = Users { start: 0, len: 0, users: 0 };
+        let rows = self.scanned.drain(..).flat_map(|(start, len)| start..start + len);
+        let scanned = rows.zip(self.users.drain(..).map(u64::from));
+        for (start, users) in scanned.filter(|(_, users)| *users > 1) {
+            if run.users == users && run.start + run.len == start {
+                run.len += 1;
+                continue;
+            }
+            if run.len > 0 {
+                self.woven.users.push(run.encode())?;
+            }
+            run = Users { start, len: 1, users };
+        }
+        if run.len > 0 {
+            self.woven.users.push(run.encode())?;
+        }
+        self.woven.l2_tables += self.group_tables.len() as u64;
+        for layers in self.group_tables.drain(..) {
+            if self.table_run.0 != layers {
+                end_run(&mut self.table_run, &mut self.woven.tables)?;
+            }
+            self.table_run = (layers, self.table_run.1 + 1);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Woven> {
+        self.end_unit()?;
+        self.end_group()?;
+        end_run(&mut self.table_run, &mut self.woven.tables)?;
+        Ok(self.woven)
+    }
+}
+
+fn step(entries: u64) -> usize {
+    usize::try_from(entries).unwrap_or(usize::MAX)
+}
+
+fn end_run(run: &mut (u64, u64), tables: &mut Sequence) -> Result<()> {
+    let (layers, count) = std::mem::take(run);
+    if count > 0 {
+        tables.push(u128::from(layers) << 64 | u128::from(count))?;
+    }
+    Ok(())
+}
+
+/// Emits the parts of `range` that are mapped.
+fn mapped_runs(owners: &[u32], unit: u64, range: std::ops::Range<u64>, runs: &mut Sequence) -> Result<()> {
+    let mut open: Option<Inherited> = None;
+    for row in range {
+        let owner = usize::try_from(row % unit).ok().and_then(|at| owners.get(at)).copied().unwrap_or(NONE);
+        match &mut open {
+            Some(run) if owner != NONE => run.len += 1,
+            None if owner != NONE => open = Some(Inherited { start: row, len: 1, table: false }),
+            open => {
+                if let Some(run) = open.take() {
+                    runs.push(run.encode())?;
+                }
+            }
+        }
+    }
+    open.map_or(Ok(()), |run| runs.push(run.encode()))
+}

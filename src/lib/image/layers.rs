@@ -1,0 +1,218 @@
+//! The tables of an image with snapshots, while it is written in the order of the row (see [`crate::disk::history`]).
+
+use crate::dedup::plan::split_run;
+use crate::dedup::sequence::Words;
+use crate::dedup::weave::Woven;
+use crate::disk::history::{History, L1Size, Weave};
+use crate::error::Result;
+use crate::format::snapshot::Snapshot;
+use crate::pool;
+use crate::units::{ClusterBits, GuestCluster, HostOffset};
+
+use super::layout::Parts;
+
+/// Knows where in the L1 tables of all layers a cluster of the row belongs, and what the layer above has at the same place.
+pub struct Layers<'a> {
+    history: &'a History,
+    bits: ClusterBits,
+    weave: Weave,
+    sizes: Vec<L1Size>,
+    /// The first entry of each layer's L1 table, where all of them are one.
+    starts: Vec<usize>,
+    /// Runs of how many layers use the next L2 tables.
+    woven: &'a Woven,
+    tables: Words<'a>,
+    run: (u64, u64),
+    unit: u64,
+    above: Unit,
+    now: Unit,
+}
+
+/// What one layer has in a unit.
+struct Unit {
+    entries: Vec<u64>,
+    tables: Vec<HostOffset>,
+}
+
+/// Adds what the snapshots of `history` need to `parts`, which are those of their disk.
+///
+/// # Errors
+/// [`crate::ErrorKind::Limit`] where a snapshot's L1 table would be larger than QEMU accepts.
+pub(crate) fn with_snapshots(parts: Parts, history: Option<&History>) -> Result<Parts> {
+    let Some(history) = history else { return Ok(parts) };
+    let bits = parts.cluster_bits;
+    let sizes = history.l1_sizes(bits)?;
+    // QEMU counts the clusters that the entries need, no more.
+    let pool = pool::snapshot(pool::next_id(history.snapshots()), HostOffset(0), 0, 0);
+    let table = history.snapshots().iter().chain([&pool]).map(|snapshot| snapshot.encode().len() as u64).sum();
+    Ok(Parts {
+        size: history.disk_size(),
+        snapshots: u32::try_from(history.snapshots().len()).unwrap_or(u32::MAX),
+        snapshot_l1: sizes.iter().skip(1).map(|size| bits.clusters(u64::from(size.all) * 8)).sum(),
+        snapshot_table: table,
+        ..parts
+    })
+}
+
+impl<'a> Layers<'a> {
+    /// The layers of `history` with clusters of `bits`, for which `woven` was found.
+    ///
+    /// # Errors
+    /// As [`with_snapshots`].
+    pub(crate) fn new(history: &'a History, woven: &'a Woven, bits: ClusterBits) -> Result<Self> {
+        let sizes = history.l1_sizes(bits)?;
+        let starts = sizes.iter().scan(0, |sum, size| {
+            let start = *sum;
+            *sum += size.all as usize;
+            Some(start)
+        });
+        let unit = || Unit {
+            entries: vec![0; usize::try_from(woven.weave.unit).unwrap_or(0)],
+            tables: vec![HostOffset(0); usize::try_from(woven.weave.unit / bits.entries()).unwrap_or(0)],
+        };
+        Ok(Self {
+            history,
+            bits,
+            weave: woven.weave,
+            starts: starts.collect(),
+            sizes,
+            woven,
+            tables: woven.tables.iter(),
+            run: (0, 0),
+            unit: 0,
+            above: unit(),
+            now: unit(),
+        })
+    }
+
+    /// Entries of all L1 tables together.
+    pub(super) fn l1_entries(&self) -> usize {
+        self.sizes.iter().map(|size| size.all as usize).sum()
+    }
+
+    /// Turns to `cluster` of the row; clusters come in order.
+    pub(super) fn enter(&mut self, cluster: GuestCluster) {
+        let unit = cluster.0 / self.weave.unit;
+        if unit != self.unit {
+            std::mem::swap(&mut self.above, &mut self.now);
+            self.now.clear();
+            if self.weave.group(unit) != self.weave.group(self.unit) || unit != self.unit + 1 {
+                self.above.clear();
+            }
+            self.unit = unit;
+        }
+    }
+
+    /// Runs of L2 tables in the order of the file: how many layers use each, and how many tables.
+    pub(super) fn all_tables(&self) -> impl Iterator<Item = Result<(u64, u64)>> + use<'a> {
+        self.woven.tables.iter().map(|word| word.map(split_run))
+    }
+
+    /// How many layers use the next L2 table.
+    pub(super) fn table_layers(&mut self) -> Result<u64> {
+        while self.run.1 == 0 {
+            match self.tables.next().transpose()? {
+                Some(word) => self.run = split_run(word),
+                None => return Ok(1),
+            }
+        }
+        self.run.1 -= 1;
+        Ok(self.run.0)
+    }
+
+    /// Whether `cluster` of the row belongs to the active disk.
+    pub(super) fn is_active(&self, cluster: GuestCluster) -> bool {
+        self.weave.locate(cluster.0).is_some_and(|(layer, _)| layer == 0)
+    }
+
+    /// The layer that `cluster` of the row belongs to, and which cluster of it that is; VM states lie behind the disk.
+    fn locate(&self, cluster: GuestCluster) -> (u64, GuestCluster) {
+        if let Some((layer, place)) = self.weave.locate(cluster.0) {
+            return (layer, GuestCluster(place));
+        }
+        let start = |vm: u64| vm >> self.bits.bits();
+        let vm = self.history.vm();
+        let before = vm.partition_point(|vm| start(vm.start) <= cluster.0);
+        let Some(vm) = vm.get(..before).and_then(<[_]>::last) else { return (0, cluster) };
+        let disk = usize::try_from(vm.layer).ok().and_then(|layer| self.sizes.get(layer)).map_or(0, |size| size.disk);
+        (vm.layer, GuestCluster(u64::from(disk) * self.bits.entries() + (cluster.0 - start(vm.start))))
+    }
+
+    /// The guest cluster at `place`, a place of the disk or a cluster of a VM state in the row.
+    pub(super) fn guest(&self, place: GuestCluster) -> GuestCluster {
+        if place.0 < self.weave.end { place } else { self.locate(place).1 }
+    }
+
+    /// The entry for the L2 table of `cluster` in the L1 tables of all layers.
+    pub(super) fn l1_index(&self, cluster: GuestCluster) -> usize {
+        let (layer, guest) = self.locate(cluster);
+        let start = usize::try_from(layer).ok().and_then(|layer| self.starts.get(layer)).copied().unwrap_or(usize::MAX);
+        start.saturating_add(usize::try_from(guest.0 / self.bits.entries()).unwrap_or(usize::MAX))
+    }
+
+    fn at(&self, cluster: u64) -> usize {
+        usize::try_from(cluster % self.weave.unit).unwrap_or(usize::MAX)
+    }
+
+    /// Remembers the L2 entry of `cluster`.
+    pub(super) fn set(&mut self, cluster: GuestCluster, word: u64) {
+        let at = self.at(cluster.0);
+        self.now.entries.get_mut(at).into_iter().for_each(|entry| *entry = word);
+    }
+
+    /// Remembers the L2 table of `cluster`.
+    pub(super) fn set_table(&mut self, cluster: GuestCluster, table: HostOffset) {
+        let at = self.at(cluster.0) >> (self.bits.bits() - 3);
+        self.now.tables.get_mut(at).into_iter().for_each(|entry| *entry = table);
+    }
+
+    /// The L2 entry of the layer above at the place of `cluster`.
+    pub(super) fn above(&mut self, cluster: GuestCluster) -> u64 {
+        self.enter(cluster);
+        self.above.entries.get(self.at(cluster.0)).copied().unwrap_or(0)
+    }
+
+    /// Takes the L2 table of the layer above for the one that begins at `cluster`, and returns it.
+    pub(super) fn inherit_table(&mut self, cluster: GuestCluster) -> HostOffset {
+        let first = self.at(cluster.0);
+        let range = first..first + self.bits.len() / 8;
+        if let (Some(now), Some(above)) = (self.now.entries.get_mut(range.clone()), self.above.entries.get(range)) {
+            now.copy_from_slice(above);
+        }
+        let table = self.above.tables.get(first >> (self.bits.bits() - 3)).copied().unwrap_or(HostOffset(0));
+        self.set_table(cluster, table);
+        table
+    }
+
+    /// The active L1 table, and those of the snapshots in the order of the snapshot table, of `l1`, which has all.
+    pub(super) fn split<'b>(&self, l1: &'b [u64]) -> (&'b [u64], Vec<&'b [u64]>) {
+        let table = |layer: usize| {
+            let (Some(&start), Some(size)) = (self.starts.get(layer), self.sizes.get(layer)) else { return &[][..] };
+            l1.get(start..start + size.all as usize).unwrap_or_default()
+        };
+        let snapshots = 0..self.history.snapshots().len();
+        (table(0), snapshots.map(|index| table(self.history.layer(index))).collect())
+    }
+
+    /// The entries of the snapshot table, with their L1 tables at `places`.
+    pub(super) fn snapshots(&self, places: impl Iterator<Item = (HostOffset, usize)>) -> Vec<Snapshot> {
+        let entry = |(snapshot, (l1_offset, entries)): (&Snapshot, (HostOffset, usize))| Snapshot {
+            l1_offset,
+            l1_entries: u32::try_from(entries).unwrap_or(u32::MAX),
+            ..snapshot.clone()
+        };
+        self.history.snapshots().iter().zip(places).map(entry).collect()
+    }
+
+    /// The id of the pool: the highest of the snapshots plus 1.
+    pub(super) fn pool_id(&self) -> u64 {
+        pool::next_id(self.history.snapshots())
+    }
+}
+
+impl Unit {
+    fn clear(&mut self) {
+        self.entries.fill(0);
+        self.tables.fill(HostOffset(0));
+    }
+}

@@ -1,0 +1,231 @@
+//! A block device that is written where it is.
+//!
+//! It has no second name to write under, so that nothing can make a new content appear whole. What can be done is that nobody takes
+//! half of it for all of it: the first sector, which holds the header of an image or the partition table of a disk, is cleared
+//! before anything else is written and gets its content last.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag};
+use nix::sys::stat::{major, minor};
+
+use super::lock::{LockMode, lock};
+use super::{FileStorage, Storage, drop_cache, no_such_call};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// What is written last, in bytes.
+const HEAD: usize = 512;
+/// Devices zero ranges of whole blocks, and this is a multiple of all of theirs.
+const BLOCK: u64 = 4096;
+/// Zeros that are written in one go where a device cannot zero.
+const ZEROS: usize = 1 << 20;
+
+/// A block device, locked like an image that QEMU has open for writing, and held by nobody else.
+#[derive(Debug)]
+pub struct Device {
+    file: FileStorage,
+    path: PathBuf,
+    /// Bytes of the device.
+    size: u64,
+    /// Bytes of its content.
+    length: AtomicU64,
+    /// What the first sector will hold.
+    head: Mutex<Box<[u8; HEAD]>>,
+}
+
+impl Device {
+    /// Opens the block device at `path`. Nothing is written before [`Device::begin`].
+    ///
+    /// # Errors
+    /// What the operating system says; [`ErrorKind::Locked`] where it is mounted or used otherwise.
+    pub fn open(path: &Path) -> Result<Self> {
+        let open = || {
+            // Linux takes O_EXCL for a claim, which it refuses where a file system or another device has one.
+            let flags = OFlag::O_EXCL | OFlag::O_NONBLOCK;
+            let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(path);
+            let file = file.map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EBUSY) => Error::new(ErrorKind::Locked, "the device is mounted or in use otherwise"),
+                _ => Error::os(e),
+            })?;
+            let metadata = file.metadata().at("fstat")?;
+            if !metadata.file_type().is_block_device() {
+                return Err(Error::unsupported("it is no block device any more; try again"));
+            }
+            // Linux may open it all the same, and refuses the first write.
+            let read_only = format!("/sys/dev/block/{}:{}/ro", major(metadata.rdev()), minor(metadata.rdev()));
+            if std::fs::read_to_string(read_only).is_ok_and(|text| text.trim_end() == "1") {
+                return Err(Error::unsupported("the device is read-only"));
+            }
+            lock(&file, path, LockMode::Write)?;
+            let file = FileStorage(file);
+            let size = file.len().at("Could not get its size")?;
+            Ok((file, size))
+        };
+        let (file, size) = open().map_err(|e: Error| e.opening(path))?;
+        let (length, head) = (AtomicU64::new(0), Mutex::new(Box::new([0; HEAD])));
+        Ok(Self { file, path: path.to_owned(), size, length, head })
+    }
+
+    /// Fails where a content of `length` bytes has no room.
+    ///
+    /// # Errors
+    /// As said, with both sizes.
+    pub fn ensure_room(&self, length: u64) -> Result<()> {
+        if length <= self.size {
+            return Ok(());
+        }
+        let (path, size) = (self.path.display(), self.size);
+        let message =
+            format!("'{path}' is too small: it has {size} bytes, and {length} are needed; nothing was written");
+        Err(Error::new(ErrorKind::Limit, message))
+    }
+
+    /// Clears the first sector: from here until [`Device::commit`] the device holds nothing that anybody takes for a disk.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn begin(&self) -> Result<()> {
+        self.file.write_at(&[0; HEAD], 0).and_then(|()| self.file.sync()).map_err(|e| self.writing(e))
+    }
+
+    /// Writes the first sector, and returns the bytes of the content. With `durable` all of it is on the device before and after.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn commit(self, durable: bool) -> Result<u64> {
+        let sync = || if durable { self.file.sync() } else { Ok(()) };
+        let length = self.length.load(Ordering::Relaxed);
+        let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let head = head.get(..usize::try_from(length).unwrap_or(HEAD).min(HEAD)).unwrap_or_default();
+        let wrote = sync().and_then(|()| self.file.write_at(head, 0)).and_then(|()| sync());
+        wrote.map(|()| length).map_err(|e| self.writing(e))
+    }
+
+    /// Writes the content to the device and takes it out of the host's page cache.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn uncache(&self) -> Result<()> {
+        self.file.sync().map_err(|e| self.writing(e))?;
+        drop_cache(self.file());
+        Ok(())
+    }
+
+    fn file(&self) -> &File {
+        &self.file.0
+    }
+
+    fn writing(&self, source: io::Error) -> Error {
+        Error::io(format_args!("Could not write '{}'", self.path.display()), source)
+    }
+
+    /// Runs `job` on the part of the first sector that begins at `offset` and has at most `len` bytes; returns how many it has.
+    fn with_head(&self, offset: u64, len: usize, job: impl FnOnce(&mut [u8])) -> usize {
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = usize::try_from(offset).unwrap_or(HEAD).min(HEAD);
+        let end = start.saturating_add(len).min(HEAD);
+        job(head.get_mut(start..end).unwrap_or_default());
+        end - start
+    }
+
+    /// Zeros whole blocks, giving their space back where the device can.
+    fn zero_blocks(&self, range: Range<u64>) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let number = |n: u64| i64::try_from(n).map_err(|_| io::Error::from(Errno::EOVERFLOW));
+        let (start, length) = (number(range.start)?, number(range.end - range.start)?);
+        for mode in [FallocateFlags::FALLOC_FL_PUNCH_HOLE, FallocateFlags::FALLOC_FL_ZERO_RANGE] {
+            let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            loop {
+                match nix::fcntl::fallocate(self.file(), mode, start, length) {
+                    Ok(()) => return Ok(()),
+                    Err(Errno::EINTR) => {}
+                    Err(e) if no_such_call(e) => break,
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        self.write_zeros(range)
+    }
+
+    fn write_zeros(&self, range: Range<u64>) -> io::Result<()> {
+        let zeros = vec![0; usize::try_from(range.end - range.start).unwrap_or(ZEROS).min(ZEROS)];
+        let mut at = range.start;
+        while at < range.end {
+            let len = usize::try_from(range.end - at).unwrap_or(ZEROS).min(ZEROS);
+            self.file.write_at(zeros.get(..len).unwrap_or_default(), at)?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Storage for Device {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = self.file.read_at(buf, offset)?;
+        self.with_head(offset, read, |head| {
+            for (byte, is) in buf.iter_mut().zip(head) {
+                *byte = *is;
+            }
+        });
+        Ok(read)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let first = self.with_head(offset, buf.len(), |head| {
+            for (byte, is) in head.iter_mut().zip(buf) {
+                *byte = *is;
+            }
+        });
+        match buf.get(first..) {
+            None | Some([]) => Ok(()),
+            Some(rest) => self.file.write_at(rest, offset + first as u64),
+        }
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.size)
+    }
+
+    /// Says how long the content is. A device keeps its size, and what it has behind the content.
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len > self.size {
+            return Err(Errno::ENOSPC.into());
+        }
+        self.length.store(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes `range` read as zeros, whatever was there, at any cost.
+    fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let start = range.start + self.with_head(range.start, len, |head| head.fill(0)) as u64;
+        let blocks = start.next_multiple_of(BLOCK)..range.end & !(BLOCK - 1);
+        if blocks.is_empty() {
+            return self.write_zeros(start..range.end).map(|()| true);
+        }
+        self.write_zeros(start..blocks.start)?;
+        self.write_zeros(blocks.end..range.end)?;
+        self.zero_blocks(blocks).map(|()| true)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.length.load(Ordering::Relaxed))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok((offset < self.size).then_some(offset..self.size))
+    }
+}
