@@ -59,7 +59,7 @@ fn mixture(path: &Path, seed: u64, end: End, source: &Path) -> (Vec<u8>, &'stati
     };
     raw.truncate(length as usize);
     write_sparse(source, &raw);
-    if end == End::Sector || seed % 2 == 0 || raw.is_empty() {
+    if end == End::Sector || seed.is_multiple_of(2) || raw.is_empty() {
         return (raw, "raw");
     }
     let other = source.with_extension("qcow2");

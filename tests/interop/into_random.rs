@@ -103,7 +103,7 @@ impl Model {
             let command = match self.random.below(4) {
                 0 => "write -z".to_owned(),
                 // A discard of whole clusters reads as zeros: there is no backing file.
-                1 if at % 4096 == 0 && length % 4096 == 0 => "discard".to_owned(),
+                1 if at.is_multiple_of(4096) && length.is_multiple_of(4096) => "discard".to_owned(),
                 _ => format!("write -P {byte}"),
             };
             self.disk[range].fill(if command.contains("-P") { byte } else { 0 });
