@@ -151,8 +151,10 @@ fn a_large_disk_goes_into_an_image_within_memory_plus_64_mib() {
             sums.push(sha256_of(&target));
         }
         assert!(sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
-        qemu::check_clean(&target);
-        qemu::compare_same("raw", &source, "qcow2", &target);
+        if size == "4k" {
+            qemu::check_clean(&target);
+            qemu::compare_same("raw", &source, "qcow2", &target);
+        }
     }
 }
 

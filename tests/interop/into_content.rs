@@ -183,14 +183,14 @@ fn plain_images_with_kept_zeros_and_holes_take_disks() {
 
 #[test]
 fn images_with_snapshots_take_disks() {
-    for kind in ["snapshots", "frozen", "version 2, snapshots"] {
-        kind_holds(&Subject::new(kind), &[End::Same, End::Within], Before::Sound, Pin::Shared);
+    for (kind, end) in [("snapshots", End::Within), ("frozen", End::Same), ("version 2, snapshots", End::Within)] {
+        kind_holds(&Subject::new(kind), &[end], Before::Sound, Pin::Shared);
     }
 }
 
 #[test]
 fn images_with_a_pool_take_disks() {
-    kind_holds(&Subject::new("pool"), &[End::Same, End::Within], Before::Sound, Pin::Shared);
+    kind_holds(&Subject::new("pool"), &[End::Within], Before::Sound, Pin::Shared);
     for kind in ["garbage", "garbage, snapshots", "compressed pool", "pool"] {
         kind_holds(&Subject::to_collect(kind), &[End::Same], Before::Sound, Pin::Shared);
     }
@@ -203,8 +203,9 @@ fn images_with_a_pool_take_disks() {
 
 #[test]
 fn odd_images_take_disks() {
-    for kind in ["growing", "64 bits", "4 bits", "version 2", "version 2, backing", "backing"] {
-        kind_holds(&Subject::new(kind), &[End::Same, End::Within], Before::Sound, Pin::Shared);
+    let kinds = ["growing", "64 bits", "4 bits", "version 2", "version 2, backing", "backing"];
+    for (kind, end) in kinds.into_iter().zip([End::Same, End::Within].into_iter().cycle()) {
+        kind_holds(&Subject::new(kind), &[end], Before::Sound, Pin::Shared);
     }
     for kind in ["amended", "in the way", "VM state"] {
         kind_holds(&Subject::to_collect(kind), &[End::Same], Before::Sound, Pin::Shared);

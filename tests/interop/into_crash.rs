@@ -26,7 +26,7 @@ use twox_hash::XxHash3_128;
 /// Random choices of what was not flushed, for each operation.
 const CHOICES: u64 = 3;
 /// Every so many states QEMU is asked too.
-const SAMPLE: usize = 15;
+const SAMPLE: usize = 20;
 
 /// A target, and a disk that is written into it.
 struct Writing {
@@ -228,8 +228,7 @@ macro_rules! survives {
 }
 
 survives! {
-    a_plain_target_survives_every_crash: "plain", false, 1, 45;
-    a_target_with_leaks_survives_every_crash: "leaks", true, 1, 45;
+    a_target_with_leaks_survives_every_crash: "leaks", false, 1, 45;
     a_target_with_snapshots_survives_every_crash: "snapshots", true, 1, 45;
     a_target_that_shares_all_tables_survives_every_crash: "frozen", false, 1, 45;
     a_target_with_a_pool_survives_every_crash: "pool", false, 1, 45;

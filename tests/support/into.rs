@@ -47,6 +47,18 @@ pub(crate) fn layers(path: &Path) -> Vec<(String, Vec<u8>)> {
     layers
 }
 
+/// What the independent reader reads from a disk without a backing file: faster than qemu-img where clusters are small.
+pub(crate) fn read(path: &Path) -> Vec<u8> {
+    let image = Image::open(path);
+    let size = image.cluster_size() as usize;
+    let mut disk = vec![0; (image.header.size as usize).next_multiple_of(size)];
+    for (guest, word) in &Survey::without_pool(path).layers[0].map {
+        disk[*guest as usize * size..][..size].copy_from_slice(&content(&image, *word));
+    }
+    disk.truncate(image.header.size as usize);
+    disk
+}
+
 /// What the members of the pool hold.
 pub(crate) fn pooled(path: &Path) -> Vec<Vec<u8>> {
     let (image, survey) = (Image::open(path), Survey::of(path));
