@@ -135,7 +135,7 @@ impl<'a> Judge<'a> {
         put(&writing.file, &repaired);
         found.unchanged(&writing.subject.contents(&writing.file), &when);
         verify_repaired(&writing.file, writing.left());
-        if self.met.len() % SAMPLE == 1 {
+        if asked().is_some() || self.met.len() % SAMPLE == 1 {
             self.sample(state, &repaired, &found, &when);
         }
     }
