@@ -69,12 +69,12 @@ fn leaves_nothing_to_do(target: &Path, pin: Pin) {
     assert_eq!(plan["duplicate_clusters"], 0, "{plan}");
 }
 
-/// An image with nine snapshots, taken between writes, discards, compressed writes and changes of its size.
+/// An image with six snapshots, taken between writes, discards, compressed writes and changes of its size.
 fn history(home: &Path, options: &str, seed: u64) -> PathBuf {
     let (path, block) = (home.join(format!("history-{seed}.qcow2")), home.join("block"));
     let mut random = Random::new(seed);
     qemu::create("qcow2", &path, 9 * M + 512, options);
-    for turn in 0..9u64 {
+    for turn in 0..7u64 {
         write_sparse(&block, &random.bytes(300 << 10));
         let mut commands = vec![format!("write -s {} {} 300k", block.display(), random.below(4) * M + 4 * K * turn)];
         for _ in 0..4 {
@@ -127,13 +127,13 @@ fn a_changing_disk_keeps_its_history_at_every_cluster_size() {
             &["-c", "-o", "cluster_size=4k,compression_type=zstd"],
             &[],
         ] {
+            if seed > 1 && !words.is_empty() && words != ["-o", "cluster_size=4k"] {
+                continue;
+            }
             println!("{options} {words:?}");
             convert(words, &source, &target);
             same_history(&source, &target, home.path());
             leaves_nothing_to_do(&target, if words.contains(&"all") { Pin::All } else { Pin::Shared });
-            if seed > 1 && !words.is_empty() {
-                continue;
-            }
             // Any number of threads and any memory: the same bytes (I5).
             for more in [["--threads", "1"], ["--threads", "8"], ["--memory", "1M"]] {
                 convert(&[words, &more].concat(), &source, &other);

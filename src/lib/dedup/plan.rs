@@ -21,7 +21,7 @@ pub struct Plan {
     links: Sorted,
     /// Keepers of duplicates in guest order; see [`Keeper`].
     keepers: Sequence,
-    /// See [`Level::woven`].
+    /// Of a disk with its snapshots: what the layers have in common.
     pub woven: Option<Woven>,
     pin: Pin,
     /// Clusters that are not zero, in all layers.

@@ -15,9 +15,9 @@ use crate::error::Result;
 pub struct Woven {
     /// The row, in clusters.
     pub weave: Weave,
-    /// Clusters that a layer has as the layer above, where that one has any, in the order of the row; see [`Inherited`].
+    /// Clusters that a layer has as the layer above, where that one has any, in the order of the row.
     pub inherited: Sequence,
-    /// Scanned clusters that more than one layer uses, as runs in the order of the row; see [`Users`].
+    /// Scanned clusters that more than one layer uses, as runs in the order of the row.
     pub users: Sequence,
     /// How many layers use each L2 table, in the order of the tables, as runs: layers in the high 64 bits, tables in the low ones.
     pub tables: Sequence,

@@ -1,5 +1,6 @@
 //! `dedup-img convert`.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use dedup_img::ErrorKind;
@@ -191,13 +192,16 @@ fn source_options(args: &ConvertArgs, sources: &[PathBuf]) -> Result<DiskOptions
 }
 
 /// Refuses what says how to make an image that is there already.
-fn refuse_creation(args: &ConvertArgs, format: Format) -> Result<(), Failure> {
+fn refuse_creation(args: &ConvertArgs, target: &Path, format: Format) -> Result<(), Failure> {
+    // A block device is there in any case, and scripts for qemu-img say so.
+    let is_device = || std::fs::metadata(target).is_ok_and(|target| target.file_type().is_block_device());
+    let raw_file = args.no_create && format == Format::Raw && !is_device();
     let refusals = [
         (!args.options.is_empty(), "-o has no effect when skipping image creation"),
         (args.backing_file.is_some(), "-B: with -n the target keeps its own backing file; leave it out"),
         (args.plain, "--plain: with -n the target keeps its pool, and shares; leave it out"),
         (args.compress, "-c: with -n new clusters are not compressed; leave it out"),
-        (format == Format::Raw, "-n: only a qcow2 image is written where it lies; dd writes into a raw one"),
+        (raw_file, "-n: a raw file is always made anew; leave it out"),
     ];
     match refusals.iter().find(|(refused, _)| args.no_create && *refused) {
         Some((_, message)) => Err(Failure::new(message)),
@@ -206,7 +210,7 @@ fn refuse_creation(args: &ConvertArgs, format: Format) -> Result<(), Failure> {
 }
 
 fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<TargetOptions, Failure> {
-    refuse_creation(args, format)?;
+    refuse_creation(args, target, format)?;
     if format == Format::Raw && args.compress {
         return Err(Failure::new("Compression not supported for this file format"));
     }
