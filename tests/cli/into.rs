@@ -46,6 +46,7 @@ fn what_says_how_to_make_an_image_is_refused() {
         (&["-o", "compat=1.1", "-q"], "-o has no effect when skipping image creation"),
         (&["-B", "base.raw", "-F", "raw"], "-B: with -n the target keeps its own backing file"),
         (&["-c"], "-c: with -n new clusters are not compressed"),
+        (&["--plain"], "--plain: with -n the target keeps its pool"),
         (&["-O", "raw"], "-n: a raw file is always made anew"),
         (&["-S", "0"], "-S 0"),
         (&["-C"], "-C: copy offloading"),
