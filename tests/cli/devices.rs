@@ -4,7 +4,7 @@ use super::running::Running;
 use crate::args;
 use crate::support::corpus::{K, M, content, plain, write_sparse};
 use crate::support::loops::Loop;
-use crate::support::{Ran, dedup_img, names_in, qemu, scratch, sha256_of};
+use crate::support::{Ran, Random, dedup_img, names_in, qemu, scratch, sha256_of};
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
@@ -188,4 +188,43 @@ fn an_interrupted_run_leaves_no_image_on_the_device() {
             assert!(ran.code == 1 && ran.stderr.contains("not in qcow2 format"), "{}", ran.told());
         }
     }
+}
+
+#[test]
+fn an_image_on_a_device_is_written_into() {
+    let home = scratch();
+    let [file, source, raw] = ["device", "source.raw", "raw"].map(|name| home.path().join(name));
+    let mut bytes = content();
+    write_sparse(&source, &bytes);
+    let device = Loop::used(&file, 30 * M);
+    convert(&["-f", "raw", "-o", "cluster_size=4k"], &source, &device).ok();
+    qemu::snapshot("-c", "before", &device).ok();
+
+    bytes.rotate_left(64 << 10);
+    bytes[..4096].fill(0x77);
+    write_sparse(&source, &bytes);
+    convert(&["-n", "-f", "raw"], &source, &device).ok();
+    qemu::check_clean(&device);
+    qemu::compare_same("raw", &source, "qcow2", &device);
+    convert(&["-l", "before", "-O", "raw"], &device, &raw).ok();
+    assert!(fs::read(&raw).unwrap() == content(), "the snapshot has changed");
+    let before = fs::read(&*device).unwrap();
+    convert(&["-n", "-f", "raw"], &source, &device).ok();
+    assert!(fs::read(&*device).unwrap() == before, "nothing was to be written");
+
+    // What has no room is refused by the device itself, and the image is settled.
+    let noise: Vec<u8> = Random::new(5).bytes(bytes.len());
+    let small = home.path().join("small");
+    let said = qemu::check(&device).stdout;
+    let end = said.lines().find_map(|line| line.strip_prefix("Image end offset: ")).unwrap();
+    fs::write(&small, &before[..end.trim().parse::<usize>().unwrap()]).unwrap();
+    let small = Loop::over(&small);
+    write_sparse(&source, &noise);
+    let ran = convert(&["-n", "-f", "raw"], &source, &small);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    qemu::check_clean(&small);
+
+    // A raw one is there in any case.
+    convert(&["-n", "-f", "raw", "-O", "raw"], &source, &device).ok();
+    assert!(fs::read(&*device).unwrap()[..noise.len()] == noise);
 }
