@@ -61,6 +61,19 @@ impl<'a> Work<'a> {
         Spill::new(self.memory / 4, directory)
     }
 
+    /// Memory in bytes for a table that is in use beside two large sequences.
+    pub(crate) fn table_memory(&self) -> u64 {
+        self.memory / 2
+    }
+
+    /// How many pieces of `bytes` bytes a batch has that is held in memory: enough for all threads, and no more than a sixteenth of
+    /// the memory where that is scarce.
+    pub(crate) fn held(&self, bytes: u64) -> usize {
+        let threads = self.threads.current_num_threads();
+        let fits = usize::try_from(self.memory / 16 / bytes.max(1)).unwrap_or(usize::MAX);
+        fits.clamp(threads.div_ceil(2), threads * 4)
+    }
+
     /// How many chunks or tasks a batch has: enough that the threads rarely wait for its last one.
     pub(crate) fn batch(&self) -> usize {
         self.threads.current_num_threads() * 32

@@ -6,6 +6,7 @@ mod packed;
 mod raw;
 mod sample;
 pub(crate) mod size;
+mod stream;
 mod tasks;
 
 use std::num::NonZeroU64;
@@ -16,16 +17,18 @@ use serde::Serialize;
 
 pub use into::{IntoOptions, convert_into};
 pub use raw::{RawOptions, RawReport, to_raw};
+use size::Seen;
 pub use size::SizeChoice;
+use stream::Streamed;
 
 use crate::compress::CompressionLevel;
 use crate::dedup::group::group;
 use crate::dedup::plan::Plan;
-use crate::dedup::sequence::Sorter;
+use crate::dedup::sequence::{Sorter, Spill};
 use crate::dedup::verify::{GuestClusters, verify};
 use crate::disk::Disk;
 use crate::disk::history::History;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::format::refcount::RefcountBits;
 use crate::image::layers::{Layers, with_snapshots};
 use crate::image::layout::{Layout, Parts};
@@ -208,49 +211,14 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         refuse_grain(disk, bits).map_err(said)?;
     }
 
-    let (plan, bits, seen) = work.run(|| {
-        let found = size::scan_and_choose(disk, backing.as_ref(), options, records, &spill, work)?;
-        let bits = found.level.cluster_bits;
-        let (links, pin) = match options.sharing {
-            Sharing::Plain => (Sorter::new(&spill).finish()?, Pin::Shared),
-            Sharing::Pooled(pin) => {
-                let links = group(&found.level.records, records, &spill)?;
-                work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
-                let clusters = GuestClusters { disk, cluster_bits: bits };
-                (verify(&clusters, links, |again| group(again, records, &spill), &spill, work)?, pin)
-            }
-        };
-        let plan = Plan::new(found.level, &links, pin, &spill)?;
-        Ok::<_, Error>((plan, bits, found.seen))
-    })?;
-
-    let members = options.sharing.members(plan.members());
-    let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts(bits)? };
-    work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
-    let (layout, compressed_clusters, compressed_bytes) = match options.compress {
-        None => {
-            let layout = Layout::new(parts).map_err(said)?;
-            file.ensure_room(layout.file_len())?;
-            file.begin()?;
-            work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, &storage, work)).map_err(said)?;
-            (layout, 0, 0)
-        }
-        Some(level) => {
-            let write = |storage: &dyn Storage| {
-                work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), storage, &spill, work))
-            };
-            // Compressed it is shorter, but how much is known when it is done. Where not even that is sure to have room it is done
-            // twice, so that a device that is too small keeps what it holds.
-            if file.ensure_room(Layout::new(parts).map_err(said)?.file_len()).is_err() {
-                file.ensure_room(write(&Nowhere).map_err(said)?.layout.file_len())?;
-                work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
-            }
-            file.begin()?;
-            let packed = write(&storage).map_err(said)?;
-            (packed.layout, packed.clusters, packed.bytes)
-        }
+    let job =
+        Job { disk, file: &file, backing: backing.as_ref(), options, limit, records, storage: &storage, spill, work };
+    let written = match job.stream(&parts).map_err(said)? {
+        Some(written) => written,
+        None => job.in_passes(&parts, said)?,
     };
+    let Written { plan, bits, seen, layout, compressed_clusters, compressed_bytes } = written;
     disk.ensure_unchanged()?;
     if let Some(backing) = &backing {
         backing.ensure_unchanged()?;
@@ -298,6 +266,117 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         l2_cache_size_bytes: l2_cache_size(size, bits),
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// A conversion that is about to write.
+struct Job<'a> {
+    disk: &'a Disk,
+    file: &'a Target,
+    backing: Option<&'a Disk>,
+    options: &'a ConvertOptions,
+    /// The sharer limit, and how many scanned clusters that is.
+    limit: u64,
+    records: u64,
+    storage: &'a Paced<'a>,
+    spill: Spill,
+    work: &'a Work<'a>,
+}
+
+/// What was written.
+struct Written {
+    plan: Plan,
+    bits: ClusterBits,
+    seen: Seen,
+    layout: Layout,
+    compressed_clusters: u64,
+    compressed_bytes: u64,
+}
+
+impl Job<'_> {
+    /// Writes the image in one pass over the disk, where that can be done.
+    fn stream(&self, parts: &impl Fn(ClusterBits) -> Result<Parts>) -> Result<Option<Written>> {
+        let Self { disk, options, work, .. } = *self;
+        let (ClusterSize::Fixed(bits), Sharing::Pooled(pin), None) =
+            (options.cluster_size, options.sharing, options.compress)
+        else {
+            return Ok(None);
+        };
+        // A device keeps what it holds until it is sure to have room, and with --salvage all passes must read the same.
+        if self.backing.is_some() || disk.history().is_some() || disk.salvages() || !self.file.is_empty() {
+            return Ok(None);
+        }
+        let parts = parts(bits)?;
+        let streamed = work.run(|| {
+            if !stream::fits(disk, bits, work)? {
+                return Ok(None);
+            }
+            work.progress.phase(0, 1, "converting", disk.size());
+            stream::stream(disk, parts, pin, (&options.traits, self.limit), self.storage, &self.spill, work)
+        })?;
+        match streamed {
+            Some(Streamed { plan, layout, bytes_read }) => {
+                let seen = Seen { bytes_read, same: 0, choices: Vec::new() };
+                Ok(Some(Written { plan, bits, seen, layout, compressed_clusters: 0, compressed_bytes: 0 }))
+            }
+            None => {
+                self.storage.set_len(0).at("Could not begin anew")?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes the image in several passes: scan, comparison, copy.
+    fn in_passes(
+        &self,
+        parts: &impl Fn(ClusterBits) -> Result<Parts>,
+        said: impl Fn(Error) -> Error + Copy,
+    ) -> Result<Written> {
+        let Self { disk, file, backing, options, limit, records, storage, work, .. } = *self;
+        let spill = &self.spill;
+        let (plan, bits, seen) = work.run(|| {
+            let found = size::scan_and_choose(disk, backing, options, records, spill, work)?;
+            let bits = found.level.cluster_bits;
+            let (links, pin) = match options.sharing {
+                Sharing::Plain => (Sorter::new(spill).finish()?, Pin::Shared),
+                Sharing::Pooled(pin) => {
+                    let links = group(&found.level.records, records, spill)?;
+                    work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
+                    let clusters = GuestClusters { disk, cluster_bits: bits };
+                    (verify(&clusters, links, |again| group(again, records, spill), spill, work)?, pin)
+                }
+            };
+            let plan = Plan::new(found.level, &links, pin, spill)?;
+            Ok::<_, Error>((plan, bits, found.seen))
+        })?;
+
+        let members = options.sharing.members(plan.members());
+        let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts(bits)? };
+        work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+        let (layout, compressed_clusters, compressed_bytes) = match options.compress {
+            None => {
+                let layout = Layout::new(parts).map_err(said)?;
+                file.ensure_room(layout.file_len())?;
+                file.begin()?;
+                work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, storage, work)).map_err(said)?;
+                (layout, 0, 0)
+            }
+            Some(level) => {
+                let write = |storage: &dyn Storage| {
+                    work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), storage, spill, work))
+                };
+                // Compressed it is shorter, but how much is known when it is done. Where not even that is sure to have room it is done
+                // twice, so that a device that is too small keeps what it holds.
+                if file.ensure_room(Layout::new(parts).map_err(said)?.file_len()).is_err() {
+                    file.ensure_room(write(&Nowhere).map_err(said)?.layout.file_len())?;
+                    work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+                }
+                file.begin()?;
+                let packed = write(storage).map_err(said)?;
+                (packed.layout, packed.clusters, packed.bytes)
+            }
+        };
+        Ok(Written { plan, bits, seen, layout, compressed_clusters, compressed_bytes })
+    }
 }
 
 /// QEMU 10's default `l2-cache-size` is at most 32 MiB: 16 GiB of disk at 4 KiB clusters, 256 GiB at 64 KiB.

@@ -86,7 +86,7 @@ pub(super) fn write(
     run(&mut tasks.done, &mut packer)?;
     packer.finish_data()?;
 
-    let layout = Layout::data_first(Parts { data: packer.next_cluster() - 1, ..parts })?;
+    let layout = Layout::new(Parts { data: packer.next_cluster() - 1, ..parts })?;
     let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
     packer.write_tables(plan, per_task * batch as u64, &mut image)?;
     image.finish(traits)?;

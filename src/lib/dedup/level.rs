@@ -205,7 +205,7 @@ fn joined(parts: &[u128], cluster: u64) -> u128 {
 }
 
 /// Collects the clusters that are not zero.
-struct DataRuns {
+pub(crate) struct DataRuns {
     cluster_bits: ClusterBits,
     runs: Sequence,
     last: Runs,
@@ -215,12 +215,13 @@ struct DataRuns {
 }
 
 impl DataRuns {
-    fn new(spill: &Spill, cluster_bits: ClusterBits) -> Self {
+    pub(crate) fn new(spill: &Spill, cluster_bits: ClusterBits) -> Self {
         let (runs, last) = (Sequence::new(spill), Runs::default());
         Self { cluster_bits, runs, last, data_clusters: 0, l2_tables: 0, table: None }
     }
 
-    fn push(&mut self, cluster: u64) -> Result<()> {
+    /// Adds the next one.
+    pub(crate) fn push(&mut self, cluster: u64) -> Result<()> {
         self.data_clusters += 1;
         self.map(cluster / self.cluster_bits.entries());
         self.last.add(cluster, 1, &mut self.runs)
@@ -242,7 +243,8 @@ impl DataRuns {
         Ok(())
     }
 
-    fn into_level(mut self, records: Sorted, zeros: Sequence) -> Result<Level> {
+    /// All of them as a level, which has `records` and `zeros`.
+    pub(crate) fn into_level(mut self, records: Sorted, zeros: Sequence) -> Result<Level> {
         Ok(Level {
             end: self.last.end(&mut self.runs)?,
             cluster_bits: self.cluster_bits,

@@ -246,6 +246,11 @@ impl Disk {
         self.parts().filter_map(|part| part.chain.salvage.as_ref()).for_each(Damage::settle);
     }
 
+    /// Whether zeros are taken for what cannot be read.
+    pub(crate) fn salvages(&self) -> bool {
+        self.parts().any(|part| part.chain.salvage.is_some())
+    }
+
     /// Takes the files out of the host's page cache, as far as it lets them go.
     pub fn drop_cache(&self) {
         self.parts().for_each(|part| part.chain.drop_cache());

@@ -1,11 +1,11 @@
 //! Where everything lies in an image that is written from nothing.
 //!
 //! ```text
-//!  header | refcount table | refcount blocks | L1 | snapshots' L1 | L2 tables | pool L1 | pool L2 tables | snapshot table | directory | data
+//!  header | data | refcount table | refcount blocks | L1 | snapshots' L1 | L2 tables | pool L1 | pool L2 tables | snapshot table | directory
 //! ```
 //!
-//! Metadata is contiguous and in front; data follows in guest order and ends the file. How long compressed data is, is known when
-//! it is written: there the data comes right after the header, and the metadata behind it.
+//! Data comes in guest order. How much metadata there is, is known when all data has been seen, and by then data is written: metadata
+//! follows it in one piece.
 
 use std::ops::Range;
 
@@ -96,23 +96,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of `parts`, metadata first.
+    /// The layout of `parts`.
     ///
     /// # Errors
     /// [`ErrorKind::Limit`] where a table would be larger than QEMU accepts.
     pub fn new(parts: Parts) -> Result<Self> {
-        Self::in_order(parts, false)
-    }
-
-    /// The layout of `parts`, data first.
-    ///
-    /// # Errors
-    /// As [`Layout::new`].
-    pub fn data_first(parts: Parts) -> Result<Self> {
-        Self::in_order(parts, true)
-    }
-
-    fn in_order(parts: Parts, data_first: bool) -> Result<Self> {
         let Parts { cluster_bits, refcount_bits, .. } = parts;
         let entries = cluster_bits.entries();
         let too_large = || {
@@ -153,8 +141,8 @@ impl Layout {
         }
 
         let header = Region { start: HostCluster(0), clusters: 1 };
-        let front = Region::after(header, if data_first { parts.data } else { 0 });
-        let refcount_table = Region::after(front, table);
+        let data = Region::after(header, parts.data);
+        let refcount_table = Region::after(data, table);
         let refcount_blocks = Region::after(refcount_table, blocks);
         let l1 = Region::after(refcount_blocks, l1_clusters);
         let snapshot_l1 = Region::after(l1, parts.snapshot_l1);
@@ -163,7 +151,6 @@ impl Layout {
         let pool_l2 = Region::after(pool_l1, member_tables + directory_tables);
         let snapshot_table = Region::after(pool_l2, snapshot_clusters);
         let directory = Region::after(snapshot_table, directory_clusters);
-        let behind = Region::after(directory, if data_first { 0 } else { parts.data });
         Ok(Self {
             parts,
             l1_entries: active,
@@ -178,8 +165,8 @@ impl Layout {
             pool_l2,
             snapshot_table,
             directory,
-            data: if data_first { front } else { behind },
-            end: behind.end(),
+            data,
+            end: directory.end(),
         })
     }
 

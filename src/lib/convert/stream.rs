@@ -1,0 +1,394 @@
+//! Converting in one pass: what is new is written as soon as it is read, what is not is compared while it is in memory.
+//!
+//! ```text
+//!  batch:  read, fingerprint (parallel) -> look up, in guest order -> compare, name (parallel) -> write, while the next is read
+//!  end:    the plan that grouping would have made -> metadata
+//! ```
+//!
+//! The table of fingerprints must fit into memory, and the cluster size must be known. The file is that of the way in several
+//! passes, byte for byte; where a fingerprint has deceived, that way is taken after all.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
+
+use rayon::iter::{IntoParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
+
+use crate::dedup::group::Link;
+use crate::dedup::level::DataRuns;
+use crate::dedup::plan::{Plan, Step, split_run};
+use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill, Words};
+use crate::digest::{Sha, fingerprint, is_zero, sha256};
+use crate::disk::chunks::{CHUNK, Chunks};
+use crate::disk::{Disk, Reader};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::layout::{Layout, Parts};
+use crate::image::writer::{NewImage, Traits};
+use crate::pool::Pin;
+use crate::storage::buffer::{Buffer, BufferPool};
+use crate::storage::{Storage, write};
+use crate::units::{ClusterBits, HostOffset};
+use crate::work::Work;
+
+/// Bytes that are read or compared at once: small enough to stay in the processor's cache until they are hashed.
+const PIECE: u64 = 256 << 10;
+/// Memory for a cluster in the table, with the room in which tables grow.
+const PER_CLUSTER: u64 = 60;
+/// A content that has more sharers than this is left to the other way.
+const MAX_SHARERS: u64 = (1 << SHARER_BITS) - 1;
+const SHARER_BITS: u32 = 24;
+
+/// What was written.
+pub(super) struct Streamed {
+    pub(super) plan: Plan,
+    pub(super) layout: Layout,
+    /// Read to find fingerprints.
+    pub(super) bytes_read: u64,
+}
+
+/// Whether the table for `disk` in clusters of `bits` fits into memory.
+pub(super) fn fits(disk: &Disk, bits: ClusterBits, work: &Work<'_>) -> Result<bool> {
+    let most = work.table_memory() / PER_CLUSTER;
+    let mut chunks = Chunks::new(disk);
+    let mut clusters = 0;
+    loop {
+        let batch = chunks.batch(work.batch())?;
+        clusters += batch.iter().map(|chunk| bits.clusters(chunk.end - chunk.start)).sum::<u64>();
+        if batch.is_empty() || clusters > most {
+            return Ok(clusters <= most);
+        }
+        work.cancel.check()?;
+    }
+}
+
+/// Writes `disk` as an image of `parts`, whose tables and data are not known yet, to `storage`, which is empty. `None` where it
+/// cannot be done in one pass: what was written is of no use then.
+pub(super) fn stream(
+    disk: &Disk,
+    parts: Parts,
+    pin: Pin,
+    (traits, limit): (&Traits, u64),
+    storage: &dyn Storage,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<Option<Streamed>> {
+    let bits = parts.cluster_bits;
+    let copier = Copier {
+        disk,
+        bits,
+        pin,
+        storage,
+        data: Layout::new(parts)?.data.start.offset(bits),
+        buffers: BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX)),
+        pieces: BufferPool::new(usize::try_from(PIECE.max(bits.bytes())).unwrap_or(usize::MAX)),
+    };
+    let small = spill.share(4);
+    let mut index = Index { limit, contents: HashMap::default(), stored: 0 };
+    let mut runs = DataRuns::new(&small, bits);
+    let (mut links, mut names) = (Sequence::new(spill), Names::new(spill));
+    let mut bytes_read = 0;
+    let mut chunks = Chunks::new(disk);
+    let mut position = 0;
+    let read = |ranges: Vec<Range<u64>>| {
+        ranges.into_par_iter().map(|range| copier.read(range)).collect::<Result<Vec<Chunk<'_>>>>()
+    };
+    let held = work.held(CHUNK);
+    let mut batch = read(chunks.batch(held)?)?;
+    while !batch.is_empty() {
+        work.cancel.check()?;
+        for chunk in &mut batch {
+            bytes_read += chunk.bytes_read;
+            if !index.look_up(chunk) {
+                return Ok(None);
+            }
+            for (&(_, cluster), found) in chunk.clusters.iter().zip(&chunk.found) {
+                runs.push(cluster)?;
+                if let Found::Duplicate { keeper, .. } = *found {
+                    links.push(Link { duplicate: cluster, keeper }.by_duplicate())?;
+                }
+            }
+        }
+        let gathered: Vec<Result<Option<Vec<Name>>>> = batch.par_iter_mut().map(|chunk| copier.gather(chunk)).collect();
+        for named in gathered {
+            let Some(named) = named? else { return Ok(None) };
+            named.into_iter().try_for_each(|name| names.push(name))?;
+        }
+        work.progress.advance(chunks.position() - position);
+        position = chunks.position();
+        let next = chunks.batch(held)?;
+        // File systems let one writer into a file at a time. The others read meanwhile.
+        let (written, next) = rayon::join(|| batch.iter().try_for_each(|chunk| copier.write(chunk)), || read(next));
+        written?;
+        batch = next?;
+    }
+    drop(index);
+    let level = runs.into_level(Sorter::new(&small).finish()?, Sequence::new(&small))?;
+    let plan = Plan::new(level, &links.into_sorted()?, pin, spill)?;
+    let parts = Parts { l2_tables: plan.l2_tables, members: Some(plan.members()), data: plan.stored, ..parts };
+    let layout = Layout::new(parts)?;
+    let mut image = NewImage::new(storage, layout, None)?;
+    let names = names.finish()?;
+    let mut names = names.iter();
+    for step in plan.steps(CHUNK >> bits.bits()) {
+        let step = step?;
+        image.step(&step)?;
+        if let Step::Member { guest, sharers, place } = step {
+            image.member(next_name(&mut names, guest.0)?, place, sharers >= limit)?;
+        }
+    }
+    image.finish(traits)?;
+    Ok(Some(Streamed { plan, layout, bytes_read }))
+}
+
+/// A piece of the disk in memory.
+struct Chunk<'a> {
+    range: Range<u64>,
+    content: Buffer<'a>,
+    /// Its clusters that are not zero: the high half of the fingerprint and the cluster.
+    clusters: Vec<(u64, u64)>,
+    /// What is known of each.
+    found: Vec<Found>,
+    /// The number of the first one that is stored.
+    first: u64,
+    /// How many bytes at the front of the content are to be written, when they are there.
+    new: usize,
+    bytes_read: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Found {
+    /// Nothing with this fingerprint came before.
+    New,
+    /// It seems to have the content of an earlier cluster.
+    Duplicate {
+        keeper: u64,
+        /// Whether it is the first that does.
+        first: bool,
+    },
+}
+
+/// The SHA-256 of a cluster.
+type Name = (u64, Sha);
+
+/// What came before.
+struct Index {
+    limit: u64,
+    /// By fingerprint: the first cluster with it, and above that how many share it.
+    contents: HashMap<u64, u64, BuildHasherDefault<Ready>>,
+    stored: u64,
+}
+
+/// For keys that are hashes already.
+#[derive(Default)]
+struct Ready(u64);
+
+impl Hasher for Ready {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, &byte| hash.rotate_left(8) ^ u64::from(byte));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+impl Index {
+    /// Looks up the clusters of the next chunk. Past the sharer limit a second first one begins, as in [`group`].
+    ///
+    /// [`group`]: crate::dedup::group::group
+    fn look_up(&mut self, chunk: &mut Chunk<'_>) -> bool {
+        chunk.first = self.stored;
+        for &(fingerprint, cluster) in &chunk.clusters {
+            let known = self.contents.entry(fingerprint).or_insert(0);
+            let (keeper, sharers) = (*known >> SHARER_BITS, *known & MAX_SHARERS);
+            if sharers == MAX_SHARERS {
+                return false;
+            }
+            if sharers == 0 || sharers >= self.limit {
+                *known = cluster << SHARER_BITS | 1;
+                chunk.found.push(Found::New);
+                self.stored += 1;
+            } else {
+                *known += 1;
+                chunk.found.push(Found::Duplicate { keeper, first: sharers == 1 });
+            }
+        }
+        true
+    }
+}
+
+/// Reads and writes.
+struct Copier<'a> {
+    disk: &'a Disk,
+    bits: ClusterBits,
+    pin: Pin,
+    storage: &'a dyn Storage,
+    /// Where the data begins.
+    data: HostOffset,
+    buffers: BufferPool,
+    pieces: BufferPool,
+}
+
+impl Copier<'_> {
+    /// Reads a chunk and fingerprints its clusters.
+    fn read(&self, range: Range<u64>) -> Result<Chunk<'_>> {
+        let bits = self.bits;
+        let mut reader = Reader::sequential(self.disk);
+        let mut content = take(&self.buffers)?;
+        let mut runs = Vec::new();
+        reader.data_runs(range.clone(), bits.bytes(), &mut runs)?;
+        let most: u64 = runs.iter().map(|run| bits.clusters(run.end - run.start)).sum();
+        let mut clusters = Vec::with_capacity(usize::try_from(most).unwrap_or(0));
+        let step = PIECE.max(self.disk.preferred_read()).max(bits.bytes());
+        let mut bytes_read = 0;
+        for run in runs {
+            bytes_read += run.end - run.start;
+            let mut at = run.start;
+            while at < run.end {
+                // Pieces end where larger clusters of the source do. The last cluster of the disk is padded with zeros.
+                let end = ((at + step) & !(step - 1)).min(run.end);
+                let place = bytes(at - range.start..(end - range.start).next_multiple_of(bits.bytes()));
+                let Some(piece) = content.get_mut(place) else { break };
+                reader.read(at, piece)?;
+                for (cluster, content) in (at >> bits.bits()..).zip(piece.chunks_exact(bits.len())) {
+                    if !is_zero(content) {
+                        let high = u64::try_from(fingerprint(content) >> 64).unwrap_or(u64::MAX);
+                        clusters.push((high, cluster));
+                    }
+                }
+                at = end;
+            }
+        }
+        let found = Vec::with_capacity(clusters.len());
+        Ok(Chunk { range, content, clusters, found, first: 0, new: 0, bytes_read })
+    }
+
+    /// Compares the duplicates of a chunk, names what enters the pool, and moves what is new together, to be written in one piece.
+    /// `None` where clusters with equal fingerprints differ.
+    fn gather(&self, chunk: &mut Chunk<'_>) -> Result<Option<Vec<Name>>> {
+        let Some(mut names) = self.compare(chunk)? else { return Ok(None) };
+        let bits = self.bits;
+        let mut end = 0;
+        for (&(_, cluster), found) in chunk.clusters.iter().zip(&chunk.found) {
+            if matches!(found, Found::Duplicate { .. }) {
+                continue;
+            }
+            let place =
+                bytes((cluster << bits.bits()) - chunk.range.start..((cluster + 1) << bits.bits()) - chunk.range.start);
+            if self.pin == Pin::All {
+                names.push((cluster, sha256(chunk.content.get(place.clone()).unwrap_or_default())));
+            }
+            if place.start > end {
+                chunk.content.copy_within(place, end);
+            }
+            end += bits.len();
+        }
+        chunk.new = end;
+        Ok(Some(names))
+    }
+
+    /// Writes what is new.
+    fn write(&self, chunk: &Chunk<'_>) -> Result<()> {
+        match chunk.content.get(..chunk.new) {
+            None | Some([]) => Ok(()),
+            Some(new) => write(self.storage, new, self.data.0 + (chunk.first << self.bits.bits())),
+        }
+    }
+
+    fn compare(&self, chunk: &Chunk<'_>) -> Result<Option<Vec<Name>>> {
+        let bits = self.bits;
+        let mut names = Vec::new();
+        let mut other = take(&self.pieces)?;
+        let mut reader = Reader::random(self.disk);
+        let most = other.len() >> bits.bits();
+        let own = |cluster: u64, count: usize| {
+            let start = (cluster << bits.bits()).checked_sub(chunk.range.start)?;
+            chunk.content.get(bytes(start..start + ((count as u64) << bits.bits())))
+        };
+        let mut firsts = Vec::with_capacity(most);
+        let mut clusters = chunk.clusters.iter().map(|(_, cluster)| *cluster).zip(&chunk.found).peekable();
+        while let Some((cluster, found)) = clusters.next() {
+            let Found::Duplicate { keeper, first } = *found else { continue };
+            firsts.clear();
+            firsts.push(first);
+            // Copies of files are runs of duplicates with runs of keepers: they are read in one piece.
+            while firsts.len() < most {
+                let n = firsts.len() as u64;
+                let next = clusters.next_if(|(next, found)| {
+                    *next == cluster + n && matches!(found, Found::Duplicate { keeper: k, .. } if *k == keeper + n)
+                });
+                let Some((_, Found::Duplicate { first, .. })) = next else { break };
+                firsts.push(*first);
+            }
+            let len = firsts.len() << bits.bits();
+            let (Some(content), Some(other)) = (own(cluster, firsts.len()), other.get_mut(..len)) else { break };
+            let kept = match own(keeper, firsts.len()) {
+                Some(kept) => kept,
+                None => {
+                    reader.read(keeper << bits.bits(), other)?;
+                    other
+                }
+            };
+            if content != kept {
+                return Ok(None);
+            }
+            if self.pin == Pin::Shared {
+                let named = (keeper..).zip(content.chunks_exact(bits.len())).zip(&firsts).filter(|(_, first)| **first);
+                names.extend(named.map(|((keeper, content), _)| (keeper, sha256(content))));
+            }
+        }
+        Ok(Some(names))
+    }
+}
+
+fn take(buffers: &BufferPool) -> Result<Buffer<'_>> {
+    buffers.take().map_err(|e| Error::io("Could not get memory", e))
+}
+
+/// A range of a buffer.
+fn bytes(range: Range<u64>) -> Range<usize> {
+    let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+    start..end
+}
+
+/// SHA-256 names of clusters, in the order of these in the end.
+struct Names(Sorter);
+
+/// Words that a name takes.
+const WORDS: u64 = 4;
+
+impl Names {
+    fn new(spill: &Spill) -> Self {
+        Self(Sorter::new(spill))
+    }
+
+    fn push(&mut self, (cluster, sha): Name) -> Result<()> {
+        for (part, number) in sha.as_chunks::<8>().0.iter().zip(0u64..) {
+            let key = u128::from(cluster * WORDS + number);
+            self.0.push(key << 64 | u128::from(u64::from_be_bytes(*part)))?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Sorted> {
+        self.0.finish()
+    }
+}
+
+/// The next name, which is that of `cluster`.
+fn next_name(words: &mut Words<'_>, cluster: u64) -> Result<Sha> {
+    let mut sha = Sha::default();
+    for (part, number) in sha.as_chunks_mut::<8>().0.iter_mut().zip(0u64..) {
+        let (key, word) = split_run(words.next().transpose()?.unwrap_or_default());
+        if key != cluster * WORDS + number {
+            // Every member has been compared, and was named by that.
+            return Err(Error::new(ErrorKind::Changed, "a shared cluster has no name"));
+        }
+        *part = word.to_be_bytes();
+    }
+    Ok(sha)
+}
