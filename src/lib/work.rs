@@ -71,7 +71,7 @@ impl<'a> Work<'a> {
     pub(crate) fn held(&self, bytes: u64) -> usize {
         let threads = self.threads.current_num_threads();
         let fits = usize::try_from(self.memory / 16 / bytes.max(1)).unwrap_or(usize::MAX);
-        fits.clamp(threads.div_ceil(2), threads * 4)
+        fits.clamp(threads.div_ceil(2), threads * 3)
     }
 
     /// How many chunks or tasks a batch has: enough that the threads rarely wait for its last one.
