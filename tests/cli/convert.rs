@@ -1,10 +1,11 @@
 //! `convert`: its options and their errors, what it prints where, and numbers that agree with the file.
 
+use super::running::Running;
 use super::{command_contract, dedup_img_in, input_contract, wrong_usage};
 use crate::args;
 use crate::support::corpus::{K, M, content, write_sparse};
 use crate::support::reader::{Facts, Pin, verify_dedup};
-use crate::support::{Ran, dedup_img, names_in, qemu, scratch, sha256_of};
+use crate::support::{Ran, Random, dedup_img, names_in, qemu, scratch, sha256_of};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -297,5 +298,27 @@ fn odd_names_are_plain_names() {
         dedup_img_in(home.path(), args!["convert", "-q", "-f", "raw", source, target]).ok();
         dedup_img_in(home.path(), args!["convert", "-q", "-f", "raw", "--", name, format!("{name}.out")]).ok();
         qemu::compare_same("raw", &home.path().join(&source), "qcow2", &home.path().join(&target));
+    }
+}
+
+/// With a cluster size the disk is read once, and again only what duplicates are compared with; nothing is written twice.
+#[test]
+fn a_disk_is_read_once_and_written_once() {
+    const SLACK: u64 = 256 * K;
+    let home = scratch();
+    let [source, target] = ["source.raw", "out.qcow2"].map(|name| home.path().join(name));
+    let noise = Random::new(8).bytes(12 * M as usize);
+    for (bytes, compared) in [(noise.clone(), 0), ([&noise[..], &noise].concat(), noise.len() as u64)] {
+        write_sparse(&source, &bytes);
+        for size in ["4k", "64k"] {
+            let options = format!("cluster_size={size}");
+            let mut run = Running::dedup_img(args!["convert", "-q", "-f", "raw", "-o", &options, &source, &target]);
+            let (read, written) = run.transferred();
+            run.finish().ok();
+            let due = bytes.len() as u64 + compared;
+            assert!((due..due + SLACK).contains(&read), "{size}: {read} bytes read for {due}");
+            let length = std::fs::metadata(&target).unwrap().len();
+            assert!((length - SLACK..=length).contains(&written), "{size}: {written} bytes written for {length}");
+        }
     }
 }
