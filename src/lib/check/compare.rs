@@ -1,8 +1,11 @@
 //! Stored refcounts against counted references.
 
+use std::ops::Range;
+
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::Checker;
+use super::counts::{Counts, SIDE_BY_SIDE};
 use super::finding::{At, Count, Flag, Kind, Layer, Severity, Use};
 use super::states::{State, States};
 use super::tables::Tables;
@@ -41,7 +44,7 @@ impl Checker<'_> {
     }
 
     /// Compares every refcount with the references counted.
-    pub(super) fn compare(&mut self, refcounts: &Refcounts<'_>) -> Result<()> {
+    pub(super) fn compare(&mut self, refcounts: &Refcounts<'_>, states: &States) -> Result<()> {
         let clusters = self.counts.clusters();
         let per_block = refcounts.per_block();
         let blocks = clusters.div_ceil(per_block);
@@ -53,33 +56,7 @@ impl Checker<'_> {
                 .into_par_iter()
                 .map_init(Vec::new, |buffer, index| {
                     let range = index * per_block..clusters.min((index + 1) * per_block);
-                    let block = refcounts.block(index);
-                    if let Block::At(offset) = block {
-                        refcounts.read(offset, buffer)?;
-                    }
-                    let mut compared = Compared::default();
-                    for cluster in range.clone() {
-                        let references = counts.get(cluster);
-                        let refcount = match block {
-                            Block::Missing => 0,
-                            Block::At(_) => refcounts.count(buffer, cluster - range.start),
-                            Block::Unaligned(_) | Block::Unreachable(_) => {
-                                compared.findings.push((Severity::CheckError, Kind::RefcountUnreadable(cluster)));
-                                continue;
-                            }
-                        };
-                        if references > 0 || refcount > 0 {
-                            compared.highest = Some(cluster);
-                        }
-                        if refcount < references {
-                            let kind = Kind::RefcountTooLow(Count { cluster, refcount, references });
-                            compared.findings.push((Severity::Corruption, kind));
-                        } else if refcount > references {
-                            let kind = Kind::Leaked(Count { cluster, refcount, references });
-                            compared.findings.push((Severity::Leak, kind));
-                        }
-                    }
-                    Ok(compared)
+                    compare_block(range, refcounts, (counts, states), buffer)
                 })
                 .collect();
             for block in compared {
@@ -118,4 +95,54 @@ impl Checker<'_> {
 struct Compared {
     highest: Option<u64>,
     findings: Vec<(Severity, Kind)>,
+}
+
+/// Compares the counts of the `clusters` of one refcount block, which is read once more only where not all of them are known
+/// to be right.
+fn compare_block(
+    clusters: Range<u64>,
+    refcounts: &Refcounts<'_>,
+    (counts, states): (&Counts, &States),
+    buffer: &mut Vec<u8>,
+) -> Result<Compared> {
+    let block = refcounts.block(clusters.start / refcounts.per_block());
+    let mut compared = Compared::default();
+    let mut is_read = false;
+    for first in clusters.clone().step_by(usize::try_from(SIDE_BY_SIDE).unwrap_or(1)) {
+        let share = first..clusters.end.min(first + SIDE_BY_SIDE);
+        if let Some(common) = states.common(first)
+            && counts.common(first) == Some(common)
+        {
+            compared.highest = if common == 0 { compared.highest } else { Some(share.end - 1) };
+            continue;
+        }
+        if let Block::At(offset) = block
+            && !is_read
+        {
+            refcounts.read(offset, buffer)?;
+            is_read = true;
+        }
+        for cluster in share {
+            let references = counts.get(cluster);
+            let refcount = match block {
+                Block::Missing => 0,
+                Block::At(_) => refcounts.count(buffer, cluster - clusters.start),
+                Block::Unaligned(_) | Block::Unreachable(_) => {
+                    compared.findings.push((Severity::CheckError, Kind::RefcountUnreadable(cluster)));
+                    continue;
+                }
+            };
+            if references > 0 || refcount > 0 {
+                compared.highest = Some(cluster);
+            }
+            if refcount < references {
+                let kind = Kind::RefcountTooLow(Count { cluster, refcount, references });
+                compared.findings.push((Severity::Corruption, kind));
+            } else if refcount > references {
+                let kind = Kind::Leaked(Count { cluster, refcount, references });
+                compared.findings.push((Severity::Leak, kind));
+            }
+        }
+    }
+    Ok(compared)
 }

@@ -1,7 +1,8 @@
 //! How often each host cluster is referenced.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::units::ClusterBits;
@@ -9,38 +10,64 @@ use crate::units::ClusterBits;
 /// The largest count that lies in the small table; larger ones are rare.
 const SMALL: u8 = u8::MAX;
 
-/// Counts by number, from any number of threads: one byte for each number, and a table for the few large counts.
+/// Clusters that are looked at together where most of them are alike.
+pub(crate) const SIDE_BY_SIDE: u64 = 32;
+
+/// Numbers that share a word of a [`Tally`].
+const PER_WORD: u64 = 8;
+/// A byte of 1 for each of them.
+const ONES: u64 = 0x0101_0101_0101_0101;
+/// The top bit of each byte: where all are clear, every count is below 128.
+const TOPS: u64 = ONES << 7;
+
+/// Counts by number, from any number of threads: one byte for each number, and a table for the few large counts. Eight bytes
+/// lie in a word, because runs of numbers are what is counted most.
 pub(crate) struct Tally {
     /// The largest count.
     max: u64,
-    small: Vec<AtomicU8>,
+    /// Numbers from here on are not counted.
+    limit: u64,
+    small: Vec<AtomicU64>,
     large: Mutex<HashMap<u64, u64>>,
+}
+
+/// The word of a number and how far its byte is shifted in it.
+fn place(number: u64) -> (usize, u64) {
+    (usize::try_from(number / PER_WORD).unwrap_or(usize::MAX), number % PER_WORD * 8)
+}
+
+/// The byte of a count.
+fn byte(word: u64, shift: u64) -> u8 {
+    u8::try_from(word >> shift & 0xff).unwrap_or(SMALL)
 }
 
 impl Tally {
     /// Zeros for the numbers below `limit`, which count up to `max`.
     pub(crate) fn new(limit: u64, max: u64) -> Self {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { max, small: (0..limit).map(|_| AtomicU8::new(0)).collect(), large: Mutex::default() }
+        let mut tally = Self { max, limit: 0, small: Vec::new(), large: Mutex::default() };
+        tally.grow(limit);
+        tally
     }
 
     fn grow(&mut self, limit: u64) {
-        self.small.resize_with(usize::try_from(limit).unwrap_or(usize::MAX), AtomicU8::default);
+        self.limit = limit;
+        self.small.resize_with(usize::try_from(limit.div_ceil(PER_WORD)).unwrap_or(usize::MAX), AtomicU64::default);
     }
 
     /// Counts `number` so many times; returns how many do not fit.
     pub(crate) fn add(&self, number: u64, times: u64) -> u64 {
-        let Some(small) = usize::try_from(number).ok().and_then(|c| self.small.get(c)) else { return 0 };
-        let fits = |count: u8| {
-            let sum = u64::from(count).checked_add(times).filter(|&sum| sum < u64::from(SMALL) && sum <= self.max)?;
-            u8::try_from(sum).ok()
+        let (index, shift) = place(number);
+        let Some(small) = self.small.get(index).filter(|_| number < self.limit) else { return 0 };
+        let fits = |word: u64| {
+            let sum = u64::from(byte(word, shift)).checked_add(times)?;
+            (sum < u64::from(SMALL) && sum <= self.max).then(|| word + (times << shift))
         };
         if small.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok() {
             return 0;
         }
         // Under the lock nobody else moves a count to the large table.
         let mut large = self.large.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match small.swap(SMALL, Ordering::Relaxed) {
+        let before = match byte(small.fetch_or(u64::from(SMALL) << shift, Ordering::Relaxed), shift) {
             SMALL => large.get(&number).copied().unwrap_or(0),
             count => u64::from(count),
         };
@@ -49,13 +76,48 @@ impl Tally {
         times - (sum - before)
     }
 
+    /// Counts each of `numbers` so many times; tells `lost` which do not fit, and how many times.
+    fn add_run(&self, numbers: Range<u64>, times: u64, mut lost: impl FnMut(u64, u64)) {
+        let mut at = numbers.start;
+        while at < numbers.end {
+            let end = numbers.end.min((at / PER_WORD + 1) * PER_WORD);
+            let (index, shift) = place(at);
+            // Counts below 128 and what is added, below 64, stay below SMALL.
+            let counted = times < 64 && self.max >= u64::from(SMALL) && end <= self.limit && {
+                let added = ((ONES * times) >> (64 - (end - at) * 8)) << shift;
+                let fits = |word: u64| (word & TOPS == 0).then(|| word + added);
+                let small = self.small.get(index);
+                small.is_some_and(|w| w.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok())
+            };
+            if !counted {
+                for number in at..end {
+                    match self.add(number, times) {
+                        0 => {}
+                        more => lost(number, more),
+                    }
+                }
+            }
+            at = end;
+        }
+    }
+
     /// The count of `number`.
     pub(crate) fn get(&self, number: u64) -> u64 {
-        let small = usize::try_from(number).ok().and_then(|c| self.small.get(c));
-        match small.map(|s| s.load(Ordering::Relaxed)) {
-            None => 0,
-            Some(SMALL) => self.large.lock().unwrap_or_else(PoisonError::into_inner).get(&number).copied().unwrap_or(0),
-            Some(count) => u64::from(count),
+        let (index, shift) = place(number);
+        match self.small.get(index).map_or(0, |word| byte(word.load(Ordering::Relaxed), shift)) {
+            SMALL => self.large.lock().unwrap_or_else(PoisonError::into_inner).get(&number).copied().unwrap_or(0),
+            count => u64::from(count),
+        }
+    }
+
+    /// The common count of [`SIDE_BY_SIDE`] numbers from `first` on, a multiple of that, if it is 0 or 1 for all of them.
+    fn common(&self, first: u64) -> Option<u64> {
+        let words = self.small.get(place(first).0..)?.get(..4)?;
+        let mut words = words.iter().map(|word| word.load(Ordering::Relaxed));
+        match words.next()? {
+            0 => words.all(|word| word == 0).then_some(0),
+            ONES => words.all(|word| word == ONES).then_some(1),
+            _ => None,
         }
     }
 }
@@ -130,6 +192,34 @@ impl Counts {
         overflow
     }
 
+    /// Counts `times` references to each of `clusters`, which hold guest data; tells `lost` of which clusters some were not
+    /// counted because a refcount cannot be higher, and how many. Does nothing and returns `false` where not all of them lie
+    /// inside the file.
+    pub fn add_data(&self, clusters: Range<u64>, times: u64, lost: impl FnMut(u64, u64)) -> bool {
+        if clusters.end > self.file_len >> self.bits.bits() {
+            return false;
+        }
+        self.tally.add_run(clusters.clone(), times, lost);
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let end = clusters.end.min((at / 64 + 1) * 64);
+            let mask = u64::MAX >> (64 - (end - at)) << (at % 64);
+            if let Some(word) = word(&self.data, at)
+                && word.load(Ordering::Relaxed) & mask != mask
+            {
+                word.fetch_or(mask, Ordering::Relaxed);
+            }
+            at = end;
+        }
+        true
+    }
+
+    /// The common number of references to [`SIDE_BY_SIDE`] clusters from `first` on, a multiple of that, if it is 0 or 1 for all
+    /// of them.
+    pub(crate) fn common(&self, first: u64) -> Option<u64> {
+        self.tally.common(first)
+    }
+
     /// Remembers that the bytes `offset..offset + size`, of at least one byte, are compressed.
     pub fn set_packed(&self, offset: u64, size: u64) {
         for cluster in offset >> self.bits.bits()..=offset.saturating_add(size - 1) >> self.bits.bits() {
@@ -188,6 +278,28 @@ mod tests {
         assert_eq!(counts.add(4096, 1, 1, true), Err(Refused::Overflow { cluster: 1, lost: 1 }));
         assert_eq!(counts.get(1), 65535);
         assert!(counts.is_data(1) && !counts.is_data(2));
+    }
+
+    #[test]
+    fn a_run_counts_as_its_clusters_one_by_one() {
+        for max in [15, 255, 65535] {
+            let one_by_one = Counts::new(ClusterBits::GRAIN, 200 << 12, max);
+            let by_run = Counts::new(ClusterBits::GRAIN, 200 << 12, max);
+            for n in 0..600u64 {
+                let (start, length, times) = (n * 37 % 190, n * 11 % 90 + 1, if n % 50 == 0 { 130 } else { n % 3 + 1 });
+                let (mut lost, mut expected) = (Vec::new(), Vec::new());
+                let inside = by_run.add_data(start..start + length, times, |cluster, more| lost.push((cluster, more)));
+                assert_eq!(inside, start + length <= 200);
+                for cluster in (start..start + length).filter(|_| inside) {
+                    if let Err(Refused::Overflow { cluster, lost }) = one_by_one.add(cluster << 12, 4096, times, true) {
+                        expected.push((cluster, lost));
+                    }
+                }
+                assert_eq!(lost, expected);
+            }
+            let all = |counts: &Counts| (0..201).map(|c| (counts.get(c), counts.is_data(c))).collect::<Vec<_>>();
+            assert_eq!(all(&by_run), all(&one_by_one));
+        }
     }
 
     #[test]

@@ -207,7 +207,7 @@ impl Checker<'_> {
         }
         self.bitmaps()?;
         self.refcount_blocks(&refcounts);
-        self.compare(&refcounts)?;
+        self.compare(&refcounts, &states)?;
         self.copied_l2(&tables, &states);
         self.overlaps(&tables);
         self.pool(&snapshots, &tables)?;

@@ -6,6 +6,7 @@ use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 use sha2::{Digest, Sha256};
 
+use super::counts::SIDE_BY_SIDE;
 use super::finding::{At, Kind, Layer, Severity};
 use super::tables::Tables;
 use super::{Checker, Inspection};
@@ -321,7 +322,13 @@ impl Checker<'_> {
         let shared = |&cluster: &u64| {
             self.counts.is_data(cluster) && !self.counts.is_packed(cluster) && self.counts.get(cluster) > 1
         };
-        let unpooled = (0..self.counts.clusters()).filter(shared).filter(|&cluster| !pooled(cluster)).count();
+        let clusters = self.counts.clusters();
+        let groups = (0..clusters).step_by(usize::try_from(SIDE_BY_SIDE).unwrap_or(1));
+        let groups = groups.filter(|&first| self.counts.common(first).is_none());
+        let unpooled = groups
+            .flat_map(|first| first..clusters.min(first + SIDE_BY_SIDE))
+            .filter(|cluster| shared(cluster) && !pooled(*cluster))
+            .count();
         if unpooled > 0 {
             self.remark(format!(
                 "{unpooled} shared clusters are not pooled: their data is right, but after a write qemu-img check may \

@@ -1,8 +1,13 @@
 //! The stored refcounts as far as COPIED flags depend on them: is it exactly one?
 
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use std::ops::Range;
 
-use crate::error::Result;
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use super::counts::SIDE_BY_SIDE;
+use crate::error::{Error, Result};
+use crate::format::refcount::RefcountBits;
 use crate::image::refcounts::{Block, Refcounts};
 
 /// What is known of a stored refcount.
@@ -21,9 +26,21 @@ pub enum State {
 /// The state of every cluster's stored refcount, two bits each.
 pub struct States {
     per_block: u64,
-    blocks: Vec<Vec<u8>>,
+    /// Clusters that the words tell of.
+    clusters: u64,
+    words: Vec<u64>,
     /// Blocks behind these whose counts cannot be read.
     unreadable: Vec<u64>,
+}
+
+/// Clusters in a word.
+const PER_WORD: u64 = SIDE_BY_SIDE;
+/// The state [`State::One`] of each cluster of a word.
+const ONES: u64 = 0x5555_5555_5555_5555;
+
+/// The states of as many counts as a word tells of.
+fn states(width: RefcountBits, counts: &[u8]) -> u64 {
+    (0..32).rev().fold(0, |word, index| word << 2 | width.get(counts, index).min(2))
 }
 
 impl States {
@@ -33,48 +50,87 @@ impl States {
     /// Those of reading.
     pub fn load(refcounts: &Refcounts<'_>, clusters: u64) -> Result<Self> {
         let per_block = refcounts.per_block();
-        let blocks: Vec<Vec<u8>> = (0..clusters.div_ceil(per_block))
-            .into_par_iter()
-            .map_init(Vec::new, |block, index| {
-                let packed = |state: u8| vec![state * 0b0101_0101; usize::try_from(per_block.div_ceil(4)).unwrap_or(0)];
-                match refcounts.block(index) {
-                    Block::Missing => Ok(Vec::new()),
-                    Block::Unaligned(_) | Block::Unreachable(_) => Ok(packed(3)),
+        let blocks = clusters.div_ceil(per_block);
+        // A block counts 64 clusters at the least.
+        let words_in = |clusters: u64| usize::try_from(clusters / PER_WORD).unwrap_or(usize::MAX);
+        let mut words = vec![0; words_in(blocks.saturating_mul(per_block))];
+        let ones = refcounts.width().ones(PER_WORD);
+        words.par_chunks_mut(words_in(per_block)).enumerate().try_for_each_init(
+            Vec::new,
+            |block, (index, words)| {
+                match refcounts.block(index as u64) {
+                    Block::Missing => {}
+                    Block::Unaligned(_) | Block::Unreachable(_) => words.fill(u64::MAX),
                     Block::At(offset) => {
                         refcounts.read(offset, block)?;
-                        let mut states = packed(0);
-                        for cluster in 0..per_block {
-                            let state = u8::try_from(refcounts.count(block, cluster).min(2)).unwrap_or(2);
-                            if let Some(byte) = usize::try_from(cluster / 4).ok().and_then(|i| states.get_mut(i)) {
-                                *byte |= state << (cluster % 4 * 2);
-                            }
+                        for (word, counts) in words.iter_mut().zip(block.chunks_exact(ones.len())) {
+                            *word = if counts == ones { ONES } else { states(refcounts.width(), counts) };
                         }
-                        Ok(states)
                     }
                 }
-            })
-            .collect::<Result<_>>()?;
-        let behind = blocks.len() as u64..refcounts.entries().len() as u64;
-        let unreadable = behind
+                Ok::<_, Error>(())
+            },
+        )?;
+        let unreadable = (blocks..refcounts.entries().len() as u64)
             .filter(|&index| matches!(refcounts.block(index), Block::Unaligned(_) | Block::Unreachable(_)))
             .collect();
-        Ok(Self { per_block, blocks, unreadable })
+        Ok(Self { per_block, clusters: blocks.saturating_mul(per_block), words, unreadable })
     }
 
     /// The state of `cluster`.
     #[must_use]
     pub fn get(&self, cluster: u64) -> State {
-        let (block, index) = (cluster / self.per_block, cluster % self.per_block);
-        if self.unreadable.binary_search(&block).is_ok() {
-            return State::Unknown;
+        if cluster >= self.clusters {
+            let unreadable = self.unreadable.binary_search(&(cluster / self.per_block)).is_ok();
+            return if unreadable { State::Unknown } else { State::Free };
         }
-        let block = usize::try_from(block).ok().and_then(|b| self.blocks.get(b));
-        let byte = usize::try_from(index / 4).ok().and_then(|i| block?.get(i)).copied().unwrap_or(0);
-        match byte >> (index % 4 * 2) & 3 {
+        match self.word(cluster) >> (cluster % PER_WORD * 2) & 3 {
             0 => State::Free,
             1 => State::One,
             2 => State::Many,
             _ => State::Unknown,
         }
+    }
+
+    /// Whether the stored refcount of each of `clusters` is one.
+    #[must_use]
+    pub fn all_one(&self, clusters: Range<u64>) -> bool {
+        self.all(clusters, |word| word ^ ONES)
+    }
+
+    /// Whether none of `clusters` is known to have a stored refcount of one.
+    #[must_use]
+    pub fn none_one(&self, clusters: Range<u64>) -> bool {
+        self.all(clusters, |word| word & !(word >> 1) & ONES)
+    }
+
+    /// Whether `wrong` has no bit for any of `clusters`.
+    fn all(&self, clusters: Range<u64>, wrong: impl Fn(u64) -> u64) -> bool {
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let end = clusters.end.min((at / PER_WORD + 1) * PER_WORD);
+            let mask = u64::MAX >> (64 - (end - at) * 2) << (at % PER_WORD * 2);
+            if wrong(self.word(at)) & mask != 0 {
+                return false;
+            }
+            at = end;
+        }
+        true
+    }
+
+    /// The common stored refcount of [`SIDE_BY_SIDE`] clusters from `first` on, a multiple of that, if it is 0 or 1 for all of
+    /// them.
+    #[must_use]
+    pub fn common(&self, first: u64) -> Option<u64> {
+        match self.word(first) {
+            0 => Some(0),
+            ONES => Some(1),
+            _ => None,
+        }
+    }
+
+    /// The word that tells of `cluster`.
+    fn word(&self, cluster: u64) -> u64 {
+        usize::try_from(cluster / PER_WORD).ok().and_then(|index| self.words.get(index)).copied().unwrap_or(0)
     }
 }

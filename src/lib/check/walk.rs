@@ -1,5 +1,7 @@
 //! The L2 tables: each one is read once, however many L1 entries lead to it.
 
+use std::ops::Range;
+
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::Checker;
@@ -16,6 +18,9 @@ use crate::units::{GuestOffset, HostOffset};
 
 /// L2 tables that are read at once, as bytes: bounds the memory of a batch.
 const BATCH: u64 = 16 << 20;
+
+/// Entries that are looked at together at the most: bounds what is looked at twice where one of them is not right.
+const RUN: usize = 64;
 
 /// Totals of the active disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -100,7 +105,23 @@ impl Walk<'_> {
         let compares = first.table.0 != 0 && table_state != State::Unknown;
         let mut next = 0;
         let mut overflows = Vec::new();
-        for (entry, index) in buffer.chunks_exact(entry_size).zip(0..) {
+        // Without subclusters, and data in this file.
+        let simple = entry_size == 8 && !self.data_file;
+        let words = if simple { buffer.as_chunks().0 } else { &[] };
+        let mut entries = buffer.chunks_exact(entry_size).enumerate();
+        while let Some((index, entry)) = entries.next() {
+            let rest = words.get(index..).unwrap_or_default();
+            if let Some(run) = self.plain_run(rest, times, compares && !active.is_empty(), &mut overflows) {
+                let clusters = run.end - run.start;
+                allocation.allocated += clusters;
+                allocation.fragmented += u64::from(next != 0 && run.start << bits.bits() != next);
+                next = run.end << bits.bits();
+                if let Some(others) = usize::try_from(clusters).ok().and_then(|clusters| clusters.checked_sub(2)) {
+                    entries.nth(others);
+                }
+                continue;
+            }
+            let index = index as u64;
             let word = u64_at(entry, 0).unwrap_or(0);
             let subclusters = if self.header.extended_l2() { u64_at(entry, 8).unwrap_or(0) } else { 0 };
             if word == 0 && subclusters == 0 {
@@ -133,6 +154,33 @@ impl Walk<'_> {
             compressed: allocation.compressed * shown,
         };
         Ok(walked)
+    }
+
+    /// Counts the clusters of the run of entries at the start of `words`, and returns them, if nothing is to be said about any:
+    /// plain clusters inside the file that follow each other and whose flags, where they are `compared`, are right.
+    fn plain_run(
+        &self,
+        words: &[[u8; 8]],
+        times: u64,
+        compared: bool,
+        overflows: &mut Vec<(u64, u64)>,
+    ) -> Option<Range<u64>> {
+        let bits = self.header.cluster_bits;
+        let first = u64::from_be_bytes(*words.first()?);
+        let L2Entry::Data { host, copied } = L2Entry::decode(first, bits, true) else { return None };
+        if l2_reserved(first) != 0 || host.0 & (bits.bytes() - 1) != 0 {
+            return None;
+        }
+        let follows = |(word, n): &(&[u8; 8], u64)| u64::from_be_bytes(**word) == first.wrapping_add(n * bits.bytes());
+        let length = words.iter().take(RUN).zip(0..).take_while(follows).count() as u64;
+        let clusters = host.0 >> bits.bits()..(host.0 >> bits.bits()) + length;
+        let right = match (compared, copied) {
+            (false, _) => true,
+            (true, true) => self.states.all_one(clusters.clone()),
+            (true, false) => self.states.none_one(clusters.clone()),
+        };
+        let lost = |cluster, lost| overflows.push((cluster, lost));
+        (right && self.counts.add_data(clusters.clone(), times, lost)).then_some(clusters)
     }
 
     fn at(&self, reference: L2Reference, entry: u64) -> At {

@@ -74,6 +74,14 @@ impl RefcountBits {
         bytes.iter().fold(0, |count, &byte| count << 8 | u64::from(byte))
     }
 
+    /// The encoding of `counts` ones, whose number fills whole bytes.
+    #[must_use]
+    pub fn ones(self, counts: u64) -> Vec<u8> {
+        let mut encoded = Vec::new();
+        self.encode(&vec![1; usize::try_from(counts).unwrap_or(0)], &mut encoded);
+        encoded
+    }
+
     /// Appends the encoding of `counts`, whose number fills whole bytes, to `block`.
     ///
     /// Counts of a byte or more are big-endian integers; of smaller ones the first lies in the least significant bits.

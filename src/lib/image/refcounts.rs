@@ -55,6 +55,12 @@ impl<'a> Refcounts<'a> {
         entry & !OFFSET_MASK
     }
 
+    /// The width of a count.
+    #[must_use]
+    pub fn width(&self) -> RefcountBits {
+        self.width
+    }
+
     /// How many clusters a block counts.
     #[must_use]
     pub fn per_block(&self) -> u64 {
