@@ -43,7 +43,7 @@ pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Wor
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let report = overwrite(&storage, &present, disk, options.pin, parent, work).map_err(said)?;
     if options.uncached {
-        drop_cache(&file.0);
+        drop_cache(file.file());
     }
     Ok(report)
 }

@@ -86,7 +86,8 @@ impl Disk {
     /// # Errors
     /// As [`Disk::open`].
     pub fn of_storage(path: &Path, storage: &FileStorage, options: &DiskOptions) -> Result<Self> {
-        let layer = storage.0.try_clone().at("dup").and_then(|file| layer_of(path, file, Some(Format::Qcow2), options));
+        let layer =
+            storage.file().try_clone().at("dup").and_then(|file| layer_of(path, file, Some(Format::Qcow2), options));
         Self::with_backing(layer.map_err(|e| e.opening(path))?, options)
     }
 
@@ -181,7 +182,7 @@ fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptio
 /// Fails, saying why the file could not be opened.
 pub fn open_image(path: &Path, format: Option<Format>, mode: LockMode) -> Result<(FileStorage, Format)> {
     let open = || {
-        let storage = FileStorage(open_locked(path, mode)?);
+        let storage = FileStorage::new(open_locked(path, mode)?);
         let format = format.map_or_else(|| probe_storage(&storage), Ok)?;
         Ok((storage, format))
     };
@@ -195,7 +196,7 @@ fn probe_storage(storage: &FileStorage) -> Result<Format> {
 }
 
 fn open_content(file: File, format: Option<Format>, snapshot: Option<&SnapshotName>) -> Result<Content> {
-    let storage = FileStorage(file);
+    let storage = FileStorage::new(file);
     let format = format.map_or_else(|| probe_storage(&storage), Ok)?;
     match (format, snapshot) {
         (Format::Qcow2, _) => Ok(Content::Qcow2(Qcow2::open(Box::new(storage), snapshot)?)),

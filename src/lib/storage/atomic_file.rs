@@ -63,7 +63,7 @@ impl AtomicFile {
             keep_attributes(old, &file).map_err(|e| creating(path, e))?;
         }
         lock(&file, path, LockMode::Write).map_err(|e| e.opening(path))?;
-        Ok(Self { storage: FileStorage(file), target, directory, opened_directory, replaced, named })
+        Ok(Self { storage: FileStorage::new(file), target, directory, opened_directory, replaced, named })
     }
 
     /// What to write to.
@@ -84,7 +84,7 @@ impl AtomicFile {
     /// Fails where the content could not be made durable.
     pub fn uncache(&self) -> Result<()> {
         self.storage.sync().map_err(|e| creating(&self.target, e))?;
-        drop_cache(&self.storage.0);
+        drop_cache(self.storage.file());
         Ok(())
     }
 
@@ -113,10 +113,10 @@ impl AtomicFile {
         match (self.named, &self.replaced) {
             (Some(named), Some(_)) => named.persist(&self.target).map_err(|e| said(e.error))?,
             (Some(named), None) => named.persist_noclobber(&self.target).map_err(|e| said(e.error))?,
-            (None, None) => link(&self.storage.0, &self.target).map_err(said)?,
+            (None, None) => link(self.storage.file(), &self.target).map_err(said)?,
             // A name can be given to an unnamed file only where there is none yet. The second name exists for an instant.
             (None, Some(_)) => {
-                let temporary = link_beside(&self.storage.0, &self.target).map_err(said)?;
+                let temporary = link_beside(self.storage.file(), &self.target).map_err(said)?;
                 fs::rename(&temporary, &self.target).map_err(|e| {
                     let _ = fs::remove_file(&temporary);
                     said(e)

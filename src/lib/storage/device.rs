@@ -64,7 +64,7 @@ impl Device {
                 return Err(Error::unsupported("the device is read-only"));
             }
             lock(&file, path, LockMode::Write)?;
-            let file = FileStorage(file);
+            let file = FileStorage::new(file);
             let size = file.len().at("Could not get its size")?;
             Ok((file, size))
         };
@@ -119,7 +119,7 @@ impl Device {
     }
 
     fn file(&self) -> &File {
-        &self.file.0
+        self.file.file()
     }
 
     fn writing(&self, source: io::Error) -> Error {

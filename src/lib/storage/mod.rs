@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice};
@@ -120,13 +121,33 @@ const BLOCK: u64 = 4096;
 
 /// A file or block device of the operating system.
 #[derive(Debug)]
-pub struct FileStorage(pub(crate) File);
+pub struct FileStorage {
+    file: File,
+    /// A range of data that was found last. File systems look for the next hole extent by extent, which may be at the end of
+    /// the file.
+    data: Mutex<Range<u64>>,
+}
+
+impl FileStorage {
+    pub(crate) fn new(file: File) -> Self {
+        Self { file, data: Mutex::default() }
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn data(&self) -> MutexGuard<'_, Range<u64>> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Storage for FileStorage {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.0.read_at(rest, offset + done as u64) {
+            match self.file.read_at(rest, offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -137,28 +158,32 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, offset)
+        self.file.write_all_at(buf, offset)
     }
 
     fn len(&self) -> io::Result<u64> {
-        let metadata = self.0.metadata()?;
+        let metadata = self.file.metadata()?;
         if metadata.is_file() {
             return Ok(metadata.len());
         }
         // A block device says its size only by where its end is.
-        Ok(nix::unistd::lseek64(&self.0, 0, Whence::SeekEnd)?.cast_unsigned())
+        Ok(nix::unistd::lseek64(&self.file, 0, Whence::SeekEnd)?.cast_unsigned())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        let mut known = self.data();
+        *known = 0..0;
+        self.file.set_len(len)
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        let mut known = self.data();
+        *known = 0..0;
         let number = |n: u64| i64::try_from(n).map_err(|_| io::Error::from(Errno::EOVERFLOW));
         let (start, length) = (number(range.start)?, number(range.end.saturating_sub(range.start))?);
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         loop {
-            match nix::fcntl::fallocate(&self.0, mode, start, length) {
+            match nix::fcntl::fallocate(&self.file, mode, start, length) {
                 Ok(()) => return Ok(true),
                 Err(Errno::EINTR) => {}
                 Err(e) if no_such_call(e) => return Ok(false),
@@ -168,19 +193,23 @@ impl Storage for FileStorage {
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        Ok(nix::sys::stat::fstat(self.0.as_fd())?.st_blocks.cast_unsigned() * 512)
+        Ok(nix::sys::stat::fstat(self.file.as_fd())?.st_blocks.cast_unsigned() * 512)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_all().inspect_err(|_| {
+        self.file.sync_all().inspect_err(|_| {
             // Linux takes pages that it could not write for clean. Nobody must read them again and believe them.
-            let _ = nix::fcntl::posix_fadvise(&self.0, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+            let _ = nix::fcntl::posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         })
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let mut known = self.data();
+        if known.contains(&offset) {
+            return Ok(Some(offset..known.end));
+        }
         let at = i64::try_from(offset).map_err(|_| io::Error::from(Errno::EOVERFLOW))?;
-        let start = match nix::unistd::lseek64(&self.0, at, Whence::SeekData) {
+        let start = match nix::unistd::lseek64(&self.file, at, Whence::SeekData) {
             Ok(start) => start,
             Err(Errno::ENXIO) => return Ok(None),
             // File systems and devices that do not know: everything may be data.
@@ -190,14 +219,15 @@ impl Storage for FileStorage {
             }
             Err(e) => return Err(e.into()),
         };
-        let end = match nix::unistd::lseek64(&self.0, start, Whence::SeekHole) {
+        let end = match nix::unistd::lseek64(&self.file, start, Whence::SeekHole) {
             Ok(end) => end.cast_unsigned(),
             Err(Errno::ENXIO) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
         // Between the two calls data may have become a hole. Nobody must come here again and again for a range of no length.
         let start = start.cast_unsigned();
-        Ok(Some(start..if end > start { end } else { (start + 1).next_multiple_of(BLOCK) }))
+        *known = start..if end > start { end } else { (start + 1).next_multiple_of(BLOCK) };
+        Ok(Some(known.clone()))
     }
 }
 
@@ -207,7 +237,7 @@ mod tests {
 
     #[test]
     fn holes_are_skipped_and_a_short_file_reads_as_zeros() {
-        let storage = FileStorage(tempfile::tempfile().unwrap());
+        let storage = FileStorage::new(tempfile::tempfile().unwrap());
         storage.set_len(1 << 20).unwrap();
         assert_eq!(storage.next_data(0).unwrap(), None);
         storage.write_at(&[7; 4096], 512 << 10).unwrap();
@@ -220,8 +250,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_data_is_looked_for_again_after_a_hole_was_punched_and_the_length_changed() {
+        let storage = FileStorage::new(tempfile::tempfile().unwrap());
+        storage.write_at(&[7; 1 << 20], 0).unwrap();
+        assert_eq!(storage.next_data(0).unwrap(), Some(0..1 << 20));
+        assert_eq!(storage.next_data(4096).unwrap(), Some(4096..1 << 20));
+        if storage.punch(64 << 10..128 << 10).unwrap() {
+            assert_eq!(storage.next_data(4096).unwrap(), Some(4096..64 << 10));
+            assert_eq!(storage.next_data(64 << 10).unwrap(), Some(128 << 10..1 << 20));
+        }
+        storage.set_len(512 << 10).unwrap();
+        assert_eq!(storage.next_data(256 << 10).unwrap(), Some(256 << 10..512 << 10));
+        storage.write_at(&[7; 4096], 1 << 20).unwrap();
+        assert_eq!(storage.next_data(768 << 10).unwrap(), Some(1 << 20..(1 << 20) + 4096));
+    }
+
+    #[test]
     fn a_punched_range_reads_as_zeros_and_takes_no_space() {
-        let storage = FileStorage(tempfile::tempfile().unwrap());
+        let storage = FileStorage::new(tempfile::tempfile().unwrap());
         storage.write_at(&[7; 1 << 20], 0).unwrap();
         let before = storage.allocated().unwrap();
         if storage.punch(64 << 10..128 << 10).unwrap() {
