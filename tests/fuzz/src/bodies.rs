@@ -99,10 +99,15 @@ pub fn repair(input: &[u8]) {
             if what == Repair::All {
                 assert_eq!(done.report.corruptions + done.report.leaks, 0, "{}", told(&repaired));
             }
-            let after = subject.bytes();
-            let again = mend();
-            assert!(again.is_ok(), "a second repair fails: {}", told(&again));
-            assert!(subject.bytes() == after, "a second repair finds more: {}", told(&again));
+            // What the directory of a pool shared with the refcounts belongs to it alone once they have moved.
+            let mut stale = done.report.benign > 0;
+            let mut after = subject.bytes();
+            for _ in 0..2 {
+                let again = mend();
+                assert!(again.is_ok(), "a further repair fails: {}", told(&again));
+                assert!(subject.bytes() == after || stale, "a further repair finds more: {}", told(&again));
+                (stale, after) = (false, subject.bytes());
+            }
         }
     }
     model.assert_kept(&subject.path, &told(&repaired));

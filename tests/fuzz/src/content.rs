@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Bytes of a piece: the smallest cluster, so that damage of one hides no other.
-const PIECE: u64 = 512;
+const PIECE: usize = 512;
 /// Bytes that are read at once where they can be.
-const BLOCK: u64 = 64 << 10;
+const BLOCK: usize = 64 << 10;
 /// The most bytes that are looked at.
 const MOST: u64 = 16 << 20;
 
@@ -27,20 +27,20 @@ impl Content {
     /// What `disk` reads as, or nothing if it is too large to look at or its tables cannot be read.
     pub(crate) fn of(disk: &Disk) -> Option<Self> {
         let (mut pieces, mut reader, mut at, mut seen) = (BTreeMap::new(), Reader::random(disk), 0, 0);
-        let mut block = vec![0; BLOCK as usize];
+        let mut block = vec![0; BLOCK];
         while let Some(data) = disk.next_data(at).ok()? {
             assert!(data.start >= at && data.end > data.start, "{data:?} from {at:#x}");
             seen += data.end - data.start;
             if seen > MOST {
                 return None;
             }
-            let (mut start, end) = (data.start & !(PIECE - 1), data.end.min(disk.size()));
+            let (mut start, end) = (data.start & !(PIECE as u64 - 1), data.end.min(disk.size()));
             while start < end {
-                let length = usize::try_from((end - start).next_multiple_of(PIECE).min(BLOCK)).unwrap();
+                let length = usize::try_from(end - start).unwrap().next_multiple_of(PIECE).min(BLOCK);
                 let block = &mut block[..length];
                 // What can be read at once need not be read piece by piece.
                 let at_once = reader.read(start, block).is_ok();
-                for (piece, at) in block.chunks_mut(PIECE as usize).zip((start..).step_by(PIECE as usize)) {
+                for (piece, at) in block.chunks_mut(PIECE).zip((start..).step_by(PIECE)) {
                     if !at_once && reader.read(at, piece).is_err() {
                         pieces.insert(at, None);
                     } else if piece.iter().any(|byte| *byte != 0) {
