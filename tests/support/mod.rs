@@ -16,10 +16,13 @@ pub(crate) mod into;
 pub(crate) mod loops;
 pub(crate) mod mutator;
 pub(crate) mod qemu;
+mod random;
 pub(crate) mod reader;
 pub(crate) mod root_disk;
 pub(crate) mod subjects;
 mod verify;
+
+pub(crate) use random::{Choices, Random};
 
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
@@ -129,46 +132,6 @@ pub(crate) fn names_in(directory: &Path) -> Vec<String> {
         std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
-}
-
-/// Pseudo random numbers that are the same on every run (SplitMix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// A generator that yields the same sequence for the same seed.
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next 64 bits.
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `limit`, which must not be zero.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// Fills a buffer.
-    pub(crate) fn fill(&mut self, buffer: &mut [u8]) {
-        for chunk in buffer.chunks_mut(8) {
-            let word = self.next().to_be_bytes();
-            chunk.copy_from_slice(&word[..chunk.len()]);
-        }
-    }
-
-    /// `length` fresh bytes.
-    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.fill(&mut bytes);
-        bytes
-    }
 }
 
 /// Returns the cached file `name`, after building it if this is the first test to ask; `build` writes to the path it is given.

@@ -1,8 +1,8 @@
 //! A structured mutator: it knows where the fields of an image are, gives them wrong values, and says in words what it did.
 //! Random bytes would nearly always hit data, which no check looks at.
 
-use super::Random;
 use super::reader::{Image, Table, number};
+use super::{Choices, Random};
 use std::fs;
 use std::path::Path;
 
@@ -226,26 +226,44 @@ impl Mutator {
         }
     }
 
+    /// The image as it is.
+    pub(crate) fn undamaged(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// A copy of the image with one to three wrong fields, or with a wrong length.
     pub(crate) fn damage(&self, random: &mut Random) -> Damaged {
         let (mut bytes, mut story) = (self.bytes.clone(), Vec::new());
         for _ in 0..[1, 1, 1, 1, 1, 2, 3][random.below(7) as usize] {
-            let (_, fields) = &self.groups[random.below(self.groups.len() as u64) as usize];
-            let field = &fields[random.below(fields.len() as u64) as usize];
-            story.push(self.set(field, &mut bytes, random));
+            story.push(self.wrong_field(&mut bytes, random));
         }
         if random.below(25) == 0 {
-            let unit = [1, 512, self.cluster_size, 3 * self.cluster_size][random.below(4) as usize];
-            let length =
-                [bytes.len() as u64 + unit, (bytes.len() as u64).saturating_sub(unit)][random.below(2) as usize];
-            story.push(format!("the file is {length} bytes long, not {}", bytes.len()));
-            bytes.resize(length as usize, 0);
+            story.push(self.wrong_length(&mut bytes, random));
         }
         Damaged { bytes, story: story.join("; ") }
     }
 
+    /// Gives some field a wrong value, and says which.
+    pub(crate) fn wrong_field(&self, bytes: &mut [u8], choices: &mut impl Choices) -> String {
+        let (_, fields) = &self.groups[choices.below(self.groups.len() as u64) as usize];
+        let field = &fields[choices.below(fields.len() as u64) as usize];
+        self.set(field, bytes, choices)
+    }
+
+    /// Gives the file a wrong length, and says which.
+    pub(crate) fn wrong_length(&self, bytes: &mut Vec<u8>, choices: &mut impl Choices) -> String {
+        let unit = [1, 512, self.cluster_size, 3 * self.cluster_size][choices.below(4) as usize];
+        let length = [bytes.len() as u64 + unit, (bytes.len() as u64).saturating_sub(unit)][choices.below(2) as usize];
+        let story = format!("the file is {length} bytes long, not {}", bytes.len());
+        bytes.resize(length as usize, 0);
+        story
+    }
+
     /// Gives one field a wrong value.
-    fn set(&self, field: &Field, bytes: &mut [u8], random: &mut Random) -> String {
+    fn set(&self, field: &Field, bytes: &mut [u8], random: &mut impl Choices) -> String {
+        if field.at + field.length > bytes.len() {
+            return format!("{} is cut off", field.name);
+        }
         let whole = number(bytes, field.at, field.length);
         let mask = u64::MAX >> (64 - field.bits);
         let old = whole >> field.shift & mask;
@@ -271,7 +289,7 @@ impl Mutator {
     }
 
     /// A wrong offset, with flags around it if it is a table entry.
-    fn wrong_offset(&self, old: u64, flags: bool, random: &mut Random) -> (&str, u64) {
+    fn wrong_offset(&self, old: u64, flags: bool, random: &mut impl Choices) -> (&str, u64) {
         let (end, copied) = (self.bytes.len() as u64, old & 1 << 63);
         let (there, elsewhere) = &self.places[random.below(self.places.len() as u64) as usize];
         let any = random.below(end.div_ceil(self.cluster_size)) * self.cluster_size;

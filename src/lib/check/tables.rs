@@ -10,6 +10,9 @@ use crate::pool;
 use crate::storage::read_padded;
 use crate::units::{GuestOffset, HostOffset};
 
+/// Characters that are shown of a snapshot's id or name; QEMU keeps 255 of a name.
+const MAX_SHOWN: usize = 255;
+
 /// A reference to an L2 table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct L2Reference {
@@ -92,7 +95,15 @@ fn layer_name(snapshot: &Snapshot) -> Layer {
     if pool::is_pool(snapshot) {
         return Layer::Pool;
     }
-    // Ids and names are bytes from a stranger.
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).escape_default().to_string();
-    Layer::Snapshot { id: text(&snapshot.id), name: text(&snapshot.name) }
+    Layer::Snapshot { id: shown(&snapshot.id), name: shown(&snapshot.name) }
+}
+
+/// An id or a name, which are bytes from a stranger: 64 KiB of them in each of many findings would fill a disk.
+fn shown(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(bytes).escape_default().to_string();
+    if text.len() > MAX_SHOWN {
+        text.truncate(MAX_SHOWN);
+        text.push_str("...");
+    }
+    text
 }
