@@ -5,6 +5,7 @@ use crate::support::corpus::{M, patch, plain};
 use crate::support::{dedup_command, dedup_img, names_in, qemu, scratch, sha256_of};
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -130,6 +131,55 @@ fn a_backing_file_is_opened_only_in_its_declared_format() {
 fn a_backing_file_is_not_opened_against_the_users_will() {
     let (_home, path) = overlay("base.raw", "raw");
     refused(&path, &["-f", "qcow2", "--no-backing"], &["backing file"]);
+}
+
+#[test]
+fn a_backing_file_behind_a_link_or_up_the_tree_is_opened_only_where_it_is_allowed_to_lie() {
+    let home = scratch();
+    for directory in ["inside", "outside"] {
+        fs::create_dir(home.path().join(directory)).unwrap();
+        fs::write(home.path().join(directory).join("base.raw"), vec![7; M as usize]).unwrap();
+    }
+    symlink("base.raw", home.path().join("inside/link.raw")).unwrap();
+    symlink("../outside", home.path().join("inside/elsewhere")).unwrap();
+    let (inside, outside) = (home.path().join("inside"), home.path().join("outside"));
+    let absolute = inside.join("base.raw").display().to_string();
+    // The name, whether it is followed as it is, and where its file lies.
+    let cases = [
+        ("base.raw", true, "inside"),
+        ("./base.raw", true, "inside"),
+        (absolute.as_str(), true, "inside"),
+        ("../inside/base.raw", false, "inside"),
+        ("link.raw", false, "inside"),
+        ("../outside/base.raw", false, "outside"),
+        ("elsewhere/base.raw", false, "outside"),
+        ("elsewhere/../inside/base.raw", false, "inside"),
+    ];
+    for (name, plain, lies) in cases {
+        let path = inside.join("overlay.qcow2");
+        qemu::img(args!["create", "-q", "-f", "qcow2", "-b", name, "-F", "raw", path]).ok();
+        let target = home.path().join("out.qcow2");
+        // stats follows the same names.
+        let both = |rule: &[&str], words: Option<&[&str]>| {
+            let with = |command: &[OsString], files: &[OsString]| {
+                let rule = rule.iter().map(OsString::from).collect::<Vec<_>>();
+                dedup_img([command, &rule[..], files].concat())
+            };
+            let runs = [with(&args!["convert", "-q"], &args![path, target]), with(&args!["stats"], &args![path])];
+            for run in runs {
+                match words {
+                    None => run.ok(),
+                    Some(words) => run.refused(words),
+                };
+            }
+        };
+        both(&[], (!plain).then_some(&[name, "--backing-dir"]));
+        for allowed in [&inside, &outside, &home.path().to_owned()] {
+            let is_inside = home.path().join(lies).starts_with(allowed);
+            let rule = ["--backing-dir", allowed.to_str().unwrap()];
+            both(&rule, (!is_inside).then_some(&[name, "does not lie in"]));
+        }
+    }
 }
 
 #[test]

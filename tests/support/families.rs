@@ -232,12 +232,12 @@ pub(crate) fn chains() -> Vec<Sample> {
             edit(path, &COMMANDS);
         };
         f.add("base.raw", "raw", |path| write_sparse(path, &content()[..3 * M as usize + 513]));
-        f.add("base.qcow2", "qcow2", |path| from_content(path, "compat=0.10", &["-c"]));
+        f.add("deeper/base.qcow2", "qcow2", |path| from_content(path, "compat=0.10", &["-c"]));
         f.add("longer-raw.qcow2", "qcow2", |path| overlay(path, 6 * M + 1536, "", "base.raw", "raw"));
         f.add("shorter-raw.qcow2", "qcow2", |path| overlay(path, 2 * M + 512, "cluster_size=4k", "base.raw", "raw"));
-        f.add("longer.qcow2", "qcow2", |path| overlay(path, 12 * M, "compat=0.10", "base.qcow2", "qcow2"));
-        f.add("shorter.qcow2", "qcow2", |path| overlay(path, 5 * M, "cluster_size=512", "base.qcow2", "qcow2"));
-        f.add("deeper/middle.qcow2", "qcow2", |path| overlay(path, 2 * M + 1024, "", "../base.qcow2", "qcow2"));
+        f.add("longer.qcow2", "qcow2", |path| overlay(path, 12 * M, "compat=0.10", "deeper/base.qcow2", "qcow2"));
+        f.add("shorter.qcow2", "qcow2", |path| overlay(path, 5 * M, "cluster_size=512", "deeper/base.qcow2", "qcow2"));
+        f.add("deeper/middle.qcow2", "qcow2", |path| overlay(path, 2 * M + 1024, "", "base.qcow2", "qcow2"));
         // What the short image in the middle does not reach reads as zeros, whatever the base below it holds there.
         f.add("deeper/top.qcow2", "qcow2", |path| overlay(path, 9 * M, "cluster_size=8k", "middle.qcow2", "qcow2"));
         // The overlay's first L2 tables are absent and the base, which has one, ends before the overlay's own data begins.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use dedup_img::disk::BackingRule;
 use dedup_img::pool::Pin;
 
 use crate::qemu_options::QemuArgs;
@@ -48,6 +49,9 @@ pub(crate) struct CreateArgs {
     /// Format of the backing file: raw or qcow2
     #[arg(short = 'F', long = "backing-format", value_name = "FMT")]
     pub(crate) backing_format: Option<String>,
+    /// Follow links and '..' in names of files behind it if the files lie in this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) backing_dir: Option<PathBuf>,
     /// Print nothing but errors
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -87,9 +91,8 @@ pub(crate) struct ConvertArgs {
     /// Read although another program may have the source open for writing
     #[arg(short = 'U', long, help_heading = "Source")]
     pub(crate) force_share: bool,
-    /// Refuse a source that needs a backing file
-    #[arg(long, help_heading = "Source")]
-    pub(crate) no_backing: bool,
+    #[command(flatten)]
+    pub(crate) backing: BackingArgs,
 
     /// Format of the target: qcow2 or raw
     #[arg(short = 'O', long = "target-format", value_name = "FMT", default_value = "qcow2", help_heading = "Target")]
@@ -131,6 +134,28 @@ pub(crate) struct ConvertArgs {
     /// The image to read, or several that make one disk, and the image to write
     #[arg(value_name = "SOURCE... TARGET")]
     pub(crate) files: Vec<PathBuf>,
+}
+
+/// Which backing files are opened.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Backing files")]
+pub(crate) struct BackingArgs {
+    /// Refuse an image that needs a backing file
+    #[arg(long)]
+    pub(crate) no_backing: bool,
+    /// Follow links and '..' in their names if the files lie in this directory
+    #[arg(long, value_name = "DIR", conflicts_with = "no_backing")]
+    pub(crate) backing_dir: Option<PathBuf>,
+}
+
+impl BackingArgs {
+    pub(crate) fn rule(&self) -> BackingRule {
+        match &self.backing_dir {
+            _ if self.no_backing => BackingRule::Refused,
+            Some(directory) => BackingRule::Inside(directory.clone()),
+            None => BackingRule::Plain,
+        }
+    }
 }
 
 /// What the commands have in common that take a while.
@@ -277,9 +302,8 @@ pub(crate) struct StatsArgs {
     /// Read although another program may have an image open for writing
     #[arg(short = 'U', long, help_heading = "Images")]
     pub(crate) force_share: bool,
-    /// Refuse images that need a backing file; --quick opens none
-    #[arg(long, help_heading = "Images")]
-    pub(crate) no_backing: bool,
+    #[command(flatten)]
+    pub(crate) backing: BackingArgs,
 
     /// Answer from the metadata of QCOW2 images, without reading their data
     #[arg(long, help_heading = "What to count")]

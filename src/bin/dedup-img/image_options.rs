@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dedup_img::convert::ClusterSize;
+use dedup_img::disk::BackingRule;
 use dedup_img::format::header::CompressionType;
 use dedup_img::format::refcount::RefcountBits;
 use dedup_img::image::writer::{Backing, Traits};
@@ -16,6 +17,7 @@ use crate::size::{SizeError, parse_size};
 pub(crate) struct ImageOptions {
     pub(crate) backing_file: Option<String>,
     pub(crate) backing_format: Option<String>,
+    pub(crate) behind: BackingRule,
     pub(crate) cluster_size: Option<ClusterSize>,
     pub(crate) compression: CompressionType,
     pub(crate) lazy_refcounts: bool,
@@ -149,7 +151,7 @@ impl ImageOptions {
             (Some(_), None) => return Err(said("Backing file specified without backing format")),
             (Some(name), Some(format)) => {
                 let format = format.parse().map_err(|e| said(&format!("{e}\nCould not open backing image.")))?;
-                Some(Backing { name: name.clone(), format })
+                Some(Backing { name: name.clone(), format, behind: self.behind.clone() })
             }
         };
         Ok(Traits { compression: self.compression, lazy_refcounts: self.lazy_refcounts, backing })

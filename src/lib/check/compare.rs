@@ -14,8 +14,9 @@ use crate::format::table::{is_copied, l1_target};
 use crate::image::refcounts::{Block, Refcounts};
 use crate::units::{GuestOffset, HostOffset};
 
-/// Refcount blocks that are compared at once.
-const BATCH: u64 = 256;
+/// Clusters whose refcounts one thread compares at once, and all of them: bounds what is found at once.
+const SHARE: u64 = 1 << 15;
+const BATCH: u64 = 1 << 18;
 
 impl Checker<'_> {
     /// Counts the refcount blocks, the last references of all.
@@ -46,17 +47,18 @@ impl Checker<'_> {
     /// Compares every refcount with the references counted.
     pub(super) fn compare(&mut self, refcounts: &Refcounts<'_>, states: &States) -> Result<()> {
         let clusters = self.counts.clusters();
-        let per_block = refcounts.per_block();
-        let blocks = clusters.div_ceil(per_block);
+        // Both are powers of two: a share lies in one refcount block.
+        let share = SHARE.min(refcounts.per_block());
         let mut highest = 0;
-        for first in (0..blocks).step_by(usize::try_from(BATCH).unwrap_or(1)) {
+        for first in (0..clusters).step_by(usize::try_from(BATCH).unwrap_or(1)) {
             self.work.cancel.check()?;
             let counts = &self.counts;
-            let compared: Vec<Result<Compared>> = (first..blocks.min(first + BATCH))
+            let shares = first.div_ceil(share)..clusters.min(first + BATCH).div_ceil(share);
+            let compared: Vec<Result<Compared>> = shares
                 .into_par_iter()
                 .map_init(Vec::new, |buffer, index| {
-                    let range = index * per_block..clusters.min((index + 1) * per_block);
-                    compare_block(range, refcounts, (counts, states), buffer)
+                    let range = index * share..clusters.min((index + 1) * share);
+                    compare_share(range, refcounts, (counts, states), buffer)
                 })
                 .collect();
             for block in compared {
@@ -90,16 +92,15 @@ impl Checker<'_> {
     }
 }
 
-/// What one refcount block gave.
+/// What a share of the clusters gave.
 #[derive(Default)]
 struct Compared {
     highest: Option<u64>,
     findings: Vec<(Severity, Kind)>,
 }
 
-/// Compares the counts of the `clusters` of one refcount block, which is read once more only where not all of them are known
-/// to be right.
-fn compare_block(
+/// Compares the counts of `clusters`, whose refcount block is read once more only where not all of them are known to be right.
+fn compare_share(
     clusters: Range<u64>,
     refcounts: &Refcounts<'_>,
     (counts, states): (&Counts, &States),
@@ -126,7 +127,7 @@ fn compare_block(
             let references = counts.get(cluster);
             let refcount = match block {
                 Block::Missing => 0,
-                Block::At(_) => refcounts.count(buffer, cluster - clusters.start),
+                Block::At(_) => refcounts.count(buffer, cluster % refcounts.per_block()),
                 Block::Unaligned(_) | Block::Unreachable(_) => {
                     compared.findings.push((Severity::CheckError, Kind::RefcountUnreadable(cluster)));
                     continue;

@@ -1,6 +1,7 @@
 //! What a check finds, as data.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::units::{GuestOffset, HostOffset};
 
@@ -25,9 +26,9 @@ pub enum Layer {
     /// The snapshot of this id and name.
     Snapshot {
         /// Its id.
-        id: String,
+        id: Arc<str>,
         /// Its name.
-        name: String,
+        name: Arc<str>,
     },
     /// The deduplication pool.
     Pool,
@@ -192,6 +193,17 @@ pub enum Kind {
     StaleDirectory(&'static str),
     /// A remark on the image as a whole.
     Remark(String),
+    /// More findings in L2 tables, which are counted and not described.
+    More(More),
+}
+
+/// Findings that are counted and not described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct More {
+    /// Whether `qemu-img check` does not look for them.
+    pub beyond_qemu: bool,
+    /// What a repair has to do about them.
+    pub repair: Repairable,
 }
 
 impl Kind {
@@ -217,6 +229,7 @@ impl Kind {
             Self::CopiedNothing(..) | Self::ZeroInVersion2(_) | Self::DataDamaged(..) | Self::Remark(_) => {
                 Repairable::Nothing
             }
+            Self::More(more) => more.repair,
             _ => Repairable::No,
         }
     }
@@ -232,6 +245,7 @@ impl Kind {
                 | Self::DataDamaged(..)
                 | Self::StaleDirectory(_)
                 | Self::Remark(_)
+                | Self::More(More { beyond_qemu: true, .. })
         )
     }
 }
@@ -369,6 +383,7 @@ impl fmt::Display for Kind {
                 )
             }
             Self::Remark(text) => write!(f, "Note: {text}"),
+            Self::More(_) => f.write_str("ERROR more wrong entries in L2 tables than are listed"),
         }
     }
 }

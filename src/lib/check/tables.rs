@@ -95,7 +95,7 @@ fn layer_name(snapshot: &Snapshot) -> Layer {
     if pool::is_pool(snapshot) {
         return Layer::Pool;
     }
-    Layer::Snapshot { id: shown(&snapshot.id), name: shown(&snapshot.name) }
+    Layer::Snapshot { id: shown(&snapshot.id).into(), name: shown(&snapshot.name).into() }
 }
 
 /// An id or a name, which are bytes from a stranger: 64 KiB of them in each of many findings would fill a disk.

@@ -1,12 +1,13 @@
 //! The L2 tables: each one is read once, however many L1 entries lead to it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::Checker;
 use super::counts::{Counts, Refused};
-use super::finding::{At, Finding, Flag, Kind, Layer, Severity, Use};
+use super::finding::{At, Finding, Flag, Kind, Layer, More, Severity, Use};
 use super::states::{State, States};
 use super::tables::{L2Reference, Tables};
 use crate::error::{Error, Result};
@@ -17,7 +18,11 @@ use crate::storage::{Storage, read_padded};
 use crate::units::{GuestOffset, HostOffset};
 
 /// L2 tables that are read at once, as bytes: bounds the memory of a batch.
-const BATCH: u64 = 16 << 20;
+const BATCH: u64 = 4 << 20;
+/// Findings of one table, and of all tables, that are described. The others are counted: a few wrong bytes in an L1 table can
+/// make hundreds of thousands of them, which nobody reads.
+const DESCRIBED_OF_TABLE: usize = 256;
+const DESCRIBED: usize = 16384;
 
 /// Entries that are looked at together at the most: bounds what is looked at twice where one of them is not right.
 const RUN: usize = 64;
@@ -43,10 +48,42 @@ struct Walk<'a> {
 /// What one L2 table gave.
 #[derive(Default)]
 struct Walked {
-    findings: Vec<(L2Reference, Finding)>,
+    findings: Findings,
     allocation: Allocation,
     /// Where the entries of misplaced preallocated clusters are in the file.
     misplaced: Vec<u64>,
+}
+
+/// Findings, most of them counted where there are many.
+#[derive(Default)]
+struct Findings {
+    described: Vec<(L2Reference, Finding)>,
+    more: BTreeMap<More, u64>,
+}
+
+impl Findings {
+    fn push(&mut self, at: L2Reference, finding: Finding, limit: usize) {
+        if self.described.len() < limit {
+            self.described.push((at, finding));
+        } else {
+            let more = More { beyond_qemu: finding.kind.is_beyond_qemu(), repair: finding.kind.repair() };
+            self.add(more, finding.times);
+        }
+    }
+
+    fn add(&mut self, more: More, times: u64) {
+        let count = self.more.entry(more).or_default();
+        *count = count.saturating_add(times);
+    }
+
+    fn append(&mut self, other: Self, limit: usize) {
+        for (at, finding) in other.described {
+            self.push(at, finding, limit);
+        }
+        for (more, times) in other.more {
+            self.add(more, times);
+        }
+    }
 }
 
 impl Checker<'_> {
@@ -55,7 +92,7 @@ impl Checker<'_> {
         let mut allocation = Allocation::default();
         let groups: Vec<&[L2Reference]> = tables.references.chunk_by(|a, b| a.table == b.table).collect();
         let per_batch = usize::try_from(BATCH / self.header.cluster_bits.bytes()).unwrap_or(1).max(8);
-        let mut findings = Vec::new();
+        let mut findings = Findings::default();
         for batch in groups.chunks(per_batch) {
             self.work.cancel.check()?;
             let walk = Walk {
@@ -70,7 +107,7 @@ impl Checker<'_> {
                 batch.par_iter().map_init(Vec::new, |buffer, references| walk.table(references, buffer)).collect();
             for table in walked {
                 let mut table = table?;
-                findings.append(&mut table.findings);
+                findings.append(table.findings, DESCRIBED);
                 self.misplaced.append(&mut table.misplaced);
                 allocation.allocated += table.allocation.allocated;
                 allocation.fragmented += table.allocation.fragmented;
@@ -79,9 +116,12 @@ impl Checker<'_> {
             self.work.progress.advance(batch.len() as u64 * self.header.cluster_bits.bytes());
         }
         // In the order of the layers and of the disk, not of the file.
-        findings.sort_by_key(|(reference, _)| (reference.layer, reference.index));
-        for (_, finding) in findings {
+        findings.described.sort_by_key(|(reference, _)| (reference.layer, reference.index));
+        for (_, finding) in findings.described {
             self.emit(&finding);
+        }
+        for (more, times) in findings.more {
+            self.emit(&Finding { severity: Severity::Corruption, kind: Kind::More(more), times });
         }
         Ok(allocation)
     }
@@ -97,6 +137,7 @@ impl Walk<'_> {
         read_padded(self.storage, buffer, first.table.0)
             .map_err(|e| Error::io(format_args!("Could not read the L2 table at {:#x}", first.table), e))?;
         let active: Vec<L2Reference> = references.iter().copied().filter(|r| r.layer == 0).collect();
+        let shown = active.len() as u64;
         let entry_size = if self.header.extended_l2() { 16 } else { 8 };
         let times = references.len() as u64;
         let mut allocation = Allocation::default();
@@ -132,22 +173,23 @@ impl Walk<'_> {
                 if matches!(kind, Kind::PreallocationUnaligned(..)) {
                     walked.misplaced.push(at);
                 }
-                walked.findings.push((first, Finding { severity: Severity::Corruption, kind, times }));
+                let finding = Finding { severity: Severity::Corruption, kind, times };
+                walked.findings.push(first, finding, DESCRIBED_OF_TABLE);
             };
             let state = (&mut allocation, &mut next, &mut overflows);
             self.entry((word, subclusters), self.at(first, index), times, state, &mut say);
-            for reference in active.iter().filter(|_| compares) {
-                if let Some(kind) = self.copied(word, self.at(*reference, index)) {
-                    let finding = Finding { severity: Severity::Corruption, kind, times: 1 };
-                    walked.findings.push((*reference, finding));
-                }
+            if let Some(reference) = active.first().filter(|_| compares)
+                && let Some(kind) = self.copied(word, self.at(*reference, index))
+            {
+                let finding = Finding { severity: Severity::Corruption, kind, times: shown };
+                walked.findings.push(*reference, finding, DESCRIBED_OF_TABLE);
             }
         }
         for (cluster, lost) in overflows {
             let kind = Kind::Overflow(HostOffset(cluster << bits.bits()));
-            walked.findings.push((first, Finding { severity: Severity::Corruption, kind, times: lost }));
+            let finding = Finding { severity: Severity::Corruption, kind, times: lost };
+            walked.findings.push(first, finding, DESCRIBED_OF_TABLE);
         }
-        let shown = active.len() as u64;
         walked.allocation = Allocation {
             allocated: allocation.allocated * shown,
             fragmented: allocation.fragmented * shown,

@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 
 use super::refuse_own_source;
-use crate::disk::{Disk, DiskOptions, Format, open_image};
+use crate::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inplace::{OverwriteReport, overwrite};
 use crate::pool::Pin;
@@ -14,7 +14,7 @@ use crate::storage::rate::Paced;
 use crate::work::Work;
 
 /// How to write into an image.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct IntoOptions {
     /// What of the new clusters is pooled. Members of the pool stay members either way.
     pub pin: Pin,
@@ -22,6 +22,8 @@ pub struct IntoOptions {
     pub uncached: bool,
     /// How many bytes may be written in a second.
     pub rate: Option<NonZeroU64>,
+    /// Which backing files of the target are opened.
+    pub backing: BackingRule,
 }
 
 /// Writes `disk` into the QCOW2 at `target`: only clusters that differ from what it reads now, each content once.
@@ -38,7 +40,7 @@ pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Wor
         ErrorKind::Format => e.opening(target),
         _ => e.prefixed(&format!("'{}'", target.display())),
     };
-    let present = Disk::of_storage(target, &file, &DiskOptions::default())?;
+    let present = Disk::of_storage(target, &file, &DiskOptions { backing: options.backing, ..DiskOptions::default() })?;
     let storage = Paced::new(&file, options.rate, work.cancel);
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let report = overwrite(&storage, &present, disk, options.pin, parent, work).map_err(said)?;

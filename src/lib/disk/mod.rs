@@ -1,5 +1,6 @@
 //! The disk as a guest sees it: a raw file or a QCOW2 image with its chain of backing files, or several, one after the other.
 
+mod backing;
 mod chain;
 pub mod chunks;
 pub mod history;
@@ -13,9 +14,10 @@ use std::iter;
 use std::ops::Range;
 use std::path::Path;
 
+pub use backing::BackingRule;
+pub(crate) use backing::refuse_protocol;
 use chain::Chain;
 use history::History;
-pub(crate) use open::refuse_protocol;
 pub use open::{DiskOptions, Format, open_image};
 pub(crate) use read::Inflater;
 pub use reader::Reader;

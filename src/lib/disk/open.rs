@@ -1,21 +1,19 @@
 //! Opening a disk and the chain of files behind it.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::iter;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::backing::{BackingRule, backing_file};
 use super::chain::{Chain, Content, Layer, Stamp};
 use super::history::History;
 use super::probe::{PROBE_LENGTH, probe};
 use super::salvage::Damage;
 use super::{Disk, Part};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::format::header::{Header, extension};
 use crate::format::snapshot::Snapshot;
 use crate::image::Qcow2;
 use crate::image::SnapshotName;
@@ -66,8 +64,8 @@ pub struct DiskOptions {
     pub snapshot: Option<SnapshotName>,
     /// Read although another program may be writing.
     pub force_share: bool,
-    /// Refuse images that need a backing file.
-    pub no_backing: bool,
+    /// Which backing files are opened.
+    pub backing: BackingRule,
     /// Take zeros for what cannot be read, see [`Disk::unreadable`]. Opening fails as ever.
     pub salvage: bool,
 }
@@ -99,7 +97,8 @@ impl Disk {
             && image.header().backing_name.is_some()
         {
             let overlay = layers.last().map_or(path.as_path(), |l| l.path.as_path());
-            let (name, format) = backing_file(image.header(), overlay, options).map_err(|e| e.opening(overlay))?;
+            let (name, format) =
+                backing_file(image.header(), overlay, &options.backing).map_err(|e| e.opening(overlay))?;
             let behind = DiskOptions { snapshot: None, ..options.clone() };
             let layer = open_layer(&name, Some(format), &behind)
                 .map_err(|e| e.prefixed(&format!("'{}' needs its backing file", overlay.display())))?;
@@ -210,46 +209,4 @@ fn open_content(file: File, format: Option<Format>, snapshot: Option<&SnapshotNa
             Ok(Content::Raw { storage, size })
         }
     }
-}
-
-/// The backing file that `header` names, if it may be followed: only a plain path, and only in a format that is declared, because
-/// content must not decide as what it is read. Who does not trust the image says `no_backing`.
-fn backing_file(header: &Header, overlay: &Path, options: &DiskOptions) -> Result<(PathBuf, Format)> {
-    let bytes = header.backing_name.as_deref().unwrap_or_default();
-    let shown = String::from_utf8_lossy(bytes).escape_default().to_string();
-    if options.no_backing {
-        return Err(Error::unsupported(format!("it needs the backing file '{shown}', and --no-backing was given")));
-    }
-    refuse_protocol(bytes)?;
-    let format = match header.extension(extension::BACKING_FORMAT) {
-        None => {
-            return Err(Error::unsupported(format!(
-                "it does not say the format of its backing file '{shown}'; \
-                 set it with: qemu-img rebase -u -b '{shown}' -F FORMAT '{}'",
-                overlay.display()
-            )));
-        }
-        Some(b"raw") => Format::Raw,
-        Some(b"qcow2") => Format::Qcow2,
-        Some(other) => {
-            let other = String::from_utf8_lossy(other).escape_default().to_string();
-            return Err(Error::unsupported(format!(
-                "its backing file '{shown}' is in {other} format (known: raw, qcow2)"
-            )));
-        }
-    };
-    let name = Path::new(OsStr::from_bytes(bytes));
-    Ok((overlay.parent().unwrap_or(Path::new("")).join(name), format))
-}
-
-/// Fails where the name of a backing file is not a plain path: QEMU takes `name:rest` for a protocol and `json:` for a description.
-pub(crate) fn refuse_protocol(name: &[u8]) -> Result<()> {
-    let first_component = name.split(|&c| c == b'/').next().unwrap_or_default();
-    if first_component.contains(&b':') || name.contains(&0) {
-        let shown = String::from_utf8_lossy(name).escape_default().to_string();
-        return Err(Error::unsupported(format!(
-            "the backing file name '{shown}' is not a plain path; only plain paths are followed"
-        )));
-    }
-    Ok(())
 }

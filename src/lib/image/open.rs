@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::error::{Error, IoContext, Result};
 use crate::format::header::{Header, MAX_L1_BYTES, V3_LENGTH};
 use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
+use crate::format::table::l1_target;
 use crate::pool;
 use crate::storage::{Storage, read_exact};
 use crate::units::HostOffset;
@@ -90,7 +91,18 @@ impl Qcow2 {
     /// Reads entries of an L1 table; the caller has bounded their number.
     fn l1_entries(&self, table: HostOffset, entries: Range<u64>) -> Result<Vec<u64>> {
         let count = usize::try_from(entries.end - entries.start).unwrap_or(0);
-        read_words(&*self.storage, HostOffset(table.0 + entries.start * 8), count, "L1 table")
+        let start = HostOffset(table.0.saturating_add(entries.start * 8));
+        let l1 = read_words(&*self.storage, start, count, "L1 table")?;
+        // Every L2 table takes a cluster. Without this a small file with one table a million times could keep a reader busy for
+        // years.
+        let tables = l1.iter().filter(|&&entry| l1_target(entry).is_some()).count() as u64;
+        let clusters = self.header.cluster_bits.clusters(self.file_len);
+        if tables > clusters {
+            return Err(Error::corrupt(format!(
+                "the L1 table leads to {tables} L2 tables, but the file has only {clusters} clusters; is the file cut short?"
+            )));
+        }
+        Ok(l1)
     }
 }
 

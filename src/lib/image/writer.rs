@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::dedup::plan::Step;
 use crate::digest::Sha;
-use crate::disk::{Disk, DiskOptions, Format, refuse_protocol};
+use crate::disk::{BackingRule, Disk, DiskOptions, Format, refuse_protocol};
 use crate::error::{Error, Result};
 use crate::format::header::{CompressionType, Extension, Header, compatible, extension, incompatible};
 use crate::format::snapshot::Snapshot;
@@ -42,6 +42,8 @@ pub struct Backing {
     pub name: String,
     /// Its format.
     pub format: Format,
+    /// Which files behind it are opened.
+    pub behind: BackingRule,
 }
 
 /// Writes the metadata of a new image. Call [`NewImage::step`] or [`NewImage::map_private`] for all clusters in guest order, then
@@ -75,7 +77,8 @@ impl Traits {
         // What could not be opened again later is not written.
         refuse_protocol(backing.name.as_bytes())?;
         let path = target.parent().unwrap_or(Path::new("")).join(&backing.name);
-        let options = DiskOptions { format: Some(backing.format), ..DiskOptions::default() };
+        let options =
+            DiskOptions { format: Some(backing.format), backing: backing.behind.clone(), ..DiskOptions::default() };
         let disk = Disk::open(&path, &options).map_err(|e| e.followed_by("Could not open backing image."))?;
         let own = std::fs::metadata(target).ok().and_then(|metadata| disk.find(FileId::of(&metadata)));
         match own {

@@ -5,7 +5,7 @@ use crate::image::{Input, Subject, mend_directory};
 use crate::support::Choices;
 use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, Repair, Repaired, Report};
-use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
+use dedup_img::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
 use dedup_img::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
 use dedup_img::progress::Silent;
 use dedup_img::storage::FileStorage;
@@ -46,8 +46,9 @@ pub fn open(input: &[u8]) {
     let subject = Subject::new(&mut Input(input));
     let before = subject.bytes();
     let model = Model::of(&subject.path);
-    for (format, salvage, no_backing) in [(None, true, false), (Some(Format::Qcow2), false, true)] {
-        let options = DiskOptions { format, salvage, no_backing, ..DiskOptions::default() };
+    let rules = [(None, true, BackingRule::Plain), (Some(Format::Qcow2), false, BackingRule::Refused)];
+    for (format, salvage, backing) in rules {
+        let options = DiskOptions { format, salvage, backing, ..DiskOptions::default() };
         if let Ok(disk) = Disk::open(&subject.path, &options) {
             let content = Content::of(&disk);
             // With zeros for what cannot be read nothing is left that cannot.

@@ -5,7 +5,7 @@ use crate::image_options::{For, ImageOptions};
 use crate::size::{parse_percent, parse_size};
 use clap::Parser;
 use dedup_img::convert::ClusterSize;
-use dedup_img::disk::Format;
+use dedup_img::disk::{BackingRule, Format};
 use std::path::Path;
 
 /// Reads the input as words, one a line: as a command line, and each as every kind of value there is.
@@ -37,6 +37,7 @@ pub fn options(input: &[u8]) {
         Ok(Cli { command: Command::Convert(args) }) => {
             let found = ImageOptions::parse(&args.options, For::Convert, target);
             let size = found.ok().and_then(|found| found.cluster_size).unwrap_or(ClusterSize::Auto);
+            assert!(args.backing.backing_dir.is_none() || args.backing.rule() != BackingRule::Plain);
             for format in [Format::Raw, Format::Qcow2] {
                 drop(args.qemu.options(format, size, args.no_create));
             }

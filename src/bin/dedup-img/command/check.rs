@@ -15,6 +15,9 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::view;
 
+/// Lines that list findings, at the most. A damaged image can have as many as it has clusters.
+const LISTED: u32 = 10_000;
+
 /// Runs the command.
 pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let Some(file) = &args.file else {
@@ -40,9 +43,15 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let options = CheckOptions { data: args.data };
     let result = run::run(&args.run, DEFAULT_MEMORY, |work| {
         let mut lines = io::BufWriter::new(io::stderr());
+        let mut left = LISTED;
         let mut sink = |finding: &Finding| {
+            left = left.saturating_sub(1);
             // A standard error that nobody reads does not change what was found.
-            let _ = writeln!(lines, "{}", finding.kind);
+            let _ = match left {
+                0 => Ok(()),
+                1 => writeln!(lines, "More findings are counted, but not listed."),
+                _ => writeln!(lines, "{}", finding.kind),
+            };
         };
         let result = match args.repair {
             None => check(&storage, options, work, &mut sink).map(|report| Repaired {

@@ -140,7 +140,8 @@ impl Job<'_> {
         let QemuOptions { sparse, rate, durable, uncached, .. } = self.options.qemu;
         match self.target_format {
             Format::Qcow2 if self.args.no_create => {
-                let options = IntoOptions { pin: self.args.pin.map_or(Pin::Shared, Pin::from), uncached, rate };
+                let pin = self.args.pin.map_or(Pin::Shared, Pin::from);
+                let options = IntoOptions { pin, uncached, rate, backing: self.args.backing.rule() };
                 Ok(Report::Into(Box::new(convert_into(disk, self.target, options, work)?)))
             }
             Format::Qcow2 => Ok(Report::Qcow2(Box::new(convert(disk, self.target, &self.options.image, work)?))),
@@ -186,7 +187,7 @@ fn source_options(args: &ConvertArgs, sources: &[PathBuf]) -> Result<DiskOptions
         format: args.source_format.as_deref().map(|name| source_format(first, name)).transpose()?,
         snapshot,
         force_share: args.force_share,
-        no_backing: args.no_backing,
+        backing: args.backing.rule(),
         salvage: args.qemu.salvage,
     })
 }
@@ -229,6 +230,7 @@ fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<
     }
     options.backing_file = args.backing_file.clone().or(options.backing_file);
     options.backing_format = args.backing_format.clone().or(options.backing_format);
+    options.behind = args.backing.rule();
     // What other programs read well is what qemu-img makes.
     let (cluster_size, refcount_bits, sharing) = match args.plain {
         true => (ClusterSize::Usual, RefcountBits::PLAIN, Sharing::Plain),

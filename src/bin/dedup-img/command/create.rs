@@ -4,6 +4,7 @@ use std::path::Path;
 
 use dedup_img::convert::ClusterSize;
 use dedup_img::create::{CreateOptions, create};
+use dedup_img::disk::BackingRule;
 use dedup_img::format::header::CompressionType;
 use dedup_img::format::refcount::RefcountBits;
 use dedup_img::units::ClusterBits;
@@ -23,6 +24,7 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
     let mut options = ImageOptions::parse(&args.options, For::Create, &file)?;
     options.backing_file = args.backing_file.or(options.backing_file);
     options.backing_format = args.backing_format.or(options.backing_format);
+    options.behind = args.backing_dir.map_or(BackingRule::Plain, BackingRule::Inside);
     let traits = options.traits(&file)?;
     if traits.backing.is_some() && options.preallocate_metadata {
         let message = "Backing file and preallocation can only be used at the same time if extended_l2 is on";

@@ -79,7 +79,7 @@ fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img:
             format: format(file)?,
             snapshot: None,
             force_share: args.force_share,
-            no_backing: args.no_backing,
+            backing: args.backing.rule(),
             salvage: false,
         };
         Ok(Named { path: file.clone(), item: Disk::open(file, &options)? })
