@@ -16,10 +16,15 @@ pub(crate) mod into;
 pub(crate) mod loops;
 pub(crate) mod mutator;
 pub(crate) mod qemu;
+mod ran;
+mod random;
 pub(crate) mod reader;
 pub(crate) mod root_disk;
 pub(crate) mod subjects;
 mod verify;
+
+pub(crate) use ran::Ran;
+pub(crate) use random::Random;
 
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
@@ -27,67 +32,12 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 /// Builds an argument list from strings and paths alike: `args!["check", path, format!("{n}")]`.
 #[macro_export]
 macro_rules! args {
     ($($word:expr),* $(,)?) => { [$(::std::ffi::OsString::from(&$word)),*] };
-}
-
-/// What a program that ended has said and returned.
-#[derive(Debug)]
-pub(crate) struct Ran {
-    /// The command as typed, for messages.
-    pub(crate) line: String,
-    /// The exit code; -1 when a signal ended the program.
-    pub(crate) code: i32,
-    /// Standard output as text.
-    pub(crate) stdout: String,
-    /// Standard error as text.
-    pub(crate) stderr: String,
-}
-
-impl Ran {
-    /// Packs the output of a finished child.
-    pub(crate) fn new(line: String, output: &Output) -> Self {
-        Self {
-            line,
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    /// Passes the result on if the program succeeded, and fails the test with all it said if not.
-    #[track_caller]
-    pub(crate) fn ok(self) -> Self {
-        assert_eq!(self.code, 0, "{}", self.told());
-        self
-    }
-
-    /// Both streams, for searching.
-    pub(crate) fn text(&self) -> String {
-        format!("{}{}", self.stdout, self.stderr)
-    }
-
-    /// The whole story for a failure message.
-    pub(crate) fn told(&self) -> String {
-        format!("`{}` ended with {}\nstdout: {}\nstderr: {}", self.line, self.code, self.stdout, self.stderr)
-    }
-
-    /// Asserts a refusal: exit code 1, nothing on stdout, one line on stderr that starts as ours do and holds every word given.
-    #[track_caller]
-    pub(crate) fn refused(self, words: &[&str]) -> Self {
-        assert_eq!(self.code, 1, "{}", self.told());
-        assert_eq!(self.stdout, "", "a refusal prints nothing on stdout: {}", self.told());
-        assert_eq!(self.stderr.trim_end().lines().count(), 1, "one line on stderr: {}", self.told());
-        assert!(self.stderr.starts_with("dedup-img: "), "{}", self.told());
-        for word in words {
-            assert!(self.stderr.contains(word), "stderr lacks {word:?}: {}", self.told());
-        }
-        self
-    }
 }
 
 /// A command for the program under test, to be changed further before it runs.
@@ -129,46 +79,6 @@ pub(crate) fn names_in(directory: &Path) -> Vec<String> {
         std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
-}
-
-/// Pseudo random numbers that are the same on every run (SplitMix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// A generator that yields the same sequence for the same seed.
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next 64 bits.
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `limit`, which must not be zero.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// Fills a buffer.
-    pub(crate) fn fill(&mut self, buffer: &mut [u8]) {
-        for chunk in buffer.chunks_mut(8) {
-            let word = self.next().to_be_bytes();
-            chunk.copy_from_slice(&word[..chunk.len()]);
-        }
-    }
-
-    /// `length` fresh bytes.
-    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.fill(&mut bytes);
-        bytes
-    }
 }
 
 /// Returns the cached file `name`, after building it if this is the first test to ask; `build` writes to the path it is given.
