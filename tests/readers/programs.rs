@@ -46,10 +46,10 @@ impl Program {
     }
 }
 
-/// Runs a library on an image, for half a minute at most.
+/// Runs a library on an image, for two minutes at most: a machine may be busy.
 fn other(action: &str, library: &str, image: &Path, file: &Path) -> Result<Ran, String> {
     let program = env!("CARGO_BIN_EXE_other");
-    let ran = qemu::run("timeout", args!["30", program, action, library, image, file]);
+    let ran = qemu::run("timeout", args!["120", program, action, library, image, file]);
     match ran.code {
         0 => Ok(ran),
         1 => Err(ran.stderr.trim().to_owned()),

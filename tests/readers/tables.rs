@@ -17,5 +17,6 @@ pub(crate) fn column(heading: &str, column: &str) -> BTreeMap<String, String> {
     let mut lines = table.lines().filter(|line| line.starts_with('|')).map(cells);
     let columns = lines.next().expect("a table");
     let at = columns.iter().position(|name| name == column).unwrap_or_else(|| panic!("no column {column}"));
+    // Below the names there is a line of dashes.
     lines.skip(1).map(|mut row| (row[0].clone(), row.swap_remove(at))).collect()
 }
