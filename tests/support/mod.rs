@@ -16,12 +16,14 @@ pub(crate) mod into;
 pub(crate) mod loops;
 pub(crate) mod mutator;
 pub(crate) mod qemu;
+mod ran;
 mod random;
 pub(crate) mod reader;
 pub(crate) mod root_disk;
 pub(crate) mod subjects;
 mod verify;
 
+pub(crate) use ran::Ran;
 pub(crate) use random::{Choices, Random};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -30,67 +32,12 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 /// Builds an argument list from strings and paths alike: `args!["check", path, format!("{n}")]`.
 #[macro_export]
 macro_rules! args {
     ($($word:expr),* $(,)?) => { [$(::std::ffi::OsString::from(&$word)),*] };
-}
-
-/// What a program that ended has said and returned.
-#[derive(Debug)]
-pub(crate) struct Ran {
-    /// The command as typed, for messages.
-    pub(crate) line: String,
-    /// The exit code; -1 when a signal ended the program.
-    pub(crate) code: i32,
-    /// Standard output as text.
-    pub(crate) stdout: String,
-    /// Standard error as text.
-    pub(crate) stderr: String,
-}
-
-impl Ran {
-    /// Packs the output of a finished child.
-    pub(crate) fn new(line: String, output: &Output) -> Self {
-        Self {
-            line,
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    /// Passes the result on if the program succeeded, and fails the test with all it said if not.
-    #[track_caller]
-    pub(crate) fn ok(self) -> Self {
-        assert_eq!(self.code, 0, "{}", self.told());
-        self
-    }
-
-    /// Both streams, for searching.
-    pub(crate) fn text(&self) -> String {
-        format!("{}{}", self.stdout, self.stderr)
-    }
-
-    /// The whole story for a failure message.
-    pub(crate) fn told(&self) -> String {
-        format!("`{}` ended with {}\nstdout: {}\nstderr: {}", self.line, self.code, self.stdout, self.stderr)
-    }
-
-    /// Asserts a refusal: exit code 1, nothing on stdout, one line on stderr that starts as ours do and holds every word given.
-    #[track_caller]
-    pub(crate) fn refused(self, words: &[&str]) -> Self {
-        assert_eq!(self.code, 1, "{}", self.told());
-        assert_eq!(self.stdout, "", "a refusal prints nothing on stdout: {}", self.told());
-        assert_eq!(self.stderr.trim_end().lines().count(), 1, "one line on stderr: {}", self.told());
-        assert!(self.stderr.starts_with("dedup-img: "), "{}", self.told());
-        for word in words {
-            assert!(self.stderr.contains(word), "stderr lacks {word:?}: {}", self.told());
-        }
-        self
-    }
 }
 
 /// A command for the program under test, to be changed further before it runs.
