@@ -12,8 +12,11 @@ use crate::error::{Error, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::{CompressionType, Header};
 use crate::image::{Extent, Place};
-use crate::storage::{Storage, read_padded};
+use crate::storage::{Storage, read_padded, will_read};
 use crate::units::ClusterBits;
+
+/// Bytes for which the system is told that they are going to be read.
+const WORTH_A_CALL: u64 = 256 << 10;
 
 /// A run of guest bytes and where its content is, after the whole chain was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +84,16 @@ impl<'a> ChainReader<'a> {
         self.inflater.forget();
     }
 
-    /// The parts of `range` (of at most 2 MiB) that are not known to be zeros, in order.
+    /// The parts of `range` (of at most 2 MiB) that are not known to be zeros, in order. All of them are going to be read.
     pub(super) fn data(&mut self, range: Range<u64>) -> Result<impl Iterator<Item = Range<u64>>> {
         self.map(range)?;
+        for segment in self.segments.iter().filter(|segment| segment.len >= WORTH_A_CALL) {
+            if let Source::File { layer, offset } = segment.source
+                && let Some(layer) = self.chain.layers.get(layer)
+            {
+                will_read(&layer.file, offset..offset + segment.len);
+            }
+        }
         Ok(self.segments.iter().filter(|s| s.source != Source::Zero).map(|s| s.start..s.end()))
     }
 

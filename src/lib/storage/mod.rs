@@ -80,6 +80,16 @@ pub(crate) fn no_such_call(error: Errno) -> bool {
     matches!(error, Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV)
 }
 
+/// Has the system begin to read `range` of `file`, all of it at once. Threads that read side by side in one file look to it like
+/// readers at random, and it would read ahead too little for them, or twice.
+pub(crate) fn will_read(file: &File, range: Range<u64>) {
+    if let (Ok(start), Ok(length)) = (i64::try_from(range.start), i64::try_from(range.end.saturating_sub(range.start)))
+    {
+        // Advice only.
+        let _ = nix::fcntl::posix_fadvise(file, start, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
+}
+
 /// Takes the clean pages of `file` out of the page cache. Advice only: where it is not followed nothing is lost.
 pub(crate) fn drop_cache(file: &File) {
     let _ = nix::fcntl::posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
