@@ -13,6 +13,7 @@ use dedup_img::storage::lock::LockMode;
 use dedup_img::units::ClusterBits;
 use dedup_img::work::Work;
 use dedup_img::{ErrorKind, Result};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -123,6 +124,11 @@ pub fn directory(input: &[u8]) {
         mend_directory(&mut bytes);
     }
     if let Some(header) = DirectoryHeader::decode(&bytes) {
+        assert_eq!(
+            Sha256::digest(&bytes[..96])[..],
+            bytes[96..HEADER_LENGTH],
+            "a header with a wrong checksum is taken"
+        );
         let mut plain = bytes[..HEADER_LENGTH].to_vec();
         plain[48..64].fill(0);
         mend_directory(&mut plain);
@@ -133,10 +139,11 @@ pub fn directory(input: &[u8]) {
         let decoded = Record::decode(record);
         assert_eq!(Record::decode(&decoded.encode()), decoded);
     }
-    let subject = Subject::with_directory(&bytes, mended);
+    let (subject, sound) = Subject::with_directory(&bytes, mended);
     let model = Model::of(&subject.path);
     let report = checked(&subject.path, data).unwrap();
     assert!(data || is_clean(&report), "a directory is disposable: {report:?}");
+    assert!(sound.is_none() || report.benign > 0, "another directory is not noticed: {report:?}");
     let storage = storage(&subject.path, LockMode::Write);
     let repaired = dedup_img::check::repair(&storage, Repair::All, CheckOptions { data }, work(), &mut |_| {});
     drop(storage);
@@ -145,5 +152,6 @@ pub fn directory(input: &[u8]) {
         Ok(done) => assert!(is_clean(&done.report) || mended && data, "{done:?}"),
         Err(error) => assert!(mended && data && error.kind() == ErrorKind::Corrupt, "{error}"),
     }
+    assert!(sound.is_none_or(|sound| subject.bytes() == sound), "the directory is not what it was");
     model.assert_kept(&subject.path, &subject.story);
 }

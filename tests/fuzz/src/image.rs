@@ -134,8 +134,9 @@ impl Subject {
         Self::of(&bytes, story.join("; "))
     }
 
-    /// The pooled image with this directory in the place of its own, its checksums made right where `mended`.
-    pub(crate) fn with_directory(directory: &[u8], mended: bool) -> Self {
+    /// The pooled image with this directory in the place of its own, its checksums made right where `mended`; the image as it was
+    /// where it has to notice, for it is another directory with wrong checksums.
+    pub(crate) fn with_directory(directory: &[u8], mended: bool) -> (Self, Option<&'static [u8]>) {
         let base = bases().iter().find(|base| base.name == "deduplicated").unwrap();
         let mut bytes = base.mutator.undamaged().to_vec();
         let at = base.directory.unwrap();
@@ -144,7 +145,11 @@ impl Subject {
         if mended {
             mend_directory(&mut bytes[at..]);
         }
-        Self::of(&bytes, format!("{} with another directory", base.name))
+        let sound = base.mutator.undamaged();
+        let members = u64::from_be_bytes(sound[at + 24..at + 32].try_into().unwrap());
+        let own = at..at + 128 + 40 * usize::try_from(members).unwrap();
+        let must_notice = !mended && bytes[own.clone()] != sound[own];
+        (Self::of(&bytes, format!("{} with another directory", base.name)), must_notice.then_some(sound))
     }
 
     fn of(bytes: &[u8], story: String) -> Self {
