@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::header::{Header, incompatible};
 use crate::format::table::{L2Entry, Subclusters, is_copied, l2_reserved};
 use crate::format::u64_at;
-use crate::storage::{Storage, read_padded};
+use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
 /// L2 tables that are read at once, as bytes: bounds the memory of a batch.
@@ -90,10 +90,14 @@ impl Checker<'_> {
     /// Counts what all L2 tables refer to.
     pub(super) fn walk(&mut self, tables: &Tables, states: &States) -> Result<Allocation> {
         let mut allocation = Allocation::default();
-        let groups: Vec<&[L2Reference]> = tables.references.chunk_by(|a, b| a.table == b.table).collect();
+        let mut groups = tables.references.chunk_by(|a, b| a.table == b.table);
         let per_batch = usize::try_from(BATCH / self.header.cluster_bits.bytes()).unwrap_or(1).max(8);
         let mut findings = Findings::default();
-        for batch in groups.chunks(per_batch) {
+        loop {
+            let batch: Vec<&[L2Reference]> = groups.by_ref().take(per_batch).collect();
+            if batch.is_empty() {
+                break;
+            }
             self.work.cancel.check()?;
             let walk = Walk {
                 storage: self.storage,
@@ -133,12 +137,18 @@ impl Walk<'_> {
         let mut walked = Walked::default();
         let Some(&first) = references.first() else { return Ok(walked) };
         let bits = self.header.cluster_bits;
+        let entry_size = if self.header.extended_l2() { 16 } else { 8 };
         buffer.resize(bits.len(), 0);
-        read_padded(self.storage, buffer, first.table.0)
+        let read = (self.storage.read_at(buffer, first.table.0))
             .map_err(|e| Error::io(format_args!("Could not read the L2 table at {:#x}", first.table), e))?;
+        // What the file does not have reads as zeros, and zeros lead nowhere.
+        let end = read.next_multiple_of(entry_size);
+        if let Some(behind) = buffer.get_mut(read..end) {
+            behind.fill(0);
+        }
+        let buffer = buffer.get(..end).unwrap_or_default();
         let active: Vec<L2Reference> = references.iter().copied().filter(|r| r.layer == 0).collect();
         let shown = active.len() as u64;
-        let entry_size = if self.header.extended_l2() { 16 } else { 8 };
         let times = references.len() as u64;
         let mut allocation = Allocation::default();
         // QEMU compares no flags in a table at offset 0, nor in one whose own refcount cannot be read.
@@ -151,6 +161,11 @@ impl Walk<'_> {
         let words = if simple { buffer.as_chunks().0 } else { &[] };
         let mut entries = buffer.chunks_exact(entry_size).enumerate();
         while let Some((index, entry)) = entries.next() {
+            let word = u64_at(entry, 0).unwrap_or(0);
+            let subclusters = if self.header.extended_l2() { u64_at(entry, 8).unwrap_or(0) } else { 0 };
+            if word == 0 && subclusters == 0 {
+                continue;
+            }
             let rest = words.get(index..).unwrap_or_default();
             if let Some(run) = self.plain_run(rest, times, compares && !active.is_empty(), &mut overflows) {
                 let clusters = run.end - run.start;
@@ -163,11 +178,6 @@ impl Walk<'_> {
                 continue;
             }
             let index = index as u64;
-            let word = u64_at(entry, 0).unwrap_or(0);
-            let subclusters = if self.header.extended_l2() { u64_at(entry, 8).unwrap_or(0) } else { 0 };
-            if word == 0 && subclusters == 0 {
-                continue;
-            }
             let at = first.table.0 + index * entry_size as u64;
             let mut say = |kind: Kind| {
                 if matches!(kind, Kind::PreallocationUnaligned(..)) {
