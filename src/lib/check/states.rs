@@ -120,8 +120,7 @@ impl States {
 
     /// The common stored refcount of [`SIDE_BY_SIDE`] clusters from `first` on, a multiple of that, if it is 0 or 1 for all of
     /// them.
-    #[must_use]
-    pub fn common(&self, first: u64) -> Option<u64> {
+    pub(crate) fn common(&self, first: u64) -> Option<u64> {
         match self.word(first) {
             0 => Some(0),
             ONES => Some(1),
