@@ -156,7 +156,17 @@ impl Patched {
 }
 
 /// Rows where QEMU's words would mislead.
-const OWN_WORDS: [&str; 2] = ["header_length 108", "bitmap name_size 0"];
+const OWN_WORDS: [&str; 4] =
+    ["header_length 108", "bitmap name_size 0", "bitmap table entry, bit 56", "bitmap table entry 0x10200"];
+
+/// Rows where there is nothing to be done with the image, and the refusal says only why.
+const NO_WAY: [&str; 5] = [
+    "snapshot l1_size 2^22",
+    "snapshot extra_data_size 8",
+    "compressed cluster, 1 byte off",
+    "chain of 257 files",
+    "file of 2^31 clusters",
+];
 
 type Make = fn(&Bases) -> Patched;
 
@@ -338,7 +348,7 @@ fn make_other(name: &str, bases: &Bases, path: &Path) {
     let at = link.windows(9).position(|name| name == b"000.qcow2").unwrap();
     for index in 1..files - 1 {
         let link = Patched(link.clone()).put(at, backing(index).as_bytes());
-        fs::write(home.join(backing(index - 1)), &link.0[..256 * K as usize]).unwrap();
+        fs::write(home.join(backing(index - 1)), &link.0).unwrap();
     }
     fs::write(home.join(backing(files - 2)), &bases.empty).unwrap();
 }
@@ -422,7 +432,7 @@ fn state(path: &Path) -> (u64, Vec<u8>) {
 }
 
 /// Tries one row on the image at `path`, and says what is not as the row says.
-fn offences(path: &Path, theirs: &[Says], ours: &[Says]) -> Vec<String> {
+fn offences(path: &Path, theirs: &[Says], ours: &[Says], is_advised: bool) -> Vec<String> {
     let home = path.parent().unwrap();
     let target = home.join("target");
     let before = (state(path), names_in(home));
@@ -433,12 +443,14 @@ fn offences(path: &Path, theirs: &[Says], ours: &[Says]) -> Vec<String> {
             let (code, said) = run(&words_of(program, command, path, &target));
             let lines: Vec<&str> = said.lines().collect();
             let mut wrong = code != says.code || says.words.as_ref().is_some_and(|words| !said.contains(words));
-            if program == "dedup-img" && code == 1 && says.code == 1 {
+            // A check that went to its end says so as qemu-img does.
+            let is_refusal = program == "dedup-img" && code == 1 && lines.last() != Some(&"dedup-img: Check failed");
+            if is_refusal {
                 let last = lines.last().copied().unwrap_or_default();
                 // The findings of a check come before the refusal.
                 wrong |= !(lines.len() == 1 || command == "check" && lines[0].starts_with("ERROR"));
                 wrong |= !last.starts_with("dedup-img: ") || !last.contains(&format!("'{}'", path.display()));
-                wrong |= !ADVICE.iter().any(|advice| last.contains(advice));
+                wrong |= is_advised && !ADVICE.iter().any(|advice| last.contains(advice));
                 wrong |= target.exists();
             }
             if wrong {
@@ -471,10 +483,14 @@ fn every_limit_is_kept_as_the_table_says() {
             Some((_, make)) => fs::write(&path, make(&bases).0).unwrap(),
             None => make_other(name, &bases, &path),
         }
-        all.extend(offences(&path, theirs, ours).into_iter().map(|offence| format!("{name}: {offence}")));
+        all.extend(
+            offences(&path, theirs, ours, !NO_WAY.contains(&name.as_str()))
+                .into_iter()
+                .map(|offence| format!("{name}: {offence}")),
+        );
         let says =
             |says: &[Says], what: &str| says.iter().any(|says| says.commands.iter().any(|c| c.starts_with(what)));
-        assert!(says(theirs, "convert") || says(theirs, "check"), "{name}: the row does not say what QEMU does");
+        assert!(!theirs.is_empty(), "{name}: the row does not say what QEMU does");
         assert!(says(ours, "convert") || says(ours, "check"), "{name}: the row does not say what we do");
         // Where QEMU has a word for it, so have we.
         for refused in theirs.iter().filter(|says| says.code == 1 && says.commands[0].starts_with("info")) {
