@@ -31,6 +31,7 @@ mod into_crash;
 mod into_random;
 mod into_writes;
 mod judge;
+mod limits;
 mod mutations;
 mod packed;
 mod plain;

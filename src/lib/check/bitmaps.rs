@@ -7,6 +7,12 @@ use crate::format::header::{autoclear, extension};
 use crate::format::{u16_at, u32_at, u64_at};
 use crate::storage::read_padded;
 
+/// QEMU's limit.
+const MAX_BITMAPS: u32 = 65535;
+/// Length of a directory entry before its extra data and name, in bytes.
+const FIXED: usize = 24;
+/// What to do where there is no sense in the bitmaps.
+const ADVICE: &str = "dedup-img convert reads the disk without its bitmaps";
 /// QEMU: the largest bitmap directory.
 const MAX_DIRECTORY: u64 = 65535 * 1024;
 /// QEMU: the largest table of one bitmap, in entries (512 MiB of bits in clusters of 512 bytes).
@@ -34,7 +40,7 @@ impl Checker<'_> {
         }
         let (count, reserved) = (u32_at(data, 0).unwrap_or(0), u32_at(data, 4).unwrap_or(0));
         let (size, offset) = (u64_at(data, 8).unwrap_or(0), u64_at(data, 16).unwrap_or(0));
-        let refuse = |message: &str| Err(Error::new(ErrorKind::Corrupt, format!("bitmaps_ext: {message}")));
+        let refuse = |message: &str| Err(Error::new(ErrorKind::Corrupt, format!("bitmaps_ext: {message}; {ADVICE}")));
         if data.len() != 24 {
             return refuse("Invalid extension length");
         }
@@ -44,22 +50,32 @@ impl Checker<'_> {
         if count == 0 {
             return refuse("found bitmaps extension with zero bitmaps");
         }
-        if count > 65535 {
-            return refuse("Too many bitmaps");
+        if count > MAX_BITMAPS {
+            return refuse(&format!(
+                "Image has {count} bitmaps, exceeding the QEMU supported maximum of {MAX_BITMAPS}"
+            ));
         }
         if offset & (self.header.cluster_bits.bytes() - 1) != 0 {
             return refuse("invalid bitmap directory offset");
         }
         if size > MAX_DIRECTORY {
-            return refuse("Too large bitmap directory");
+            return refuse(&format!(
+                "bitmap directory size ({size}) exceeds the maximum supported size ({MAX_DIRECTORY})"
+            ));
+        }
+        if size == 0 {
+            return refuse("Requested bitmap directory size is zero");
         }
         self.claim(offset, size, Use::BitmapDirectory, None);
         let mut directory = vec![0; usize::try_from(size.min(self.file_len)).unwrap_or(0)];
         read_padded(self.storage, &mut directory, offset)
             .map_err(|e| Error::io("Could not read the bitmap directory", e))?;
-        let Some(bitmaps) = self.directory(&directory, count) else {
-            self.say(Severity::Corruption, Kind::BitmapDirectory);
-            return Err(Error::new(ErrorKind::Corrupt, "Check failed: the bitmap directory is damaged"));
+        let bitmaps = match self.directory(&directory, count) {
+            Ok(bitmaps) => bitmaps,
+            Err(what) => {
+                self.say(Severity::Corruption, Kind::BitmapDirectory);
+                return Err(Error::new(ErrorKind::Corrupt, format!("Check failed: {what}; {ADVICE}")));
+            }
         };
         for bitmap in bitmaps {
             if bitmap.records {
@@ -71,34 +87,53 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// The entries of the directory, or `None` where one breaks the format.
-    fn directory(&self, mut bytes: &[u8], count: u32) -> Option<Vec<Bitmap>> {
+    /// The bitmaps of a directory, or what is wrong with it, in QEMU's words.
+    fn directory(&self, mut bytes: &[u8], count: u32) -> std::result::Result<Vec<Bitmap>, String> {
         let mut bitmaps = Vec::new();
         while !bytes.is_empty() {
-            let (name_len, extra) = (usize::from(u16_at(bytes, 18)?), u32_at(bytes, 20)? as usize);
-            let (table, entries, flags) = (u64_at(bytes, 0)?, u64::from(u32_at(bytes, 8)?), u32_at(bytes, 12)?);
-            let (kind, granularity) = (*bytes.get(16)?, u32::from(*bytes.get(17)?));
-            let name = bytes.get(24usize.checked_add(extra)?..)?.get(..name_len)?;
-            let aligned = table & (self.header.cluster_bits.bytes() - 1) == 0 && table != 0;
-            let bits = self.header.size.div_ceil(1 << granularity.min(63));
-            let needed = self.header.cluster_bits.clusters(bits.div_ceil(8));
-            let valid = aligned
-                && entries != 0
-                && entries <= MAX_TABLE
-                && flags & !3 == 0
-                && kind == 1
-                && (9..=31).contains(&granularity)
-                && (1..=1023).contains(&name_len)
-                && extra == 0
-                && (entries == needed || flags & 1 == 1);
-            if !valid {
-                return None;
+            if bitmaps.len() == count as usize && bytes.len() >= FIXED {
+                return Err("More bitmaps found than specified in header extension".to_owned());
             }
-            let name = String::from_utf8_lossy(name).escape_default().to_string();
-            bitmaps.push(Bitmap { name, table, entries, records: flags & 2 != 0 });
-            bytes = bytes.get((24 + name_len).next_multiple_of(8)..)?;
+            let (bitmap, length) = self.directory_entry(bytes).unwrap_or(Err("Broken bitmap directory".to_owned()))?;
+            bitmaps.push(bitmap);
+            bytes = bytes.get(length..).unwrap_or_default();
         }
-        (bitmaps.len() == count as usize).then_some(bitmaps)
+        if bitmaps.len() < count as usize {
+            return Err("Less bitmaps found than specified in header extension".to_owned());
+        }
+        Ok(bitmaps)
+    }
+
+    /// The first entry of a directory and its length, or what is wrong with it; `None` where it does not fit.
+    fn directory_entry(&self, bytes: &[u8]) -> Option<std::result::Result<(Bitmap, usize), String>> {
+        let (name_len, extra) = (usize::from(u16_at(bytes, 18)?), u32_at(bytes, 20)? as usize);
+        let (table, entries, flags) = (u64_at(bytes, 0)?, u64::from(u32_at(bytes, 8)?), u32_at(bytes, 12)?);
+        let (kind, granularity) = (*bytes.get(16)?, u32::from(*bytes.get(17)?));
+        let length = FIXED.checked_add(extra)?.checked_add(name_len)?.next_multiple_of(8);
+        let name = bytes.get(FIXED..length)?.get(extra..)?.get(..name_len)?;
+        let name = String::from_utf8_lossy(name).escape_default().to_string();
+        if extra != 0 {
+            return Some(Err("Bitmap extra data is not supported".to_owned()));
+        }
+        let aligned = table & (self.header.cluster_bits.bytes() - 1) == 0 && table != 0;
+        let valid = aligned
+            && entries != 0
+            && entries <= MAX_TABLE
+            && flags & !3 == 0
+            && kind == 1
+            && (9..=31).contains(&granularity)
+            && (1..=1023).contains(&name_len);
+        if !valid {
+            return Some(Err(format!("Bitmap '{name}' doesn't satisfy the constraints")));
+        }
+        let bits = self.header.size.div_ceil(1 << granularity);
+        let needed = self.header.cluster_bits.clusters(bits.div_ceil(8));
+        if entries != needed && flags & 1 == 0 {
+            let what =
+                format!("Could not read bitmap '{name}' from image: its table has {entries} entries, not {needed}");
+            return Some(Err(what));
+        }
+        Some(Ok((Bitmap { name, table, entries, records: flags & 2 != 0 }, length)))
     }
 
     fn bitmap_data(&mut self, bitmap: &Bitmap) -> Result<()> {

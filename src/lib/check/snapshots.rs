@@ -19,11 +19,9 @@ impl Checker<'_> {
         for index in 0..self.header.snapshots as usize {
             read_padded(self.storage, &mut bytes, start.saturating_add(at))
                 .map_err(|e| Error::io("Could not read the snapshot table", e))?;
-            let (snapshot, length) = Snapshot::decode(&bytes).map_err(|_| {
-                let message = format!(
-                    "ERROR failed to read the snapshot table: Too much extra metadata in snapshot table entry {index}"
-                );
-                Error::new(ErrorKind::Corrupt, message)
+            let (snapshot, length) = Snapshot::decode(&bytes).map_err(|e| {
+                e.prefixed("ERROR failed to read the snapshot table")
+                    .ending(&format!(" {index}; see qemu-img check -r all"))
             })?;
             if self.header.version >= 3 && snapshot.disk_size.is_none() {
                 self.say(Severity::Corruption, Kind::SnapshotIncomplete(index));

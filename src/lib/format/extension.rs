@@ -1,7 +1,9 @@
 //! Header extensions (spec, "Header extensions").
 
-use super::u32_at;
+use super::header::Encryption;
+use super::{u32_at, u64_at};
 use crate::error::{Error, Result};
+use crate::units::ClusterBits;
 
 /// End of the extension area.
 pub const END: u32 = 0;
@@ -15,6 +17,11 @@ pub const BITMAPS: u32 = 0x2385_2875;
 pub const LUKS: u32 = 0x0537_be77;
 /// Name of the external data file.
 pub const DATA_FILE: u32 = 0x4441_5441;
+
+/// QEMU: the name of a backing file's format is shorter than this, in bytes.
+const MAX_FORMAT: usize = 16;
+/// Length of the LUKS extension: an offset and a length.
+const LUKS_LENGTH: usize = 16;
 
 /// One header extension, kept as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +48,47 @@ pub(super) fn decode(mut window: &[u8]) -> Result<Vec<Extension>> {
         window = window.get(8 + length.next_multiple_of(8)..).unwrap_or_default();
     }
     Ok(extensions)
+}
+
+/// Fails, in QEMU's words, where an extension that is known is not as it must be. Bitmaps are not looked at: reading a disk does not
+/// depend on them.
+pub(super) fn refuse_invalid(
+    extensions: &[Extension],
+    encryption: Option<Encryption>,
+    bits: ClusterBits,
+) -> Result<()> {
+    let mut has_luks = false;
+    for Extension { magic, data } in extensions {
+        let length = data.len();
+        match *magic {
+            BACKING_FORMAT if length >= MAX_FORMAT => {
+                let what = format!("ERROR: ext_backing_format: len={length} too large (>={MAX_FORMAT})");
+                return Err(Error::corrupt(what));
+            }
+            LUKS => {
+                has_luks = true;
+                let offset = u64_at(data, 0).unwrap_or(0);
+                if encryption != Some(Encryption::Luks) {
+                    return Err(Error::corrupt("CRYPTO header extension only expected with LUKS encryption method"));
+                }
+                if length != LUKS_LENGTH {
+                    let what = format!("CRYPTO header extension size {length}, but expected size {LUKS_LENGTH}");
+                    return Err(Error::corrupt(what));
+                }
+                if offset & (bits.bytes() - 1) != 0 {
+                    let cluster = bits.bytes();
+                    let what =
+                        format!("Encryption header offset '{offset}' is not a multiple of cluster size '{cluster}'");
+                    return Err(Error::corrupt(what));
+                }
+            }
+            _ => {}
+        }
+    }
+    if encryption == Some(Encryption::Luks) && !has_luks {
+        return Err(Error::corrupt("Missing CRYPTO header for crypt method 2"));
+    }
+    Ok(())
 }
 
 /// Where the data of the first extension of type `magic` begins in `cluster`, whose extensions begin at `start`.

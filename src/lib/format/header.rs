@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub use super::extension::{self, Extension};
 pub use super::feature::{autoclear, compatible, incompatible};
 use super::refcount::RefcountBits;
-use super::{array_at, u32_at};
+use super::{array_at, snapshot, u32_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ClusterBits, HostOffset};
 
@@ -199,6 +199,7 @@ impl Header {
             2 => Some(Encryption::Luks),
             other => return Err(Error::unsupported(format!("Unsupported encryption method {other}"))),
         };
+        extension::refuse_invalid(&extensions, encryption, cluster_bits)?;
         let compression = compression(&raw)?;
 
         let raw_data_file = raw.autoclear_features.get() & autoclear::RAW_DATA_FILE != 0;
@@ -207,38 +208,43 @@ impl Header {
         }
         let extended_l2 = incompatible & incompatible::EXTENDED_L2 != 0;
         if extended_l2 && cluster_bits.bits() < 14 {
-            return Err(Error::corrupt(
-                "Unsupported subcluster size: extended L2 entries need clusters of at least 16 KiB",
-            ));
+            return Err(Error::corrupt(format!(
+                "Unsupported subcluster size: {}; extended L2 entries need clusters of at least 16 KiB",
+                cluster_bits.bytes() / 32
+            )));
         }
 
-        let aligned = |offset: u64| offset & (cluster_bits.bytes() - 1) == 0 && offset <= MAX_HOST_OFFSET;
+        let fits = |offset: u64, bytes: u64| {
+            offset & (cluster_bits.bytes() - 1) == 0 && offset <= MAX_HOST_OFFSET.saturating_sub(bytes)
+        };
         let table_bytes = u64::from(raw.refcount_table_clusters.get()) * cluster_bits.bytes();
         if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
             return Err(Error::corrupt("Reference count table too large"));
         }
-        if !aligned(raw.refcount_table_offset.get()) {
+        if !fits(raw.refcount_table_offset.get(), table_bytes) {
             return Err(Error::corrupt("Reference count table offset invalid"));
         }
         if raw.nb_snapshots.get() > MAX_SNAPSHOTS {
             return Err(Error::corrupt("Snapshot table too large"));
         }
-        if !aligned(raw.snapshots_offset.get()) {
+        if !fits(raw.snapshots_offset.get(), u64::from(raw.nb_snapshots.get()) * snapshot::FIXED as u64) {
             return Err(Error::corrupt("Snapshot table offset invalid"));
         }
-        if u64::from(raw.l1_size.get()) * 8 > MAX_L1_BYTES {
+        let l1_bytes = u64::from(raw.l1_size.get()) * 8;
+        if l1_bytes > MAX_L1_BYTES {
             return Err(Error::corrupt("Active L1 table too large"));
         }
-        if !aligned(raw.l1_table_offset.get()) {
+        if !fits(raw.l1_table_offset.get(), l1_bytes) {
             return Err(Error::corrupt("Active L1 table offset invalid"));
         }
         let size = raw.size.get() & !511;
         let l2_entries = if extended_l2 { cluster_bits.entries() / 2 } else { cluster_bits.entries() };
-        if i64::try_from(size).is_err() {
+        // QEMU asks for room for the size as it stands, although it rounds it down afterwards.
+        let needed = raw.size.get().div_ceil(cluster_bits.bytes() * l2_entries);
+        if i64::try_from(size).is_err() || i32::try_from(needed).is_err() {
             return Err(Error::corrupt("Image is too big"));
         }
-        // QEMU asks for room for the size as it stands, although it rounds it down afterwards.
-        if raw.size.get().div_ceil(cluster_bits.bytes() * l2_entries) > u64::from(raw.l1_size.get()) {
+        if needed > u64::from(raw.l1_size.get()) {
             return Err(Error::corrupt("L1 table is too small"));
         }
 
@@ -379,7 +385,9 @@ impl Header {
     /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`].
     pub fn refuse_damaged(&self) -> Result<()> {
         if self.refcount_table_clusters == 0 {
-            return Err(Error::corrupt("Image does not contain a reference count table"));
+            return Err(Error::corrupt(
+                "Image does not contain a reference count table; run dedup-img check -r all on it first",
+            ));
         }
         if self.incompatible & incompatible::DATA_FILE != 0 {
             return Err(Error::unsupported(
@@ -407,7 +415,7 @@ fn offset_and_count(offset: HostOffset, count: u32, count_first: bool) -> [u8; 1
     field
 }
 
-/// QEMU: no table begins behind what a file offset can say.
+/// QEMU: no table ends behind what a file offset can say.
 const MAX_HOST_OFFSET: u64 = i64::MAX.cast_unsigned();
 
 fn raw_header(start: &[u8]) -> Result<RawHeader> {

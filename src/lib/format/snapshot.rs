@@ -9,7 +9,7 @@ pub const MAX_TABLE_BYTES: u64 = 64 << 20;
 /// QEMU: the most extra data of one entry.
 const MAX_EXTRA: usize = 1024;
 /// Bytes before the extra data.
-const FIXED: usize = 40;
+pub(super) const FIXED: usize = 40;
 
 /// An internal snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +44,11 @@ impl Snapshot {
     /// # Errors
     /// Fails where the entry is cut short or its extra data is longer than QEMU accepts.
     pub fn decode(bytes: &[u8]) -> Result<(Self, usize)> {
-        let (entry, length) =
-            Self::try_decode(bytes).ok_or_else(|| Error::corrupt("snapshot table entry is cut short"))?;
+        let (entry, length) = Self::try_decode(bytes)
+            .ok_or_else(|| Error::corrupt("The end of the file cuts short snapshot table entry"))?;
         match entry {
             Some(entry) => Ok((entry, length)),
-            None => Err(Error::corrupt(format!("snapshot extra data of more than {MAX_EXTRA} bytes"))),
+            None => Err(Error::corrupt("Too much extra metadata in snapshot table entry")),
         }
     }
 

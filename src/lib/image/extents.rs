@@ -63,7 +63,9 @@ impl Qcow2 {
                 continue;
             };
             if table.0 & (bits.bytes() - 1) != 0 {
-                return Err(Error::corrupt(format!("L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x})")));
+                return Err(Error::corrupt(format!(
+                    "L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x}); see dedup-img check"
+                )));
             }
             let count = bits.clusters(stop) - cluster;
             slice.resize(usize::try_from(count * entry_size).unwrap_or(usize::MAX), 0);
@@ -99,7 +101,7 @@ impl Qcow2 {
             }
             L2Entry::Zero { .. } if self.header.version < 3 => {
                 return Err(Error::corrupt(format!(
-                    "Zero cluster entry found in pre-v3 image (guest offset: {:#x})",
+                    "Zero cluster entry found in pre-v3 image (guest offset: {:#x}); see dedup-img check",
                     range.start
                 )));
             }
@@ -111,7 +113,7 @@ impl Qcow2 {
             L2Entry::Data { host, .. } => {
                 if host.0 & (bits.bytes() - 1) != 0 {
                     return Err(Error::corrupt(format!(
-                        "cluster allocation offset {host:#x} unaligned (guest offset: {:#x})",
+                        "Cluster allocation offset {host:#x} unaligned (guest offset: {:#x}); see dedup-img check",
                         range.start
                     )));
                 }
@@ -139,7 +141,9 @@ impl Qcow2 {
     ) -> Result<()> {
         let bitmap = Subclusters(u64_at(entry, 8).unwrap_or(0));
         if bitmap.is_invalid(host.is_some()) {
-            return Err(Error::corrupt(format!("Invalid cluster entry found (guest offset: {cluster_start:#x})")));
+            return Err(Error::corrupt(format!(
+                "Invalid cluster entry found (guest offset: {cluster_start:#x}); see dedup-img check"
+            )));
         }
         let size = self.header.cluster_bits.bytes() / u64::from(Subclusters::COUNT);
         let mut start = cluster_start;

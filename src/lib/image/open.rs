@@ -4,7 +4,7 @@ use std::mem::size_of;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, MAX_L1_BYTES, V3_LENGTH};
 use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::l1_target;
@@ -72,13 +72,13 @@ impl Qcow2 {
     fn snapshot_size(&self, snapshot: &Snapshot) -> Result<u64> {
         let size = snapshot.disk_size.unwrap_or(self.header.size) & !511;
         if u64::from(snapshot.l1_entries) * 8 > MAX_L1_BYTES {
-            return Err(Error::corrupt("Snapshot L1 table too large"));
+            return Err(Error::corrupt("Snapshot L1 table too large; see dedup-img check"));
         }
         if snapshot.l1_offset.0 & (self.header.cluster_bits.bytes() - 1) != 0 {
-            return Err(Error::corrupt("Snapshot L1 table offset invalid"));
+            return Err(Error::corrupt("Snapshot L1 table offset invalid; see dedup-img check"));
         }
         if size.div_ceil(self.table_span()) > u64::from(snapshot.l1_entries) {
-            return Err(Error::corrupt("Snapshot L1 table is too small"));
+            return Err(Error::corrupt("Snapshot L1 table is too small; see dedup-img check"));
         }
         Ok(size)
     }
@@ -147,10 +147,20 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
     let mut start = vec![0; V3_LENGTH];
     let read = storage.read_at(&mut start, 0).at("Could not read its header")?;
     start.truncate(read);
-    let mut cluster = vec![0; Header::needed_length(&start)?];
+    let mut cluster = vec![0; Header::needed_length(&start).map_err(advised)?];
     let read = storage.read_at(&mut cluster, 0).at("Could not read its header")?;
     cluster.truncate(read);
-    Header::decode(&cluster)
+    Header::decode(&cluster).map_err(advised)
+}
+
+/// Says what can be done about a header like this.
+fn advised(error: Error) -> Error {
+    let advice = match error.kind() {
+        ErrorKind::Format => "; say its format with -f",
+        ErrorKind::Unsupported => "; convert it with the program that wrote it",
+        _ => "; no check mends a header, take a sound copy of the image",
+    };
+    error.ending(advice)
 }
 
 /// Reads `count` big-endian words; the caller has bounded `count`.
@@ -178,7 +188,7 @@ fn decode_snapshots(mut bytes: &[u8], count: u32) -> Result<Vec<Snapshot>> {
     let mut snapshots = Vec::new();
     for index in 0..count {
         let (snapshot, length) =
-            Snapshot::decode(bytes).map_err(|e| e.prefixed(&format!("snapshot {index} of {count}")))?;
+            Snapshot::decode(bytes).map_err(|e| e.ending(&format!(" {index}; see qemu-img check -r all")))?;
         bytes = bytes.get(length..).unwrap_or_default();
         snapshots.push(snapshot);
     }
