@@ -1,6 +1,7 @@
 //! `check` agrees with `qemu-img check`: on sound images of every kind, and on hundreds that a mutator has damaged.
 
 use crate::args;
+use crate::support::corpus::patch;
 use crate::support::mutator::Mutator;
 use crate::support::subjects::{deduplicated, foreign, subject, subjects};
 use crate::support::{Ran, Random, qemu, scratch};
@@ -253,4 +254,19 @@ fn damage_to_images_whose_data_we_never_read_is_judged_as_by_qemu_img() {
             .flat_map(|(seed, (name, path))| damage(name, &path, seed))
             .collect::<Vec<_>>(),
     );
+}
+
+#[test]
+fn more_damage_than_is_listed_is_counted_as_by_qemu_img() {
+    let home = scratch();
+    let (raw, path) = (home.path().join("noise.raw"), home.path().join("bad.qcow2"));
+    fs::write(&raw, Random::new(7).bytes(4 << 20)).unwrap();
+    qemu::img(args!["convert", "-q", "-O", "qcow2", raw, path]).ok();
+    // An L1 table of twelve thousand entries, most of which are the noise behind it.
+    patch(&path, 36, &0x3001u32.to_be_bytes());
+    let (different, ours, theirs) = differences(&path);
+    assert!(different.is_empty(), "{different:?}");
+    let [ours, theirs] = [ours, theirs].map(|judgement| judgement.ran.stderr.lines().count());
+    assert!(theirs > 10_001, "{theirs} lines");
+    assert_eq!(ours, 10_001);
 }

@@ -16,7 +16,8 @@ use crate::failure::Failure;
 use crate::view;
 
 /// Lines that list findings, at the most. A damaged image can have as many as it has clusters.
-const LISTED: u32 = 10_000;
+const LISTED: u64 = 10_000;
+const TOO_MANY: u64 = LISTED + 1;
 
 /// Runs the command.
 pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
@@ -43,14 +44,14 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let options = CheckOptions { data: args.data };
     let result = run::run(&args.run, DEFAULT_MEMORY, |work| {
         let mut lines = io::BufWriter::new(io::stderr());
-        let mut left = LISTED;
+        let mut listed = 0;
         let mut sink = |finding: &Finding| {
-            left = left.saturating_sub(1);
+            listed += 1;
             // A standard error that nobody reads does not change what was found.
-            let _ = match left {
-                0 => Ok(()),
-                1 => writeln!(lines, "More findings are counted, but not listed."),
-                _ => writeln!(lines, "{}", finding.kind),
+            let _ = match listed {
+                ..=LISTED => writeln!(lines, "{}", finding.kind),
+                TOO_MANY => writeln!(lines, "More findings are counted, but not listed."),
+                _ => Ok(()),
             };
         };
         let result = match args.repair {
