@@ -205,8 +205,9 @@ fn packed(bases: &Bases) -> Patched {
     Patched(bases.packed.clone())
 }
 
+type Make = fn(&Bases) -> Patched;
 /// The name of each row, which is its first cell, and its image.
-const ROWS: &[(&str, fn(&Bases) -> Patched)] = &[
+const ROWS: &[(&str, Make)] = &[
     ("magic QFI\\xfa", |b| empty(b).put(3, b"\xfa")),
     ("version 1", |b| empty(b).put32(4, 1)),
     ("version 4", |b| empty(b).put32(4, 4)),
