@@ -7,7 +7,6 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
@@ -175,7 +174,8 @@ fn mirror(from: &Path, to: &Path) {
             fs::create_dir(&link).unwrap();
             mirror(&entry.path(), &link);
         } else {
-            symlink(entry.path(), link).unwrap();
+            // Symbolic links would not be followed to a backing file.
+            fs::hard_link(entry.path(), link).unwrap();
         }
     }
 }
