@@ -31,6 +31,19 @@ pub(crate) struct Tally {
     large: Mutex<HashMap<u64, u64>>,
 }
 
+/// The parts of `numbers` that lie in one word each, where a word has `per_word` of them, with the bits that are theirs.
+pub(super) fn by_word(numbers: Range<u64>, per_word: u64) -> impl Iterator<Item = (Range<u64>, u64)> {
+    let width = 64 / per_word;
+    let mut at = numbers.start;
+    std::iter::from_fn(move || {
+        let part = at..numbers.end.min((at / per_word + 1) * per_word);
+        at = part.end;
+        let mask =
+            |part: &Range<u64>| u64::MAX >> (64 - (part.end - part.start) * width) << (part.start % per_word * width);
+        (part.start < part.end).then(|| (part.clone(), mask(&part)))
+    })
+}
+
 /// The word of a number and how far its byte is shifted in it.
 fn place(number: u64) -> (usize, u64) {
     (usize::try_from(number / PER_WORD).unwrap_or(usize::MAX), number % PER_WORD * 8)
@@ -78,26 +91,22 @@ impl Tally {
 
     /// Counts each of `numbers` so many times; tells `lost` which do not fit, and how many times.
     fn add_run(&self, numbers: Range<u64>, times: u64, mut lost: impl FnMut(u64, u64)) {
-        let mut at = numbers.start;
-        while at < numbers.end {
-            let end = numbers.end.min((at / PER_WORD + 1) * PER_WORD);
-            let (index, shift) = place(at);
+        for (numbers, mask) in by_word(numbers, PER_WORD) {
+            let (index, _) = place(numbers.start);
             // Counts below 128 and what is added, below 64, stay below SMALL.
-            let counted = times < 64 && self.max >= u64::from(SMALL) && end <= self.limit && {
-                let added = ((ONES * times) >> (64 - (end - at) * 8)) << shift;
-                let fits = |word: u64| (word & TOPS == 0).then(|| word + added);
+            let counted = times < 64 && self.max >= u64::from(SMALL) && numbers.end <= self.limit && {
+                let fits = |word: u64| (word & TOPS == 0).then(|| word + ((ONES * times) & mask));
                 let small = self.small.get(index);
                 small.is_some_and(|w| w.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok())
             };
             if !counted {
-                for number in at..end {
+                for number in numbers {
                     match self.add(number, times) {
                         0 => {}
                         more => lost(number, more),
                     }
                 }
             }
-            at = end;
         }
     }
 
@@ -200,16 +209,12 @@ impl Counts {
             return false;
         }
         self.tally.add_run(clusters.clone(), times, lost);
-        let mut at = clusters.start;
-        while at < clusters.end {
-            let end = clusters.end.min((at / 64 + 1) * 64);
-            let mask = u64::MAX >> (64 - (end - at)) << (at % 64);
-            if let Some(word) = word(&self.data, at)
+        for (clusters, mask) in by_word(clusters, 64) {
+            if let Some(word) = word(&self.data, clusters.start)
                 && word.load(Ordering::Relaxed) & mask != mask
             {
                 word.fetch_or(mask, Ordering::Relaxed);
             }
-            at = end;
         }
         true
     }

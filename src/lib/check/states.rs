@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::counts::SIDE_BY_SIDE;
+use super::counts::{SIDE_BY_SIDE, by_word};
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
 use crate::image::refcounts::{Block, Refcounts};
@@ -106,16 +106,7 @@ impl States {
 
     /// Whether `wrong` has no bit for any of `clusters`.
     fn all(&self, clusters: Range<u64>, wrong: impl Fn(u64) -> u64) -> bool {
-        let mut at = clusters.start;
-        while at < clusters.end {
-            let end = clusters.end.min((at / PER_WORD + 1) * PER_WORD);
-            let mask = u64::MAX >> (64 - (end - at) * 2) << (at % PER_WORD * 2);
-            if wrong(self.word(at)) & mask != 0 {
-                return false;
-            }
-            at = end;
-        }
-        true
+        by_word(clusters, PER_WORD).all(|(clusters, mask)| wrong(self.word(clusters.start)) & mask == 0)
     }
 
     /// The common stored refcount of [`SIDE_BY_SIDE`] clusters from `first` on, a multiple of that, if it is 0 or 1 for all of
