@@ -7,6 +7,7 @@
 )]
 
 mod check;
+mod completions;
 mod convert;
 mod convert_options;
 mod create;
@@ -16,6 +17,7 @@ mod failure;
 mod gc;
 mod into;
 mod locks;
+mod manual;
 mod memory;
 mod program;
 mod running;

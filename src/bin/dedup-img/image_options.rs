@@ -137,7 +137,7 @@ impl ImageOptions {
             "data_file" | "data_file_raw" => return refused("deduplication needs the data in the image itself"),
             "encryption" => return refused("encrypted images cannot be deduplicated"),
             key if key.starts_with("encrypt.") => return refused("encrypted images cannot be deduplicated"),
-            _ => return Err(format!("Invalid parameter '{key}'")),
+            _ => return Err(format!("Invalid parameter '{key}' ({})", nearest(key))),
         }
         Ok(())
     }
@@ -156,6 +156,24 @@ impl ImageOptions {
         };
         Ok(Traits { compression: self.compression, lazy_refcounts: self.lazy_refcounts, backing })
     }
+}
+
+/// What is meant by a key that is none of ours: the nearest one, if it is as near as clap wants it to be for an option.
+fn nearest(key: &str) -> String {
+    const KEYS: [&str; 9] = [
+        "backing_file",
+        "backing_fmt",
+        "cluster_size",
+        "compat",
+        "compression_type",
+        "extended_l2",
+        "lazy_refcounts",
+        "preallocation",
+        "refcount_bits",
+    ];
+    let likeness = |known: &str| strsim::jaro(key, known);
+    let best = KEYS.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|best| likeness(best) > 0.7);
+    best.map_or_else(|| "'-o help' lists them".to_owned(), |best| format!("a similar parameter exists: '{best}'"))
 }
 
 /// A size, or qemu-img's words for what is wrong with it.
@@ -213,7 +231,12 @@ mod tests {
             ),
             ("cluster_size=3000", For::Create, "x: Cluster size must be a power of two between 512 and 2048k"),
             ("refcount_bits=3", For::Create, "x: Refcount width must be a power of two and may not exceed 64 bits"),
-            ("foo=1", For::Create, "x: Invalid parameter 'foo'"),
+            ("foo=1", For::Create, "x: Invalid parameter 'foo' ('-o help' lists them)"),
+            (
+                "clustersize=4k",
+                For::Create,
+                "x: Invalid parameter 'clustersize' (a similar parameter exists: 'cluster_size')",
+            ),
             ("lazy_refcounts=maybe", For::Create, "x: Parameter 'lazy_refcounts' expects 'on' or 'off'"),
             ("preallocation=metadata", For::Convert, "x: Parameter 'preallocation': preallocation would store"),
         ] {

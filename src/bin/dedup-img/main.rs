@@ -2,21 +2,23 @@
 
 mod cli;
 mod command;
+mod completions;
 mod exit;
 mod failure;
+mod help;
 mod image_options;
 mod interrupt;
+#[cfg(test)]
+mod pages;
 mod qemu_options;
 mod size;
 mod view;
 
-use clap::Parser;
-
-use cli::{Cli, Command};
+use cli::Command;
 use exit::Exit;
 
 fn main() -> std::process::ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match help::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return view::usage(&error).into(),
     };
@@ -27,6 +29,7 @@ fn main() -> std::process::ExitCode {
         Command::Gc(args) => command::gc::run(&args).map(|()| Exit::Done),
         Command::Check(args) => command::check::run(&args),
         Command::Stats(args) => command::stats::run(&args),
+        Command::Completions(args) => view::print(&completions::script(args.shell)).map(|()| Exit::Done),
     };
     result.unwrap_or_else(|error| view::failure(&error)).into()
 }

@@ -17,30 +17,51 @@ const MAX_SPARSE: u64 = 16 << 20;
 /// Such options as typed.
 #[derive(Debug, Args)]
 pub(crate) struct QemuArgs {
-    /// Cache mode of the sources; 'none' and 'directsync' read them afresh [default: writeback]
-    #[arg(short = 'T', long, value_name = "CACHE", help_heading = "Source")]
+    /// Cache mode; none: not in the page cache
+    #[arg(short = 'T', long, value_name = "CACHE", help_heading = "Source", hide_short_help = true)]
     pub(crate) source_cache: Option<String>,
-    /// Take zeros for what cannot be read, and name it
-    #[arg(long, help_heading = "Source")]
+    /// Take zeros for what cannot be read
+    #[arg(long, help_heading = "Source", hide_short_help = true)]
     pub(crate) salvage: bool,
-    /// Cache mode; 'unsafe' does not wait for the disk at the end [default: writeback]
-    #[arg(short = 't', long, value_name = "CACHE", help_heading = "Target")]
+    /// Cache mode; unsafe: it is not flushed
+    #[arg(short = 't', long, value_name = "CACHE", help_heading = "Target", hide_short_help = true)]
     pub(crate) target_cache: Option<String>,
-    /// Zeros in a row that become a hole in a raw target; 0 writes them all [default: 4k]
-    #[arg(short = 'S', long, value_name = "SIZE", allow_negative_numbers = true, help_heading = "Target")]
+    /// Zeros that are a hole in raw [default: 4k]
+    #[arg(
+        short = 'S',
+        long,
+        value_name = "SIZE",
+        allow_negative_numbers = true,
+        help_heading = "Target",
+        hide_short_help = true
+    )]
     pub(crate) sparse_size: Option<String>,
-    /// Bytes that are written in a second, at most
-    #[arg(short = 'r', long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Work")]
+    /// Bytes to write in a second, at most
+    #[arg(
+        short = 'r',
+        long,
+        value_name = "RATE",
+        allow_negative_numbers = true,
+        help_heading = "Work",
+        hide_short_help = true
+    )]
     pub(crate) rate: Option<String>,
     /// The same as --threads, from 1 to 16
-    #[arg(short = 'm', long, value_name = "N", allow_negative_numbers = true, help_heading = "Work")]
+    #[arg(
+        short = 'm',
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Work",
+        hide_short_help = true
+    )]
     pub(crate) parallel: Option<String>,
     /// Write out of order, which is always done
-    #[arg(short = 'W', long, help_heading = "Work")]
+    #[arg(short = 'W', long, help_heading = "Work", hide_short_help = true)]
     pub(crate) oob_writes: bool,
 
-    /// With -n: the target is known to be zeros, which is looked at anyway
-    #[arg(long, help_heading = "Target")]
+    /// With -n: it is all zeros; not relied on
+    #[arg(long, help_heading = "Target", hide_short_help = true)]
     target_is_zero: bool,
 
     #[arg(short = 'C', long, hide = true)]

@@ -49,7 +49,9 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
 fn parse_image_size(text: &str) -> Result<u64, Failure> {
     parse_size(text).map_err(|error| match error {
         SizeError::TooLarge => Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807."),
-        SizeError::Invalid => Failure::new(format_args!("Invalid image size specified: '{text}'.")),
+        SizeError::Invalid => Failure::new(format_args!(
+            "Invalid image size specified: '{text}'. Give bytes, or a suffix k, M, G, T, P or E."
+        )),
     })
 }
 

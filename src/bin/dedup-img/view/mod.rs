@@ -11,10 +11,12 @@ mod units;
 use std::fmt::Display;
 use std::io::{self, Write};
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
 
+use crate::cli::Cli;
 use crate::exit::Exit;
-use crate::failure::Failure;
+use crate::failure::{Failure, hint};
 
 /// Prints a result. A reader that went away (`| head`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
@@ -53,19 +55,18 @@ pub(crate) fn usage(error: &clap::Error) -> Exit {
         },
         kind => {
             let typed = std::env::args_os().nth(1).unwrap_or_default();
-            let command = ["create", "convert", "dedup", "gc", "check", "stats"]
-                .into_iter()
-                .find(|&name| typed == name)
-                .unwrap_or("");
+            let commands = Cli::command();
+            let command = commands.get_subcommands().map(clap::Command::get_name).find(|&name| typed == name);
             let text = error.render().to_string();
             let message = match kind {
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
                     "Not enough arguments".to_owned()
                 }
                 ErrorKind::InvalidSubcommand => format!("Command not found: {}{}", typed.display(), tip(&text)),
+                ErrorKind::MissingRequiredArgument => "Not enough arguments".to_owned(),
                 _ => format!("{}{}", first_sentence(&text), tip(&text)),
             };
-            failure(&Failure::Usage { command, message })
+            failure(&format_args!("{message}\n{}", hint(command)))
         }
     }
 }
@@ -78,6 +79,8 @@ fn first_sentence(text: &str) -> &str {
 
 /// What clap suggests for a typo.
 fn tip(text: &str) -> String {
-    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
-    tips.take(1).map(|tip| format!(" ({tip})")).collect()
+    let lines = || text.lines().map(str::trim);
+    let tip = lines().find_map(|line| line.strip_prefix("tip: ").map(|tip| format!(" ({tip})")));
+    tip.or_else(|| lines().find(|line| line.starts_with("[possible values:")).map(|values| format!(" {values}")))
+        .unwrap_or_default()
 }
