@@ -20,6 +20,7 @@ mod locks;
 mod manual;
 mod memory;
 mod program;
+mod readme;
 mod running;
 mod stats;
 mod stats_output;
