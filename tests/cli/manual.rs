@@ -1,9 +1,10 @@
-//! The manual as `man` shows it, and the help beside it.
+//! What a terminal of 80 columns shows: the manual, the help, the summaries (of 'stats' in a file of their own).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Ran, args, dedup_command};
+use super::{Ran, args, dedup_command, dedup_img_in};
+use crate::support::{corpus, qemu, scratch};
 
 fn pages() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("man")).unwrap();
@@ -56,5 +57,35 @@ fn help_fits_a_screen() {
             let examples = lines.contains(&"Examples:");
             assert_eq!(examples, flag == "--help" && !["", "completions"].contains(&command), "{}", ran.told());
         }
+    }
+}
+
+#[test]
+fn every_summary_fits_into_80_columns() {
+    let home = scratch();
+    std::fs::write(home.path().join("disk.raw"), [corpus::content(), corpus::content()].concat()).unwrap();
+    qemu::create("qcow2", &home.path().join("history.qcow2"), 64 << 20, "cluster_size=4k");
+    for line in [
+        "convert disk.raw auto.qcow2",
+        "convert -c disk.raw packed.qcow2",
+        "convert --plain disk.raw plain.qcow2",
+        "convert -O raw auto.qcow2 back.raw",
+        "convert -n disk.raw history.qcow2",
+        "convert --all-snapshots history.qcow2 snapshots.qcow2",
+        "convert -B auto.qcow2 -F qcow2 disk.raw overlay.qcow2",
+        "create -o cluster_size=4k large.qcow2 2T",
+        "convert -o cluster_size=4k large.qcow2 larger.qcow2",
+        "dedup --dry-run plain.qcow2",
+        "dedup plain.qcow2",
+        "dedup plain.qcow2",
+        "gc --dry-run --compact plain.qcow2",
+        "gc --compact plain.qcow2",
+        "gc --drop-pool plain.qcow2",
+        "check --data auto.qcow2",
+    ] {
+        let ran = dedup_img_in(home.path(), line.split(' ').map(Into::into)).ok();
+        let wide: Vec<&str> = ran.stdout.lines().filter(|line| line.len() > 80 || !line.is_ascii()).collect();
+        // That line is qemu-img's.
+        assert!(wide.is_empty() || line.starts_with("create"), "{line}: {wide:#?}");
     }
 }

@@ -29,9 +29,7 @@ impl Shown {
     /// Progress for a command whose standard output is JSON, or is free for qemu-img's line.
     pub(crate) fn new(json: bool) -> Self {
         if io::stderr().is_terminal() && (json || io::stdout().is_terminal()) {
-            let bar = ProgressBar::no_length().with_style(style());
-            bar.enable_steady_tick(Duration::from_millis(200));
-            return Self(Mode::Bar(bar));
+            return Self(Mode::Bar(ProgressBar::no_length().with_style(style())));
         }
         let line = Line { on_stderr: json, index: 0, count: 1, done: 0, total: 0, shown: String::new() };
         Self(Mode::Line(Mutex::new(line)))
@@ -54,8 +52,9 @@ impl Shown {
     }
 }
 
+/// Fits into 80 columns.
 fn style() -> ProgressStyle {
-    let template = "{msg:9} [{bar:30}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12}  {eta} left";
+    let template = "{msg:9} [{bar:20}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>3} left";
     ProgressStyle::with_template(template).map_or_else(|_| ProgressStyle::default_bar(), |s| s.progress_chars("=> "))
 }
 
@@ -63,9 +62,10 @@ impl Progress for Shown {
     fn phase(&self, index: u32, count: u32, title: &'static str, total: u64) {
         match &self.0 {
             Mode::Bar(bar) => {
-                bar.reset();
-                bar.set_length(total);
                 bar.set_message(title);
+                bar.set_length(total);
+                bar.reset();
+                bar.enable_steady_tick(Duration::from_millis(200));
             }
             Mode::Line(line) => {
                 if let Ok(mut line) = line.lock() {

@@ -72,7 +72,7 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
         None => "the rest is known to be zeros",
         Some(snapshots) => {
             rows.add("snapshots", snapshots.to_string(), "");
-            "the rest is known to be zeros, or where another snapshot has it"
+            "the rest is zeros, or as in a newer snapshot"
         }
     };
     rows.add("read", bytes(report.read_bytes), known);
@@ -103,14 +103,14 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
         rows.add("saved", bytes(report.saved_bytes), &format!("{:.1} % of the data", report.saved_percent));
     }
     rows.add("file", bytes(report.file_length_bytes), &context.target.display().to_string());
-    rows.add("cluster size", bytes(report.cluster_size_bytes), &reason(report));
+    rows.add("cluster size", bytes(report.cluster_size_bytes), reason(report));
     let hint = report.l2_cache_size_bytes.map_or(String::new(), |size| {
         let size = size.div_ceil(1 << 20);
         format!(
-            "\nQEMU caches the L2 tables of this disk only with l2-cache-size={size}M; without, random I/O is slower.\n"
+            "\nQEMU caches the L2 tables of this disk only with l2-cache-size={size}M.\nWithout, random I/O is slower.\n"
         )
     });
-    rows.finish(report.seconds) + &hint
+    rows.finish(report.seconds) + &lengths(report) + &hint
 }
 
 /// The summary of a conversion into an image that was there.
@@ -158,26 +158,28 @@ pub(crate) fn raw(context: &Context<'_>, report: &RawReport, output: OutputArg) 
     rows.finish(report.seconds)
 }
 
-fn reason(report: &ConvertReport) -> String {
-    if report.cluster_sizes.is_empty() {
-        let why = match report.cluster_size_reason {
-            "backing" => "that of the backing file",
-            "default" => "as qemu-img takes it",
-            _ => "as asked for",
-        };
-        return why.to_owned();
-    }
+fn reason(report: &ConvertReport) -> &'static str {
     let shortest = report.cluster_sizes.iter().map(|choice| choice.file_length_bytes).min();
     let chosen = report.cluster_sizes.iter().find(|choice| choice.cluster_size_bytes == report.cluster_size_bytes);
-    let why = match chosen.map(|choice| choice.file_length_bytes) {
-        length if length == shortest => "smallest file",
+    match (chosen.map(|choice| choice.file_length_bytes), report.cluster_size_reason) {
+        (None, "backing") => "that of the backing file",
+        (None, "default") => "as qemu-img takes it",
+        (None, _) => "as asked for",
+        (length, _) if length == shortest => "smallest file",
         _ => "nearly the smallest file",
-    };
+    }
+}
+
+/// What the file would be at each cluster size that there was to choose from.
+fn lengths(report: &ConvertReport) -> String {
+    if report.cluster_sizes.is_empty() {
+        return String::new();
+    }
     let sizes = report.cluster_sizes.iter().rev();
+    let sizes = sizes.map(|c| format!("{}k {}", c.cluster_size_bytes >> 10, bytes(c.file_length_bytes)));
     // How far all of it can be compressed is known of a part of it only.
-    let about = if report.compressed { "about " } else { "" };
-    let sizes = sizes.map(|c| format!("{}k: {about}{}", c.cluster_size_bytes >> 10, bytes(c.file_length_bytes)));
-    format!("{why} ({})", sizes.collect::<Vec<_>>().join(", "))
+    let what = if report.compressed { "Estimated" } else { "Lengths" };
+    format!("\n{what}: {}\n", sizes.collect::<Vec<_>>().join(", "))
 }
 
 /// Rows of label, figure and remark.
