@@ -14,6 +14,7 @@ mod dedup;
 mod devices;
 mod failure;
 mod gc;
+mod guide;
 mod into;
 mod locks;
 mod memory;
