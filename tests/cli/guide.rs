@@ -90,7 +90,7 @@ fn state(path: &Path) -> (String, SystemTime) {
 
 /// Asserts how a script ended and what its lines are on both streams; `...` in an expected line stands for anything.
 #[track_caller]
-fn says(ran: Ran, code: i32, stdout: &[&str], stderr: &[&str]) {
+fn says(ran: &Ran, code: i32, stdout: &[&str], stderr: &[&str]) {
     let fits = |line: &str, wanted: &str| match wanted.split_once("...") {
         Some((begin, end)) => line.starts_with(begin) && line.ends_with(end),
         None => line == wanted,
@@ -113,14 +113,14 @@ fn the_ci_job_publishes_an_image_that_passes_every_gate() {
     let steps = ["ci-image: convert: ok", "ci-image: gates: ok", "ci-image: check --data: ok"];
     let end =
         ["ci-image: compare with ./disk.raw: ok", "ci-image: publish: ok", "ci-image: done: ./new.qcow2, ... bytes"];
-    says(ran, 0, &[steps, end].concat(), &[]);
+    says(&ran, 0, &[steps, end].concat(), &[]);
     qemu::compare_same("raw", &raw, "qcow2", &target);
     qemu::check_clean(&target);
     assert!(target.metadata().unwrap().len() < raw.metadata().unwrap().len() * 6 / 10, "nothing is shared");
     // What is there stays.
     let before = state(&target);
     let line = "ci-image: ./new.qcow2 is there already; remove it, or choose another name";
-    says(script("ci-image", home.path(), args!["raw", "disk.raw", "new.qcow2"]), 1, &[], &[line]);
+    says(&script("ci-image", home.path(), args!["raw", "disk.raw", "new.qcow2"]), 1, &[], &[line]);
     assert_eq!(state(&target), before);
     // Names that tools could take for options, and for URLs.
     let images = home.path().join("images");
@@ -136,15 +136,15 @@ fn the_ci_job_leaves_nothing_behind_where_a_step_fails() {
     let failed = |step: &str, code| format!("ci-image: {step}: FAILED (exit code {code}); nothing was made");
     let usage = "usage: ci-image [--min-saved PERCENT] raw|qcow2 SOURCE TARGET";
     let run = |args: &[&str]| script("ci-image", home.path(), args.iter().map(OsString::from));
-    says(run(&["disk.raw", "new.qcow2"]), 1, &[], &[usage]);
-    says(run(&["vmdk", "disk.raw", "new.qcow2"]), 1, &[], &[usage]);
+    says(&run(&["disk.raw", "new.qcow2"]), 1, &[], &[usage]);
+    says(&run(&["vmdk", "disk.raw", "new.qcow2"]), 1, &[], &[usage]);
     let missing = "dedup-img: Could not open './no.raw': No such file or directory";
-    says(run(&["raw", "no.raw", "new.qcow2"]), 1, &[], &[missing, &failed("convert", 1)]);
+    says(&run(&["raw", "no.raw", "new.qcow2"]), 1, &[], &[missing, &failed("convert", 1)]);
 
     let convert = ["ci-image: convert: ok"];
     let gate = "dedup-img: './.ci-image-...': sharing saves 50.0 % of the data; --min-saved asks for 60 %";
     let args = ["--min-saved", "60", "raw", "disk.raw", "new.qcow2"];
-    says(run(&args), 4, &convert, &[gate, &failed("gates", 4)]);
+    says(&run(&args), 4, &convert, &[gate, &failed("gates", 4)]);
     let args = &args[2..];
     // A job that somebody has changed: no sharing any more.
     stub(
@@ -153,7 +153,7 @@ fn the_ci_job_leaves_nothing_behind_where_a_step_fails() {
         "test $1 = convert && shift && set -- convert --plain \"$@\"\nexec \"$REAL\" \"$@\"",
     );
     let gate = "dedup-img: './.ci-image-...is still stored more than once; --max-duplicate allows 0 %";
-    says(run(args), 4, &convert, &[gate, &failed("gates", 4)]);
+    says(&run(args), 4, &convert, &[gate, &failed("gates", 4)]);
     // A disk that does not give back what was written. The same input gives the same file, so that the place is known.
     let sample = home.path().join("sample.qcow2");
     dedup_img(args!["convert", "-q", "-f", "raw", home.path().join("disk.raw"), sample]).ok();
@@ -165,12 +165,12 @@ fn the_ci_job_leaves_nothing_behind_where_a_step_fails() {
     let finding = ran.stderr.lines().next().unwrap_or_default().to_owned();
     assert!(finding.starts_with("ERROR ") && finding.contains("SHA-256"), "{}", ran.told());
     let gates = [convert[0], "ci-image: gates: ok"];
-    says(ran, 2, &gates, &[&finding, &failed("check --data", 2)]);
+    says(&ran, 2, &gates, &[&finding, &failed("check --data", 2)]);
     // Another content than that of the source.
     let change = "printf XY | dd of=disk.raw bs=1 conv=notrunc status=none";
     stub(home.path(), "dedup-img", &format!("{after}if test $1 = check; then {change}; fi"));
     let checked = [&gates[..], &["ci-image: check --data: ok"]].concat();
-    says(run(args), 1, &checked, &[&failed("compare with ./disk.raw", 1)]);
+    says(&run(args), 1, &checked, &[&failed("compare with ./disk.raw", 1)]);
     // Somebody else takes the name meanwhile.
     stub(home.path(), "dedup-img", "test $1 != check || echo theirs >new.qcow2\nexec \"$REAL\" \"$@\"");
     let ran = run(args);
@@ -198,7 +198,7 @@ fn the_ci_job_says_what_it_left_out_without_qemu_img() {
         command.env("PATH", &bin).args(["raw", "disk.raw", "new.qcow2"]);
         qemu::finish("ci-image", command)
     };
-    says(run(), 1, &[], &["ci-image: dedup-img is not in PATH, which is ..."]);
+    says(&run(), 1, &[], &["ci-image: dedup-img is not in PATH, which is ..."]);
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_dedup-img"), bin.join("dedup-img")).unwrap();
     let ran = run().ok();
     assert!(ran.stdout.contains("compare with ./disk.raw: LEFT OUT, there is no qemu-img here\n"), "{}", ran.told());
@@ -247,7 +247,7 @@ fn the_nightly_job_does_what_it_can_and_names_the_rest() {
         "read.qcow2: in use, skipped",
     ];
     let total = "nightly-dedup: ./images: 2 done, 2 in use, 2 failed, ...MiB given back";
-    says(script("nightly-dedup", home.path(), args!["images"]), 1, &first, &[bad, text, total]);
+    says(&script("nightly-dedup", home.path(), args!["images"]), 1, &first, &[bad, text, total]);
     for image in [&done, &odd] {
         assert!(image.metadata().unwrap().len() < HALF as u64 * 11 / 10, "{} was not compacted", image.display());
         qemu::compare_same("raw", &home.path().join("disk.raw"), "qcow2", image);
@@ -256,15 +256,15 @@ fn the_nightly_job_does_what_it_can_and_names_the_rest() {
     // A second run changes nothing, not even a time.
     let after = [state(&done), state(&odd)];
     let total = "nightly-dedup: ./images: 2 done, 2 in use, 2 failed, 0B given back";
-    says(script("nightly-dedup", home.path(), args!["-q", "images"]), 1, &[], &[bad, text, total]);
+    says(&script("nightly-dedup", home.path(), args!["-q", "images"]), 1, &[], &[bad, text, total]);
     assert_eq!([state(&done), state(&odd)], after);
     assert_eq!(others.iter().map(|path| state(path)).collect::<Vec<_>>(), before);
     // All is well when the guests are off and somebody has mended what the job has named.
     drop((writer, reader));
     dedup_img(args!["check", "-q", "-r", "all", at("bad.qcow2")]);
     fs::remove_file(at("text.qcow2")).unwrap();
-    says(script("nightly-dedup", home.path(), args!["-q", "images"]), 0, &[], &[]);
-    says(script("nightly-dedup", &images, args!["-q", "--data", "--", "."]), 0, &[], &[]);
+    says(&script("nightly-dedup", home.path(), args!["-q", "images"]), 0, &[], &[]);
+    says(&script("nightly-dedup", &images, args!["-q", "--data", "--", "."]), 0, &[], &[]);
     for name in ["bad.qcow2", "busy.qcow2", "read.qcow2"] {
         assert!(at(name).metadata().unwrap().len() < HALF as u64 * 11 / 10, "{name} was not compacted");
     }
@@ -292,33 +292,35 @@ fn the_nightly_job_finds_damaged_content_with_data() {
 fn the_nightly_job_has_something_to_say_of_what_is_not_there() {
     let home = home(&[]);
     let none = "nightly-dedup: ./images: 0 done, 0 in use, 0 failed, 0B given back";
-    says(script("nightly-dedup", home.path(), args!["images"]), 0, &[none], &[]);
-    says(script("nightly-dedup", home.path(), args!["-q", "images"]), 0, &[], &[]);
+    says(&script("nightly-dedup", home.path(), args!["images"]), 0, &[none], &[]);
+    says(&script("nightly-dedup", home.path(), args!["-q", "images"]), 0, &[], &[]);
     let usage = "usage: nightly-dedup [-q] [--data] DIRECTORY";
     for args in [&["absent"][..], &[], &["disk.raw"], &["-x", "images"], &["images", "images"]] {
-        says(script("nightly-dedup", home.path(), args.iter().map(OsString::from)), 1, &[], &[usage]);
+        says(&script("nightly-dedup", home.path(), args.iter().map(OsString::from)), 1, &[], &[usage]);
     }
     let mut command = script_command("nightly-dedup", home.path());
     command.arg("images").env("PATH", "/usr/bin:/bin");
     let line = "nightly-dedup: dedup-img is not in PATH, which is /usr/bin:/bin";
-    says(qemu::finish("nightly-dedup", command), 1, &[], &[line]);
+    says(&qemu::finish("nightly-dedup", command), 1, &[], &[line]);
 }
 
 #[test]
 fn the_nightly_job_runs_once_at_a_time() {
     let home = home(&["a.qcow2"]);
     let before = state(&home.path().join("images/a.qcow2"));
-    stub(home.path(), "dedup-img", "echo >started; while ! test -e go; do sleep 0.02; done; exec \"$REAL\" \"$@\"");
+    // The first call waits; those of another run would not.
+    let wait = "test -e started || { echo >started; while ! test -e go; do sleep 0.02; done; }";
+    stub(home.path(), "dedup-img", &format!("{wait}\nexec \"$REAL\" \"$@\""));
     let mut command = script_command("nightly-dedup", home.path());
     command.args(["-q", "images"]);
     let mut first = Running::start(command);
     assert!(first.until(|_| home.path().join("started").exists()));
     let line = "nightly-dedup: ./images: another run is at work here; nothing done";
-    says(script("nightly-dedup", home.path(), args!["images"]), 1, &[], &[line]);
+    says(&script("nightly-dedup", home.path(), args!["images"]), 1, &[], &[line]);
     assert_eq!(state(&home.path().join("images/a.qcow2")), before);
     fs::write(home.path().join("go"), "").unwrap();
     first.finish().ok();
-    says(script("nightly-dedup", home.path(), args!["-q", "images"]), 0, &[], &[]);
+    says(&script("nightly-dedup", home.path(), args!["-q", "images"]), 0, &[], &[]);
 }
 
 #[test]
@@ -330,7 +332,7 @@ fn the_nightly_job_goes_on_after_a_kill_and_does_not_compact_without_room() {
     let killed = "a.qcow2: FAILED: ended by signal 9; if that was a crash: dedup-img check -r all ./images/a.qcow2";
     let freed = ["b.qcow2: gave back ...MiB, not compacted: too little free space", "c.qcow2: gone"];
     let total = "nightly-dedup: ./images: 1 done, 0 in use, 1 failed, ...MiB given back";
-    says(script("nightly-dedup", home.path(), args!["images"]), 1, &freed, &[killed, total]);
+    says(&script("nightly-dedup", home.path(), args!["images"]), 1, &freed, &[killed, total]);
     assert!(home.path().join("images/b.qcow2").metadata().unwrap().len() > HALF as u64 * 2, "it was compacted");
     qemu::check_clean(&home.path().join("images/b.qcow2"));
 }
