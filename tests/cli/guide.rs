@@ -322,8 +322,8 @@ fn the_nightly_job_has_something_to_say_of_what_is_not_there() {
 fn the_nightly_job_runs_once_at_a_time() {
     let home = home(&["a.qcow2"]);
     let before = state(&home.path().join("images/a.qcow2"));
-    // The first call waits; those of another run would not.
-    let wait = "test -e started || { echo >started; while ! test -e go; do sleep 0.02; done; }";
+    // The first call waits, but not for ever if this test has failed; those of another run would not.
+    let wait = "test -e started || { echo >started; timeout 30 sh -c 'while ! test -e go; do sleep 0.02; done'; }";
     stub(home.path(), "dedup-img", &format!("{wait}\nexec \"$REAL\" \"$@\""));
     let mut command = script_command("nightly-dedup", home.path());
     command.args(["-q", "images"]);
