@@ -15,6 +15,7 @@ mod dedup;
 mod devices;
 mod failure;
 mod gc;
+mod guide;
 mod into;
 mod locks;
 mod manual;
