@@ -156,7 +156,7 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
 /// Says what can be done about a header like this.
 fn advised(error: Error) -> Error {
     let advice = match error.kind() {
-        ErrorKind::Format => "; say its format with -f",
+        ErrorKind::Format => "; 'qemu-img info' says what it is",
         ErrorKind::Unsupported => "; convert it with the program that wrote it",
         _ => "; no check mends a header, take a sound copy of the image",
     };

@@ -6,7 +6,7 @@ use std::path::Path;
 use dedup_img::check::Repaired;
 use serde::Serialize;
 
-use super::summary::pretty;
+use super::summary::{SCHEMA_VERSION, pretty};
 
 /// The summary for people.
 pub(crate) fn human(repaired: &Repaired) -> String {
@@ -64,10 +64,13 @@ fn percent(part: u64, whole: u64) -> f64 {
     part as f64 * 100.0 / whole as f64
 }
 
-/// `ImageCheck` of QEMU, with two keys of our own.
+/// `ImageCheck` of QEMU, with three keys of our own.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct ImageCheck {
+    /// As all summaries have it.
+    #[serde(rename = "schema_version")]
+    schema_version: u32,
     filename: String,
     format: &'static str,
     check_errors: u64,
@@ -104,6 +107,7 @@ fn is_zero(number: &u64) -> bool {
 pub(crate) fn json(file: &Path, repaired: &Repaired) -> String {
     let report = &repaired.report;
     pretty(&ImageCheck {
+        schema_version: SCHEMA_VERSION,
         filename: file.display().to_string(),
         format: "qcow2",
         check_errors: report.check_errors,
