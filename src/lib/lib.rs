@@ -15,13 +15,13 @@
 //! # Lifecycle
 //!
 //! ```text
-//!  a new file     Disk::open ------> convert, to_raw --> temporary file --> its name, at once
-//!                     |
-//!                     +-> Reader     convert_into ---+
-//!  where it lies                                     v
-//!                 open_image ------> Plan, GcPlan --> apply: batches of writes, each safe to break off after
-//!                     |
-//!                     +------------> check, repair, Sharers
+//!  Disk::open ---+--> Reader                      the content, in ranges
+//!                +--> convert, to_raw             a new file: temporary, then whole under its name
+//!                +--> convert_into ---+           an image that exists
+//!                                     v
+//!  open_image ---+--> Plan, GcPlan -> apply       batches of writes, each safe to break off in
+//!                +--> check, repair               findings; what can be mended is
+//!                +--> Sharers                     who shares what
 //! ```
 //!
 //! Opening takes QEMU's locks, and dropping what was opened gives them back. Planning only reads; a plan is a value, to be
