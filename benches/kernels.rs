@@ -7,12 +7,10 @@ use std::path::Path;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, check};
-use dedup_img::dedup::group::group;
-use dedup_img::dedup::sequence::{Sequence, Spill};
-use dedup_img::digest::{fingerprint, is_zero, sha256};
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
 use dedup_img::progress::Silent;
-use dedup_img::storage::lock::LockMode;
+use dedup_img::storage::LockMode;
+use dedup_img::unstable::{Sequence, Spill, fingerprint, group, is_zero, sha256};
 use dedup_img::work::{DEFAULT_MEMORY, Work};
 
 const CLUSTER: usize = 4096;

@@ -17,7 +17,7 @@ use dedup_img::check::{CheckOptions, check};
 use dedup_img::convert::{ConvertOptions, RawOptions, convert, to_raw};
 use dedup_img::disk::{Disk, DiskOptions, open_image};
 use dedup_img::progress::Silent;
-use dedup_img::storage::lock::LockMode;
+use dedup_img::storage::LockMode;
 use dedup_img::work::{DEFAULT_MEMORY, Work};
 
 /// How much of the machine's files the disk takes.

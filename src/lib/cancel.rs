@@ -1,4 +1,13 @@
 //! Asking a running operation to stop.
+//!
+//! ```
+//! use dedup_img::cancel::Cancel;
+//!
+//! let cancel = Cancel::default();
+//! let handle = cancel.clone();
+//! std::thread::spawn(move || handle.cancel());
+//! // Whatever works with `cancel` now fails with `ErrorKind::Cancelled`.
+//! ```
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,13 @@
 //! A new, empty image that is ready for deduplication.
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! use dedup_img::create::{CreateOptions, create};
+//!
+//! let size = create(Path::new("new.qcow2"), &CreateOptions { size: Some(1 << 30), ..CreateOptions::default() })?;
+//! assert_eq!(size, 1 << 30);
+//! # Ok::<(), dedup_img::Error>(())
+//! ```
 
 use std::path::Path;
 
@@ -24,6 +33,18 @@ pub struct CreateOptions {
     pub traits: Traits,
     /// Whether every guest cluster gets its L2 entry and its place in the (sparse) file now.
     pub preallocate_metadata: bool,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self {
+            size: None,
+            cluster_bits: ClusterBits::DEFAULT,
+            refcount_bits: RefcountBits::DEFAULT,
+            traits: Traits::default(),
+            preallocate_metadata: false,
+        }
+    }
 }
 
 /// Creates an image with an empty pool at `target`, which appears whole or not at all (I7). Returns its virtual size in bytes.

@@ -12,15 +12,20 @@
 //!                     pool[0] ------------> host 5
 //! ```
 //!
-//! # From a disk to a deduplicated image
+//! # Lifecycle
 //!
 //! ```text
-//!  Disk::open -> scan -> level -> group -> verify -> Plan -> Layout -> NewImage -> AtomicFile::commit
-//!  (disk)        (------------- dedup -------------------)   (----- image -----)   (storage)
+//!  Disk::open ---+--> Reader                      the content, in ranges
+//!                +--> convert, to_raw             a new file: temporary, then whole under its name
+//!                +--> convert_into ---+           an image that exists
+//!                                     v
+//!  open_image ---+--> Plan, GcPlan -> apply       batches of writes, each safe to break off in
+//!                +--> check, repair               findings; what can be mended is
+//!                +--> Sharers                     who shares what
 //! ```
 //!
-//! [`convert::convert`] runs all of it. A [`dedup::plan::Plan`] is a value: nothing has been written when it is complete, and
-//! writing decides nothing any more. The output has no name until it is whole.
+//! Opening takes QEMU's locks, and dropping what was opened gives them back. Planning only reads; a plan is a value, to be
+//! shown, applied or dropped. A new file has no name until it is whole.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -34,25 +39,20 @@
 //! # Ok::<(), dedup_img::Error>(())
 //! ```
 //!
-//! [`inplace::dedup`] does the same to an image where it lies, with all its snapshots, in an order of writes that loses nothing if
-//! it breaks off. [`inplace::gc`] gives back what nothing uses any more, and compacts the file.
+//! The package's `examples` directory has whole programs: `quickstart`, `read`, `sharing` and `dedup_progress`.
 //!
 //! # Map of the modules
 //!
-//! | module | holds |
+//! | module | for |
 //! |---|---|
-//! | [`units`] | guest and host positions, cluster sizes |
-//! | [`mod@format`] | the bytes of QCOW2 as values; no I/O |
-//! | [`pool`] | the pool's snapshot and its directory |
-//! | [`storage`] | positioned I/O, QEMU's locks, files that appear whole, devices written in place |
-//! | [`image`] | an open QCOW2, the layout and the metadata of a new one |
-//! | [`disk`] | what the guest sees: a raw file or an image with its chain |
-//! | [`dedup`] | finding equal clusters, and the plan |
-//! | [`compress`] | compressed clusters as QEMU writes them |
-//! | [`mod@convert`], [`mod@create`], [`mod@check`] | the operations; `check` also repairs |
-//! | [`inplace`] | deduplication, gc and compaction of an image where it lies: the plan, the order of writes |
-//! | [`mod@stats`] | what is duplicated, what is saved, what could be |
-//! | [`work`], [`progress`], [`cancel`] | what an operation is given |
+//! | [`mod@disk`] | opening and reading what a guest sees: a raw file, or an image with its chain of backing files |
+//! | [`mod@convert`], [`mod@create`] | new images, raw files, and a disk written into an image that exists |
+//! | [`inplace`] | deduplication, gc and compaction of an image where it lies |
+//! | [`mod@check`] | checking and repairing |
+//! | [`mod@stats`], [`sharing`] | what is duplicated, what is saved, what could be; which clusters share one |
+//! | [`work`], [`progress`], [`cancel`] | what an operation is given: threads and memory, whom to tell, a way to stop |
+//! | [`image`], [`pool`], [`units`] | the words of the format: header fields, snapshots, records, sizes, positions |
+//! | [`storage`] | the file below an image, and QEMU's locks |
 //!
 //! # Words
 //!
@@ -61,26 +61,62 @@
 //! stored cluster, the keeper included. *Member*: a cluster that the pool references. *Retired*: a member that takes no more
 //! sharers.
 //!
-//! The library never prints, never exits and never reads the environment. No input makes it panic.
+//! # Errors
+//!
+//! There is one type, [`Error`]: a sentence for people, often with what to do about it, and an [`ErrorKind`] for programs. An
+//! image that is damaged but can be read is no error of [`check::check`], whose findings are data. The library never prints or
+//! logs, never exits and never reads the environment. No input makes it panic.
+//!
+//! # Threads, memory, cancellation
+//!
+//! A [`work::Work`] has its own worker threads; operations wait for them. The same input gives the same bytes for any number of
+//! threads. Tables that outgrow the memory which it allows go to unnamed temporary files. [`cancel::Cancel`] is polled once per
+//! batch: an operation that was asked to stop fails with [`ErrorKind::Cancelled`] and leaves no new file, and of an image that
+//! it works on in place every cluster as it was or as it should be (see [`inplace`] for the order of writes).
+//!
+//! # What may be open in QEMU
+//!
+//! Nothing that is written: [`storage::LockMode`] and [`disk::Disk::open`] take the byte locks that QEMU takes, so that each
+//! side refuses what the other has open. An image that a guest is using can be looked at with `ReadShared` or
+//! [`disk::DiskOptions::force_share`]; what is read is then true of no one moment. Whoever ignores the locks (`cp`, `dd`) is not
+//! kept away. A [`storage::Storage`] of your own is yours alone: the library takes no locks for it.
+//!
+//! # Stability
+//!
+//! Versions are semantic ones. Before 1.0 a minor version may break what compiles, and the changelog says so; a patch does not.
+//!
+//! * Promised: what this documentation shows, what each [`ErrorKind`] means, what each figure of a report means. The words of
+//!   messages are not.
+//! * On disk: the images of earlier versions stay readable, whatever the version; they are QCOW2, for any program. Keys in JSON
+//!   are the program's contract, and what `serde` makes of a report is part of it.
+//! * Reports, findings and error kinds are `#[non_exhaustive]` and grow with patches. Options are not, for then they could not be
+//!   written as literals: give the fields that you mean and `..Default::default()`. They grow with minor versions, and what is
+//!   written so goes on to compile.
+//! * Tests and benchmarks of this package reach further, into a hidden module: that is no part of the API.
+//!
+//! Rust 1.88; a newer one comes with a minor version. Linux.
 
 pub mod cancel;
 pub mod check;
-pub mod compress;
+mod compress;
 pub mod convert;
 pub mod create;
-pub mod dedup;
-pub mod digest;
+mod dedup;
+mod digest;
 pub mod disk;
-pub mod error;
-pub mod format;
+mod error;
+mod format;
 pub mod image;
 pub mod inplace;
 pub mod pool;
 pub mod progress;
+pub mod sharing;
 pub mod stats;
 pub mod storage;
 mod survey;
 pub mod units;
+#[doc(hidden)]
+pub mod unstable;
 pub mod work;
 
 pub use error::{Error, ErrorKind, Result};

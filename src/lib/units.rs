@@ -1,12 +1,20 @@
-//! Guest and host positions as different types, so that a mix-up does not compile.
+//! Cluster sizes, and guest and host positions as different types, so that a mix-up does not compile.
+//!
+//! ```
+//! use dedup_img::units::{ClusterBits, GuestOffset};
+//!
+//! assert_eq!(ClusterBits::from_bytes(65536), Some(ClusterBits::DEFAULT));
+//! assert_eq!(ClusterBits::from_bytes(3000), None);
+//! assert_eq!(format!("{:#x}", GuestOffset(4096)), "0x1000");
+//! ```
 
 use std::fmt;
 
 macro_rules! position {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $vis:vis $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-        pub struct $name(pub u64);
+        $vis struct $name(pub u64);
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -24,19 +32,19 @@ macro_rules! position {
 
 position! {
     /// A byte offset on the disk that the guest sees.
-    GuestOffset
+    pub GuestOffset
 }
 position! {
     /// A byte offset in an image file.
-    HostOffset
+    pub HostOffset
 }
 position! {
     /// The index of a cluster of the guest's disk.
-    GuestCluster
+    pub(crate) GuestCluster
 }
 position! {
     /// The index of a cluster of the image file.
-    HostCluster
+    pub(crate) HostCluster
 }
 
 /// The size of a cluster as a power of two: 9 (512 bytes) to 21 (2 MiB), the range of QEMU 10.
@@ -80,13 +88,13 @@ impl ClusterBits {
 
     /// The size of a cluster in bytes, for lengths in memory.
     #[must_use]
-    pub fn len(self) -> usize {
+    pub(crate) fn len(self) -> usize {
         1 << self.0
     }
 
     /// The number of 8-byte entries that a cluster holds (an L2 table without subclusters).
     #[must_use]
-    pub fn entries(self) -> u64 {
+    pub(crate) fn entries(self) -> u64 {
         self.bytes() / 8
     }
 
@@ -100,7 +108,7 @@ impl ClusterBits {
 impl GuestCluster {
     /// The first byte of the cluster.
     #[must_use]
-    pub fn offset(self, bits: ClusterBits) -> GuestOffset {
+    pub(crate) fn offset(self, bits: ClusterBits) -> GuestOffset {
         GuestOffset(self.0 << bits.bits())
     }
 }
@@ -108,7 +116,7 @@ impl GuestCluster {
 impl HostCluster {
     /// The first byte of the cluster.
     #[must_use]
-    pub fn offset(self, bits: ClusterBits) -> HostOffset {
+    pub(crate) fn offset(self, bits: ClusterBits) -> HostOffset {
         HostOffset(self.0 << bits.bits())
     }
 }

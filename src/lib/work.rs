@@ -1,7 +1,9 @@
-//! What every operation is given: threads, memory, progress, a way to stop.
+//! What every operation is given: threads, memory, progress, a way to stop. One is enough for any number of operations.
 
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -34,8 +36,11 @@ impl<'a> Work<'a> {
         if memory < MIN_MEMORY {
             return Err(Error::invalid(format!("--memory must be at least {} MiB", MIN_MEMORY >> 20)));
         }
+        // Left to rayon the number would come from the environment.
+        let threads = threads.filter(|&threads| threads > 0);
+        let threads = threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get));
         let threads = ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
+            .num_threads(threads)
             .build()
             .map_err(|e| Error::invalid(format!("Could not start the worker threads: {e}")))?;
         Ok(Self { threads: Arc::new(threads), memory, progress, cancel })

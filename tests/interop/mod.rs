@@ -21,6 +21,7 @@ mod dedup_crash;
 mod dedup_errors;
 mod dedup_judge;
 mod dedup_pool;
+mod examples;
 mod fixtures;
 mod gc_content;
 mod gc_crash;

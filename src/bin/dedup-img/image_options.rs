@@ -4,9 +4,7 @@ use std::path::Path;
 
 use dedup_img::convert::ClusterSize;
 use dedup_img::disk::BackingRule;
-use dedup_img::format::header::CompressionType;
-use dedup_img::format::refcount::RefcountBits;
-use dedup_img::image::writer::{Backing, Traits};
+use dedup_img::image::{Backing, CompressionType, RefcountBits, Traits};
 use dedup_img::units::ClusterBits;
 
 use crate::failure::Failure;

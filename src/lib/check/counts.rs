@@ -132,7 +132,7 @@ impl Tally {
 }
 
 /// References to the clusters of a file, counted from any number of threads: one byte and two bits for each cluster.
-pub struct Counts {
+pub(crate) struct Counts {
     bits: ClusterBits,
     file_len: u64,
     tally: Tally,
@@ -144,7 +144,7 @@ pub struct Counts {
 
 /// Why a reference was not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// It ends a cluster or more after the end of the file.
     PastEnd,
     /// Counts are as high as a refcount can be.
@@ -159,7 +159,7 @@ pub enum Refused {
 impl Counts {
     /// No references in a file of `file_len` bytes.
     #[must_use]
-    pub fn new(bits: ClusterBits, file_len: u64, max: u64) -> Self {
+    pub(crate) fn new(bits: ClusterBits, file_len: u64, max: u64) -> Self {
         // A reference may end within the cluster that follows a file that ends in mid-cluster.
         let clusters = bits.clusters(file_len) + 1;
         let set = || (0..words_for(clusters)).map(|_| AtomicU64::new(0)).collect();
@@ -167,7 +167,7 @@ impl Counts {
     }
 
     /// Makes room for counts of a file that has grown to `file_len` bytes.
-    pub fn grow(&mut self, file_len: u64) {
+    pub(crate) fn grow(&mut self, file_len: u64) {
         self.file_len = self.file_len.max(file_len);
         let clusters = self.bits.clusters(self.file_len) + 1;
         self.tally.grow(clusters);
@@ -179,7 +179,7 @@ impl Counts {
     ///
     /// # Errors
     /// Says why not, with QEMU's limits: a reference may reach less than a cluster past the end of the file.
-    pub fn add(&self, offset: u64, size: u64, times: u64, data: bool) -> Result<(), Refused> {
+    pub(crate) fn add(&self, offset: u64, size: u64, times: u64, data: bool) -> Result<(), Refused> {
         if size == 0 {
             return Ok(());
         }
@@ -204,7 +204,7 @@ impl Counts {
     /// Counts `times` references to each of `clusters`, which hold guest data; tells `lost` of which clusters some were not
     /// counted because a refcount cannot be higher, and how many. Does nothing and returns `false` where not all of them lie
     /// inside the file.
-    pub fn add_data(&self, clusters: Range<u64>, times: u64, lost: impl FnMut(u64, u64)) -> bool {
+    pub(crate) fn add_data(&self, clusters: Range<u64>, times: u64, lost: impl FnMut(u64, u64)) -> bool {
         if clusters.end > self.file_len >> self.bits.bits() {
             return false;
         }
@@ -226,7 +226,7 @@ impl Counts {
     }
 
     /// Remembers that the bytes `offset..offset + size`, of at least one byte, are compressed.
-    pub fn set_packed(&self, offset: u64, size: u64) {
+    pub(crate) fn set_packed(&self, offset: u64, size: u64) {
         for cluster in offset >> self.bits.bits()..=offset.saturating_add(size - 1) >> self.bits.bits() {
             let Some(word) = word(&self.packed, cluster) else { break };
             word.fetch_or(1 << (cluster & 63), Ordering::Relaxed);
@@ -235,25 +235,25 @@ impl Counts {
 
     /// Whether `cluster` holds compressed data.
     #[must_use]
-    pub fn is_packed(&self, cluster: u64) -> bool {
+    pub(crate) fn is_packed(&self, cluster: u64) -> bool {
         word(&self.packed, cluster).is_some_and(|word| word.load(Ordering::Relaxed) >> (cluster & 63) & 1 == 1)
     }
 
     /// The references to `cluster`.
     #[must_use]
-    pub fn get(&self, cluster: u64) -> u64 {
+    pub(crate) fn get(&self, cluster: u64) -> u64 {
         self.tally.get(cluster)
     }
 
     /// Whether `cluster` holds guest data.
     #[must_use]
-    pub fn is_data(&self, cluster: u64) -> bool {
+    pub(crate) fn is_data(&self, cluster: u64) -> bool {
         word(&self.data, cluster).is_some_and(|word| word.load(Ordering::Relaxed) >> (cluster & 63) & 1 == 1)
     }
 
     /// Clusters for which there may be a count: those of the file, and one more where something reaches into it.
     #[must_use]
-    pub fn clusters(&self) -> u64 {
+    pub(crate) fn clusters(&self) -> u64 {
         let file = self.bits.clusters(self.file_len);
         file + u64::from(self.get(file) > 0)
     }

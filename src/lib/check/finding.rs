@@ -7,6 +7,7 @@ use crate::units::{GuestOffset, HostOffset};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Severity {
     /// Worth knowing; neither data nor space is at risk.
     Benign,
@@ -20,6 +21,7 @@ pub enum Severity {
 
 /// Whose L1 table leads to a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Layer {
     /// The active disk.
     Active,
@@ -46,6 +48,7 @@ impl fmt::Display for Layer {
 
 /// What a part of the file is used for.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Use {
     /// The first cluster.
     Header,
@@ -101,6 +104,7 @@ impl fmt::Display for Use {
 
 /// A place on the disk of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct At {
     /// The layer.
     pub layer: Layer,
@@ -199,6 +203,7 @@ pub enum Kind {
 
 /// Findings that are counted and not described.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct More {
     /// Whether `qemu-img check` does not look for them.
     pub beyond_qemu: bool,
@@ -252,6 +257,7 @@ impl Kind {
 
 /// What a repair has to do about a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Repairable {
     /// Nothing.
     Nothing,
@@ -265,6 +271,7 @@ pub enum Repairable {
 
 /// A refcount beside the references that were counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Count {
     /// The cluster's index.
     pub cluster: u64,
@@ -276,6 +283,7 @@ pub struct Count {
 
 /// An entry whose COPIED flag is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Flag {
     /// The entry.
     pub entry: u64,
@@ -396,6 +404,7 @@ impl fmt::Display for Count {
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,

@@ -1,4 +1,20 @@
-//! Checking an image: everything that refers to a cluster is counted and compared with what the image says.
+//! Checking an image and mending it: everything that refers to a cluster is counted and compared with what the image says.
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! # use dedup_img::{cancel::Cancel, progress::Silent, work};
+//! # let cancel = Cancel::default();
+//! # let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! use dedup_img::{check, disk, storage::LockMode};
+//!
+//! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Read)?;
+//! let mut tell = |finding: &check::finding::Finding| println!("{}", finding.kind);
+//! let report = check::check(&storage, check::CheckOptions { data: true }, &work, &mut tell)?;
+//! println!("{} corruptions, {} leaks", report.corruptions, report.leaks);
+//! # Ok::<(), dedup_img::Error>(())
+//! ```
+//!
+//! # How it goes
 //!
 //! ```text
 //!  snapshots -> tables -> states -> walk -> bitmaps, refcount blocks -> compare -> COPIED of L2 tables -> overlaps, pool
@@ -9,7 +25,7 @@
 
 mod bitmaps;
 mod compare;
-pub mod counts;
+pub(crate) mod counts;
 pub mod finding;
 pub(crate) mod mend;
 pub(crate) mod overlap;
@@ -17,7 +33,7 @@ pub(crate) mod pool;
 mod remarks;
 pub(crate) mod repair;
 mod snapshots;
-pub mod states;
+pub(crate) mod states;
 pub(crate) mod tables;
 mod walk;
 
@@ -42,6 +58,7 @@ use tables::Tables;
 
 /// The sums of a check, with qemu-img's names and meanings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// What could not be checked.
     pub check_errors: u64,

@@ -41,6 +41,7 @@ pub enum Repair {
 
 /// What a repair did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Repaired {
     /// What the check after the repair found; of the one check, where nothing was to be mended.
     pub report: Report,
@@ -48,6 +49,13 @@ pub struct Repaired {
     pub leaks_fixed: u64,
     /// Corruptions that were mended.
     pub corruptions_fixed: u64,
+}
+
+impl From<Report> for Repaired {
+    /// A check without a repair.
+    fn from(report: Report) -> Self {
+        Self { report, leaks_fixed: 0, corruptions_fixed: 0 }
+    }
 }
 
 /// Checks the image in `storage` and mends it, then checks it again; the findings of the first check go to `sink`, those of the
@@ -63,7 +71,7 @@ pub fn repair(
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Repaired> {
     let before = inspect(storage, options, work, ALONE, sink)?;
-    let nothing = Repaired { report: before.report, leaks_fixed: 0, corruptions_fixed: 0 };
+    let nothing = Repaired::from(before.report);
     let flags = incompatible::DIRTY | incompatible::CORRUPT;
     let marked = what == Repair::All && before.header.incompatible & flags != 0;
     let wanted = match what {

@@ -12,7 +12,7 @@ use crate::image::refcounts::{Block, Refcounts};
 
 /// What is known of a stored refcount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// It is 0.
     Free,
     /// It is 1.
@@ -24,7 +24,7 @@ pub enum State {
 }
 
 /// The state of every cluster's stored refcount, two bits each.
-pub struct States {
+pub(crate) struct States {
     per_block: u64,
     /// Clusters that the words tell of.
     clusters: u64,
@@ -48,7 +48,7 @@ impl States {
     ///
     /// # Errors
     /// Those of reading.
-    pub fn load(refcounts: &Refcounts<'_>, clusters: u64) -> Result<Self> {
+    pub(crate) fn load(refcounts: &Refcounts<'_>, clusters: u64) -> Result<Self> {
         let per_block = refcounts.per_block();
         let blocks = clusters.div_ceil(per_block);
         // A block counts 64 clusters at the least.
@@ -79,7 +79,7 @@ impl States {
 
     /// The state of `cluster`.
     #[must_use]
-    pub fn get(&self, cluster: u64) -> State {
+    pub(crate) fn get(&self, cluster: u64) -> State {
         if cluster >= self.clusters {
             let unreadable = self.unreadable.binary_search(&(cluster / self.per_block)).is_ok();
             return if unreadable { State::Unknown } else { State::Free };
@@ -94,13 +94,13 @@ impl States {
 
     /// Whether the stored refcount of each of `clusters` is one.
     #[must_use]
-    pub fn all_one(&self, clusters: Range<u64>) -> bool {
+    pub(crate) fn all_one(&self, clusters: Range<u64>) -> bool {
         self.all(clusters, |word| word ^ ONES)
     }
 
     /// Whether none of `clusters` is known to have a stored refcount of one.
     #[must_use]
-    pub fn none_one(&self, clusters: Range<u64>) -> bool {
+    pub(crate) fn none_one(&self, clusters: Range<u64>) -> bool {
         self.all(clusters, |word| word & !(word >> 1) & ONES)
     }
 

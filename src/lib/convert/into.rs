@@ -32,7 +32,9 @@ pub struct IntoOptions {
 /// what a crash leaves.
 ///
 /// # Errors
-/// As [`overwrite`]; and where the target cannot be opened or is a source.
+/// [`ErrorKind::Invalid`] where `disk` is larger than the target or one of its sources is the target; refusals by name, where nothing
+/// was written; those of reading and writing, where each cluster reads as before or as it should, and the message says if the image
+/// needs a repair.
 pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Work<'_>) -> Result<OverwriteReport> {
     refuse_own_source(disk, target)?;
     let (file, _) = open_image(target, Some(Format::Qcow2), LockMode::Write)?;

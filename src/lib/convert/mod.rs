@@ -1,4 +1,23 @@
-//! A disk becomes a deduplicated QCOW2, a plain one, or a raw file.
+//! A disk becomes a deduplicated QCOW2, a plain one, or a raw file, or goes into a QCOW2 that exists.
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! # use dedup_img::{cancel::Cancel, progress::Silent, work};
+//! # let cancel = Cancel::default();
+//! # let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! use dedup_img::convert::{ClusterSize, ConvertOptions, RawOptions, convert, to_raw};
+//! use dedup_img::disk::{Disk, DiskOptions};
+//! use dedup_img::units::ClusterBits;
+//!
+//! let disk = Disk::open(Path::new("disk.raw"), &DiskOptions::default())?;
+//! let options = ConvertOptions { cluster_size: ClusterSize::Fixed(ClusterBits::GRAIN), ..ConvertOptions::default() };
+//! let report = convert(&disk, Path::new("disk.qcow2"), &options, &work)?;
+//! println!("{} of {} clusters stored", report.stored_clusters, report.data_clusters);
+//!
+//! let back = Disk::open(Path::new("disk.qcow2"), &DiskOptions::default())?;
+//! to_raw(&back, Path::new("back.raw"), RawOptions::default(), &work)?;
+//! # Ok::<(), dedup_img::Error>(())
+//! ```
 
 mod copy;
 mod into;
@@ -116,6 +135,7 @@ impl Default for ConvertOptions {
 
 /// What a conversion did. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct ConvertReport {
     /// Whether nothing is shared and there is no pool.
     pub plain: bool,

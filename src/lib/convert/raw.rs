@@ -64,6 +64,7 @@ impl Default for RawOptions {
 
 /// What a conversion to raw did. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct RawReport {
     /// Size of the disk that the guest sees, and length of what is written.
     pub virtual_size_bytes: u64,

@@ -24,6 +24,7 @@ const NEAR_TIE: u64 = 50;
 
 /// A cluster size that `auto` considered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SizeChoice {
     /// The cluster size.
     pub cluster_size_bytes: u64,

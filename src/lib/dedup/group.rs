@@ -6,7 +6,7 @@ use crate::error::Result;
 
 /// Says that a cluster has, or is thought to have, the content of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Link {
+pub(crate) struct Link {
     /// The cluster that need not be stored.
     pub duplicate: u64,
     /// The one that is stored: the first of its content, or of its share of the content where the sharer limit splits it.

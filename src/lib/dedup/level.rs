@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::units::ClusterBits;
 
 /// What is known of a disk at one cluster size.
-pub struct Level {
+pub(crate) struct Level {
     /// The cluster size.
     pub cluster_bits: ClusterBits,
     /// Records sorted by fingerprint, then by cluster.
@@ -37,7 +37,7 @@ pub struct Level {
 
 /// Counts of a [`Level`] by fingerprint alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Distinct {
+pub(crate) struct Distinct {
     /// Clusters to store.
     pub stored: u64,
     /// Those of them that have two or more sharers.
@@ -51,7 +51,12 @@ impl Level {
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub fn derive(scan: &Scan, cluster_bits: ClusterBits, history: Option<&History>, spill: &Spill) -> Result<Self> {
+    pub(crate) fn derive(
+        scan: &Scan,
+        cluster_bits: ClusterBits,
+        history: Option<&History>,
+        spill: &Spill,
+    ) -> Result<Self> {
         let mut runs = DataRuns::new(&spill.share(4), cluster_bits);
         let mut sorter = Sorter::new(spill);
         for word in Larger::new(scan.records.iter(), scan.grain, cluster_bits) {
@@ -67,7 +72,7 @@ impl Level {
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub fn of(scan: Scan, history: Option<&History>, spill: &Spill) -> Result<Self> {
+    pub(crate) fn of(scan: Scan, history: Option<&History>, spill: &Spill) -> Result<Self> {
         let mut runs = DataRuns::new(&spill.share(4), scan.grain);
         let mut zeros = scan.zeros.iter().peekable();
         for word in scan.records.iter() {
@@ -107,7 +112,7 @@ impl Level {
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub fn distinct(&self, limit: u64) -> Result<Distinct> {
+    pub(crate) fn distinct(&self, limit: u64) -> Result<Distinct> {
         let row = self.woven.as_ref().map(|woven| woven.weave);
         distinct(&self.records, limit, |cluster| row.map_or(cluster, |row| row.place(cluster)))
     }

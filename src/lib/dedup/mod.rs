@@ -11,14 +11,14 @@
 //! Every stage is a sequence of 128-bit words that is sorted or streamed, in memory or spilled to a temporary file, so that
 //! memory is bounded (I9) and the result does not depend on the number of threads (I5).
 
-pub mod group;
-pub mod level;
+pub(crate) mod group;
+pub(crate) mod level;
 pub(crate) mod numbers;
-pub mod plan;
-pub mod scan;
-pub mod sequence;
-pub mod verify;
-pub mod weave;
+pub(crate) mod plan;
+pub(crate) mod scan;
+pub(crate) mod sequence;
+pub(crate) mod verify;
+pub(crate) mod weave;
 
 /// Bits of a word that hold a cluster's index: enough for the largest disk that QEMU can map at any cluster size.
 pub(crate) const INDEX_BITS: u32 = 40;

@@ -12,7 +12,7 @@ use crate::pool::Pin;
 use crate::units::{ClusterBits, GuestCluster};
 
 /// Which guest clusters are stored and which share them. Stored clusters are numbered from 0 in guest order.
-pub struct Plan {
+pub(crate) struct Plan {
     /// See [`Level::runs`].
     runs: Sequence,
     /// See [`Level::zeros`].
@@ -41,7 +41,7 @@ impl Plan {
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub fn new(level: Level, links: &Sorted, pin: Pin, spill: &Spill) -> Result<Self> {
+    pub(crate) fn new(level: Level, links: &Sorted, pin: Pin, spill: &Spill) -> Result<Self> {
         let Level { data_clusters, l2_tables, runs, zeros, end, woven, .. } = level;
         let mut by_keeper = Sorter::new(spill);
         let mut users = UserCounts::new(woven.as_ref());
@@ -98,7 +98,7 @@ impl Plan {
 
     /// The part of a disk of `size` bytes that lies in clusters that are not zero.
     #[must_use]
-    pub fn data_bytes(&self, bits: ClusterBits, size: u64) -> u64 {
+    pub(crate) fn data_bytes(&self, bits: ClusterBits, size: u64) -> u64 {
         let overhang = bits.clusters(size) * bits.bytes() - size;
         let last_is_data = self.end == bits.clusters(size);
         self.data_clusters * bits.bytes() - if last_is_data { overhang } else { 0 }
@@ -106,7 +106,7 @@ impl Plan {
 
     /// The number of stored clusters that enter the pool.
     #[must_use]
-    pub fn members(&self) -> u64 {
+    pub(crate) fn members(&self) -> u64 {
         match self.pin {
             Pin::Shared => self.shared,
             Pin::All => self.stored,
@@ -115,7 +115,7 @@ impl Plan {
 
     /// The steps in guest order, none of more than `most` clusters.
     #[must_use]
-    pub fn steps(&self, most: u64) -> Steps<'_> {
+    pub(crate) fn steps(&self, most: u64) -> Steps<'_> {
         Steps {
             most,
             pin: self.pin,
@@ -205,7 +205,7 @@ pub(crate) fn split_run(word: u128) -> (u64, u64) {
 
 /// What happens to a piece of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// `count` clusters from `guest` are stored and have no other user than layers at the same place.
     Private {
         /// The first.
@@ -253,7 +253,7 @@ pub enum Step {
 }
 
 /// Iterates over the steps of a [`Plan`].
-pub struct Steps<'a> {
+pub(crate) struct Steps<'a> {
     most: u64,
     pin: Pin,
     runs: Words<'a>,

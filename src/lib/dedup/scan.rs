@@ -19,7 +19,7 @@ use crate::work::Work;
 const PIECE: u64 = 256 << 10;
 
 /// What a scan found.
-pub struct Scan {
+pub(crate) struct Scan {
     /// For each cluster that is not zero, in guest order: the high 88 bits of its fingerprint, then its index.
     pub records: Sequence,
     /// Clusters that read as zeros, and on the other disk as something else, in guest order, as runs of the first and the
@@ -39,7 +39,7 @@ pub struct Scan {
 
 /// Another disk that a scan compares with: clusters that it reads in the same way are left out.
 #[derive(Clone, Copy)]
-pub enum Other<'a> {
+pub(crate) enum Other<'a> {
     /// The backing file of what will be written: nobody reads what it has behind the end of the disk.
     Backing(&'a Disk),
     /// What will be written, as it reads now: what it has behind the end of the disk stays.
@@ -58,7 +58,13 @@ impl<'a> Other<'a> {
 ///
 /// # Errors
 /// Those of reading; [`ErrorKind::Limit`] for a disk of more than 2^40 clusters.
-pub fn scan(disk: &Disk, other: Option<Other<'_>>, grain: ClusterBits, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+pub(crate) fn scan(
+    disk: &Disk,
+    other: Option<Other<'_>>,
+    grain: ClusterBits,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<Scan> {
     Scanner::new(disk, other, grain, fingerprint).scan(spill, work)
 }
 
@@ -66,7 +72,7 @@ pub fn scan(disk: &Disk, other: Option<Other<'_>>, grain: ClusterBits, spill: &S
 ///
 /// # Errors
 /// As [`scan`].
-pub fn scan_unnamed(
+pub(crate) fn scan_unnamed(
     disk: &Disk,
     other: Option<Other<'_>>,
     grain: ClusterBits,

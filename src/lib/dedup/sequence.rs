@@ -165,7 +165,7 @@ impl Sequence {
 }
 
 /// Takes words in any order.
-pub struct Sorter {
+pub(crate) struct Sorter {
     store: Store,
     /// Sorted runs in the file.
     runs: Vec<Range<u64>>,
@@ -174,7 +174,7 @@ pub struct Sorter {
 impl Sorter {
     /// An empty sorter.
     #[must_use]
-    pub fn new(spill: &Spill) -> Self {
+    pub(crate) fn new(spill: &Spill) -> Self {
         Self { store: Store::new(spill), runs: Vec::new() }
     }
 
@@ -182,7 +182,7 @@ impl Sorter {
     ///
     /// # Errors
     /// Those of the temporary file.
-    pub fn push(&mut self, word: u128) -> Result<()> {
+    pub(crate) fn push(&mut self, word: u128) -> Result<()> {
         if self.store.is_full() {
             self.flush()?;
         }
@@ -200,7 +200,7 @@ impl Sorter {
     ///
     /// # Errors
     /// Those of the temporary file.
-    pub fn finish(mut self) -> Result<Sorted> {
+    pub(crate) fn finish(mut self) -> Result<Sorted> {
         self.store.memory.par_sort_unstable();
         // More runs than have room for a buffer are merged to fewer first.
         while self.runs.len() > self.fan() {

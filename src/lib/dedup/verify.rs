@@ -24,7 +24,7 @@ fn share(bits: ClusterBits) -> usize {
 }
 
 /// Clusters that can be read by their number.
-pub trait Clusters: Sync {
+pub(crate) trait Clusters: Sync {
     /// Their size.
     fn cluster_bits(&self) -> ClusterBits;
     /// A reader for ascending numbers.
@@ -34,7 +34,7 @@ pub trait Clusters: Sync {
 }
 
 /// Reads clusters; each thread has its own reader.
-pub trait ReadClusters {
+pub(crate) trait ReadClusters {
     /// Fills `buffer` with clusters `first` and those that follow it.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ pub trait ReadClusters {
 }
 
 /// The clusters of a disk in guest order.
-pub struct GuestClusters<'a> {
+pub(crate) struct GuestClusters<'a> {
     /// The disk.
     pub disk: &'a Disk,
     /// The size of its clusters, whatever they are in its own files.
@@ -77,7 +77,7 @@ impl ReadClusters for (Reader<'_>, ClusterBits) {
 ///
 /// # Errors
 /// Those of reading the clusters and of the temporary files.
-pub fn verify(
+pub(crate) fn verify(
     clusters: &impl Clusters,
     links: Sorted,
     regroup: impl FnOnce(&Sorted) -> Result<Sorted>,

@@ -12,7 +12,7 @@ use crate::disk::history::Weave;
 use crate::error::Result;
 
 /// What follows from the places of the layers' clusters.
-pub struct Woven {
+pub(crate) struct Woven {
     /// The row, in clusters.
     pub weave: Weave,
     /// Clusters that a layer has as the layer above, where that one has any, in the order of the row.

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 /// A SHA-256 digest: the name of a content, comparable across images, hosts and years.
-pub type Sha = [u8; 32];
+pub(crate) type Sha = [u8; 32];
 
 /// The SHA-256 of `bytes`.
 #[must_use]

@@ -6,10 +6,10 @@ use super::Disk;
 use crate::error::Result;
 
 /// Bytes of a chunk: a multiple of every cluster size, aligned.
-pub const CHUNK: u64 = 2 << 20;
+pub(crate) const CHUNK: u64 = 2 << 20;
 
 /// The chunks of a disk that may hold something else than zeros, in order.
-pub struct Chunks<'a> {
+pub(crate) struct Chunks<'a> {
     disk: &'a Disk,
     backing: Option<&'a Disk>,
     at: u64,
@@ -19,13 +19,13 @@ pub struct Chunks<'a> {
 impl<'a> Chunks<'a> {
     /// The chunks of `disk`.
     #[must_use]
-    pub fn new(disk: &'a Disk) -> Self {
+    pub(crate) fn new(disk: &'a Disk) -> Self {
         Self::over(disk, None)
     }
 
     /// The chunks of `disk` and those for which `backing` has data.
     #[must_use]
-    pub fn over(disk: &'a Disk, backing: Option<&'a Disk>) -> Self {
+    pub(crate) fn over(disk: &'a Disk, backing: Option<&'a Disk>) -> Self {
         Self { disk, backing, at: 0, data: 0..0 }
     }
 
@@ -38,7 +38,7 @@ impl<'a> Chunks<'a> {
     ///
     /// # Errors
     /// Those of looking for data in the files.
-    pub fn batch(&mut self, count: usize) -> Result<Vec<Range<u64>>> {
+    pub(crate) fn batch(&mut self, count: usize) -> Result<Vec<Range<u64>>> {
         let mut chunks = Vec::with_capacity(count);
         while chunks.len() < count && self.at < self.disk.size() {
             if self.at >= self.data.end {
@@ -62,7 +62,7 @@ impl<'a> Chunks<'a> {
 
     /// The guest offset up to which chunks were given out or skipped.
     #[must_use]
-    pub fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.at
     }
 }

@@ -19,7 +19,7 @@ const MIN_UNIT: u64 = 64 << 20;
 
 /// How layers are woven into a row. All in bytes, or all in clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Weave {
+pub(crate) struct Weave {
     /// The length of a unit: a multiple of what an L2 table maps.
     pub unit: u64,
     /// How many layers there are.
@@ -31,20 +31,20 @@ pub struct Weave {
 impl Weave {
     /// The layer and the place on its disk of what lies at `at` of the row; `None` in a VM state.
     #[must_use]
-    pub fn locate(&self, at: u64) -> Option<(u64, u64)> {
+    pub(crate) fn locate(&self, at: u64) -> Option<(u64, u64)> {
         let unit = at / self.unit;
         (at < self.end).then(|| (unit % self.layers, unit / self.layers * self.unit + at % self.unit))
     }
 
     /// A number that is the same for the same place of all layers, and for nothing else.
     #[must_use]
-    pub fn place(&self, at: u64) -> u64 {
+    pub(crate) fn place(&self, at: u64) -> u64 {
         self.locate(at).map_or(at, |(_, place)| place)
     }
 
     /// The units that `unit` is compared with and compared to: those of all layers at one place.
     #[must_use]
-    pub fn group(&self, unit: u64) -> u64 {
+    pub(crate) fn group(&self, unit: u64) -> u64 {
         if unit < self.end / self.unit { unit / self.layers } else { unit }
     }
 }
@@ -62,7 +62,7 @@ pub(crate) struct VmState {
 
 /// The snapshots of a disk that is read with all of them.
 #[derive(Debug, Clone)]
-pub struct History {
+pub(crate) struct History {
     snapshots: Vec<Snapshot>,
     /// Virtual sizes, by layer.
     sizes: Vec<u64>,
@@ -124,25 +124,25 @@ impl History {
 
     /// The user's snapshots, in the order of their table.
     #[must_use]
-    pub fn snapshots(&self) -> &[Snapshot] {
+    pub(crate) fn snapshots(&self) -> &[Snapshot] {
         &self.snapshots
     }
 
     /// Virtual size of the disk in bytes.
     #[must_use]
-    pub fn disk_size(&self) -> u64 {
+    pub(crate) fn disk_size(&self) -> u64 {
         self.sizes.first().copied().unwrap_or(0)
     }
 
     /// Bytes of the disk, of all snapshots and of what is stored of their VM states.
     #[must_use]
-    pub fn content_size(&self) -> u64 {
+    pub(crate) fn content_size(&self) -> u64 {
         self.sizes.iter().chain(self.vm.iter().map(|vm| &vm.len)).fold(0, |sum, &size| sum.saturating_add(size))
     }
 
     /// The largest cluster that the output may have.
     #[must_use]
-    pub fn grain(&self) -> ClusterBits {
+    pub(crate) fn grain(&self) -> ClusterBits {
         self.grain
     }
 
@@ -158,7 +158,7 @@ impl History {
 
     /// The row in clusters.
     #[must_use]
-    pub fn weave(&self, bits: ClusterBits) -> Weave {
+    pub(crate) fn weave(&self, bits: ClusterBits) -> Weave {
         let Weave { unit, layers, end } = self.weave;
         Weave { unit: unit >> bits.bits(), layers, end: end >> bits.bits() }
     }

@@ -1,9 +1,22 @@
 //! The disk as a guest sees it: a raw file or a QCOW2 image with its chain of backing files, or several, one after the other.
+//!
+//! Backing files are opened as far as a [`BackingRule`] lets the names in an image lead.
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! use dedup_img::disk::{Disk, DiskOptions, Reader};
+//!
+//! let disk = Disk::open(Path::new("overlay.qcow2"), &DiskOptions::default())?;
+//! let mut sector = [0; 512];
+//! Reader::random(&disk).read(0, &mut sector)?;
+//! println!("{} bytes, signature {:?}", disk.size(), &sector[510..]);
+//! # Ok::<(), dedup_img::Error>(())
+//! ```
 
 mod backing;
 mod chain;
-pub mod chunks;
-pub mod history;
+pub(crate) mod chunks;
+pub(crate) mod history;
 mod open;
 mod probe;
 mod read;
@@ -135,7 +148,7 @@ impl Disk {
 
     /// The snapshots, where the disk was opened with all of them.
     #[must_use]
-    pub fn history(&self) -> Option<&History> {
+    pub(crate) fn history(&self) -> Option<&History> {
         self.history.as_ref()
     }
 
@@ -147,7 +160,7 @@ impl Disk {
 
     /// The file that is the file `id`, if any.
     #[must_use]
-    pub fn find(&self, id: FileId) -> Option<&Path> {
+    pub(crate) fn find(&self, id: FileId) -> Option<&Path> {
         self.parts().find_map(|part| part.chain.find(id))
     }
 
@@ -173,7 +186,7 @@ impl Disk {
 
     /// The largest cluster of the compressed clusters: reads in such pieces decompress nothing twice.
     #[must_use]
-    pub fn preferred_read(&self) -> u64 {
+    pub(crate) fn preferred_read(&self) -> u64 {
         self.parts().map(|part| part.chain.preferred_read()).max().unwrap_or(0)
     }
 
@@ -244,7 +257,7 @@ impl Disk {
 
     /// Ends the first pass over the disk: what could be read in it and cannot be read again is an error, also with
     /// [`DiskOptions::salvage`], and what could not be read stays zeros.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         self.parts().filter_map(|part| part.chain.salvage.as_ref()).for_each(Damage::settle);
     }
 

@@ -83,7 +83,7 @@ impl Disk {
     ///
     /// # Errors
     /// As [`Disk::open`].
-    pub fn of_storage(path: &Path, storage: &FileStorage, options: &DiskOptions) -> Result<Self> {
+    pub(crate) fn of_storage(path: &Path, storage: &FileStorage, options: &DiskOptions) -> Result<Self> {
         let layer =
             storage.file().try_clone().at("dup").and_then(|file| layer_of(path, file, Some(Format::Qcow2), options));
         Self::with_backing(layer.map_err(|e| e.opening(path))?, options)
@@ -117,7 +117,7 @@ impl Disk {
     }
 
     /// Opens the image at `path` as [`Disk::open`] does, with all its internal snapshots but the pool: they lie in a row as one long
-    /// disk (see [`History`]). A snapshot's VM state is a part of it. No cluster of the output may be larger than `grain`.
+    /// disk. A snapshot's VM state is a part of it. No cluster of the output may be larger than `grain`.
     ///
     /// # Errors
     /// As [`Disk::open`]; fails too where a snapshot that is no pool has its name.

@@ -34,7 +34,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// Fails where the image's tables cannot be read or are impossible.
-    pub fn data_runs(&mut self, range: Range<u64>, grain: u64, runs: &mut Vec<Range<u64>>) -> Result<()> {
+    pub(crate) fn data_runs(&mut self, range: Range<u64>, grain: u64, runs: &mut Vec<Range<u64>>) -> Result<()> {
         runs.clear();
         let mut at = range.start;
         while at < range.end {
@@ -86,7 +86,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As [`Reader::data_runs`].
-    pub fn in_common(&mut self, range: &Range<u64>, grain: u64, parts: &mut Vec<Range<u64>>) -> Result<()> {
+    pub(crate) fn in_common(&mut self, range: &Range<u64>, grain: u64, parts: &mut Vec<Range<u64>>) -> Result<()> {
         parts.clear();
         let Span { row, at: from, above: Some(above), .. } = self.enter(range.start) else { return Ok(()) };
         let place = |at: u64| from + (at - row.start);

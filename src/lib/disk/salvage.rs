@@ -13,6 +13,7 @@ pub(super) const SECTOR: u64 = 512;
 
 /// A part of a source that could not be read, and for which zeros were taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Unreadable {
     /// The source.
     pub path: PathBuf,

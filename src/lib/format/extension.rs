@@ -6,17 +6,15 @@ use crate::error::{Error, Result};
 use crate::units::ClusterBits;
 
 /// End of the extension area.
-pub const END: u32 = 0;
+pub(crate) const END: u32 = 0;
 /// The format of the backing file, as a name.
-pub const BACKING_FORMAT: u32 = 0xe279_2aca;
+pub(crate) const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Names for feature bits.
-pub const FEATURE_NAMES: u32 = 0x6803_f857;
+pub(crate) const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Where the directory of persistent bitmaps is.
-pub const BITMAPS: u32 = 0x2385_2875;
+pub(crate) const BITMAPS: u32 = 0x2385_2875;
 /// Where the LUKS header is.
-pub const LUKS: u32 = 0x0537_be77;
-/// Name of the external data file.
-pub const DATA_FILE: u32 = 0x4441_5441;
+pub(crate) const LUKS: u32 = 0x0537_be77;
 
 /// QEMU: the name of a backing file's format is shorter than this, in bytes.
 const MAX_FORMAT: usize = 16;
@@ -25,7 +23,7 @@ const LUKS_LENGTH: usize = 16;
 
 /// One header extension, kept as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Extension {
+pub(crate) struct Extension {
     /// Its type.
     pub magic: u32,
     /// Its data, without padding.

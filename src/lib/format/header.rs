@@ -3,42 +3,42 @@
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub use super::extension::{self, Extension};
-pub use super::feature::{autoclear, compatible, incompatible};
+pub(crate) use super::extension::{self, Extension};
+pub(crate) use super::feature::{autoclear, compatible, incompatible};
 use super::refcount::RefcountBits;
 use super::{array_at, snapshot, u32_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ClusterBits, HostOffset};
 
 /// `QFI\xfb`.
-pub const MAGIC: [u8; 4] = *b"QFI\xfb";
+pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Bytes of a version 2 header.
-pub const V2_LENGTH: usize = 72;
+pub(crate) const V2_LENGTH: usize = 72;
 /// The shortest version 3 header: up to `header_length`.
-pub const V3_MIN_LENGTH: usize = 104;
+pub(crate) const V3_MIN_LENGTH: usize = 104;
 /// The header that QEMU 10 writes: with the compression type, padded to 8.
-pub const V3_LENGTH: usize = 112;
+pub(crate) const V3_LENGTH: usize = 112;
 /// QEMU: no table of offsets (L1, refcount table) is larger than this many bytes.
-pub const MAX_L1_BYTES: u64 = 32 << 20;
+pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 /// QEMU: the refcount table's largest size in bytes.
-pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// QEMU: the largest number of snapshots.
-pub const MAX_SNAPSHOTS: u32 = 65536;
+pub(crate) const MAX_SNAPSHOTS: u32 = 65536;
 /// QEMU: the longest name of a backing file.
-pub const MAX_BACKING_NAME: u32 = 1023;
+pub(crate) const MAX_BACKING_NAME: u32 = 1023;
 
 /// Where the header says where the active L1 table is.
-pub const L1_OFFSET_AT: u64 = 40;
+pub(crate) const L1_OFFSET_AT: u64 = 40;
 /// Where the header says where the refcount table is.
-pub const REFCOUNT_TABLE_AT: u64 = 48;
+pub(crate) const REFCOUNT_TABLE_AT: u64 = 48;
 /// Where the header says how many snapshots there are, and where.
-pub const SNAPSHOTS_AT: u64 = 60;
+pub(crate) const SNAPSHOTS_AT: u64 = 60;
 /// Where the incompatible feature bits are.
-pub const INCOMPATIBLE_AT: u64 = 72;
+pub(crate) const INCOMPATIBLE_AT: u64 = 72;
 /// Where the autoclear feature bits are.
-pub const AUTOCLEAR_AT: u64 = 88;
+pub(crate) const AUTOCLEAR_AT: u64 = 88;
 /// What a disk writes whole or not at all, in bytes.
-pub const SECTOR: usize = 512;
+pub(crate) const SECTOR: usize = 512;
 
 /// The header as it lies in the file, versions 2 and 3. A version 2 file ends after `snapshots_offset`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -110,7 +110,7 @@ pub enum CompressionType {
 
 /// How the content is encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encryption {
+pub(crate) enum Encryption {
     /// AES-CBC with the guest sector as initialisation vector (QEMU's legacy format).
     Aes,
     /// LUKS.
@@ -119,7 +119,7 @@ pub enum Encryption {
 
 /// A header whose every field was checked against the specification and QEMU's limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// 2 or 3.
     pub version: u32,
     /// Cluster size.
@@ -161,7 +161,7 @@ impl Header {
     ///
     /// # Errors
     /// Fails where the magic, the version or the cluster size is none that QEMU supports.
-    pub fn needed_length(start: &[u8]) -> Result<usize> {
+    pub(crate) fn needed_length(start: &[u8]) -> Result<usize> {
         Ok(cluster_bits(&raw_header(start)?)?.len())
     }
 
@@ -170,7 +170,7 @@ impl Header {
     /// # Errors
     /// [`ErrorKind::Format`] for another format, [`ErrorKind::Unsupported`] for unknown incompatible features,
     /// [`ErrorKind::Corrupt`] for a field that breaks a rule. The messages are QEMU's where it has one.
-    pub fn decode(cluster: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(cluster: &[u8]) -> Result<Self> {
         let raw = raw_header(cluster)?;
         let cluster_bits = cluster_bits(&raw)?;
         let version = raw.version.get();
@@ -273,7 +273,7 @@ impl Header {
     ///
     /// # Errors
     /// [`ErrorKind::Limit`] where they do not fit in one cluster.
-    pub fn encode(&self) -> Result<Vec<u8>> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>> {
         let mut extensions = Vec::new();
         for extension in &self.extensions {
             let length = u32::try_from(extension.data.len()).unwrap_or(u32::MAX);
@@ -324,37 +324,37 @@ impl Header {
 
     /// The fields at [`REFCOUNT_TABLE_AT`], which lie in one sector.
     #[must_use]
-    pub fn refcount_table_field(&self) -> [u8; 12] {
+    pub(crate) fn refcount_table_field(&self) -> [u8; 12] {
         offset_and_count(self.refcount_table_offset, self.refcount_table_clusters, false)
     }
 
     /// The fields at [`SNAPSHOTS_AT`], which lie in one sector.
     #[must_use]
-    pub fn snapshots_field(&self) -> [u8; 12] {
+    pub(crate) fn snapshots_field(&self) -> [u8; 12] {
         offset_and_count(self.snapshots_offset, self.snapshots, true)
     }
 
     /// Whether L2 entries have subclusters.
     #[must_use]
-    pub fn extended_l2(&self) -> bool {
+    pub(crate) fn extended_l2(&self) -> bool {
         self.incompatible & incompatible::EXTENDED_L2 != 0
     }
 
     /// Entries of an L2 table.
     #[must_use]
-    pub fn l2_entries(&self) -> u64 {
+    pub(crate) fn l2_entries(&self) -> u64 {
         if self.extended_l2() { self.cluster_bits.entries() / 2 } else { self.cluster_bits.entries() }
     }
 
     /// Bytes of an L2 entry.
     #[must_use]
-    pub fn l2_entry_len(&self) -> usize {
+    pub(crate) fn l2_entry_len(&self) -> usize {
         if self.extended_l2() { 16 } else { 8 }
     }
 
     /// The data of the first extension of type `magic`.
     #[must_use]
-    pub fn extension(&self, magic: u32) -> Option<&[u8]> {
+    pub(crate) fn extension(&self, magic: u32) -> Option<&[u8]> {
         self.extensions.iter().find(|e| e.magic == magic).map(|e| e.data.as_slice())
     }
 
@@ -362,7 +362,7 @@ impl Header {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`].
-    pub fn refuse_unreadable(&self) -> Result<()> {
+    pub(crate) fn refuse_unreadable(&self) -> Result<()> {
         match self.encryption {
             Some(Encryption::Aes) => {
                 return Err(Error::unsupported(
@@ -383,7 +383,7 @@ impl Header {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`].
-    pub fn refuse_damaged(&self) -> Result<()> {
+    pub(crate) fn refuse_damaged(&self) -> Result<()> {
         if self.refcount_table_clusters == 0 {
             return Err(Error::corrupt(
                 "Image does not contain a reference count table; run dedup-img check -r all on it first",

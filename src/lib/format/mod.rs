@@ -3,13 +3,13 @@
 //! Everything is big endian. "Spec" in the comments is `docs/interop/qcow2.rst` of QEMU 10.0; limits marked "QEMU" are those of
 //! its block driver, not of the format.
 
-pub mod compressed;
-pub mod extension;
-pub mod feature;
-pub mod header;
-pub mod refcount;
-pub mod snapshot;
-pub mod table;
+pub(crate) mod compressed;
+pub(crate) mod extension;
+pub(crate) mod feature;
+pub(crate) mod header;
+pub(crate) mod refcount;
+pub(crate) mod snapshot;
+pub(crate) mod table;
 
 /// The bytes `at..at + N` of `bytes` as an array, or `None` where they end earlier.
 pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

@@ -19,13 +19,13 @@ impl RefcountBits {
 
     /// A width of `1 << order` bits.
     #[must_use]
-    pub fn from_order(order: u32) -> Option<Self> {
+    pub(crate) fn from_order(order: u32) -> Option<Self> {
         u8::try_from(order).ok().filter(|&o| o <= 6).map(Self)
     }
 
     /// The base-2 logarithm of the width.
     #[must_use]
-    pub fn order(self) -> u32 {
+    pub(crate) fn order(self) -> u32 {
         u32::from(self.0)
     }
 
@@ -56,13 +56,13 @@ impl RefcountBits {
 
     /// The number of counts in a refcount block of `cluster_bytes` bytes.
     #[must_use]
-    pub fn per_block(self, cluster_bytes: u64) -> u64 {
+    pub(crate) fn per_block(self, cluster_bytes: u64) -> u64 {
         cluster_bytes * 8 / u64::from(self.bits())
     }
 
     /// The count at `index` of `block`; 0 past its end.
     #[must_use]
-    pub fn get(self, block: &[u8], index: usize) -> u64 {
+    pub(crate) fn get(self, block: &[u8], index: usize) -> u64 {
         let bits = self.bits() as usize;
         if bits < 8 {
             let per_byte = 8 / bits;
@@ -76,7 +76,7 @@ impl RefcountBits {
 
     /// The encoding of `counts` ones, whose number fills whole bytes.
     #[must_use]
-    pub fn ones(self, counts: u64) -> Vec<u8> {
+    pub(crate) fn ones(self, counts: u64) -> Vec<u8> {
         let mut encoded = Vec::new();
         self.encode(&vec![1; usize::try_from(counts).unwrap_or(0)], &mut encoded);
         encoded
@@ -85,7 +85,7 @@ impl RefcountBits {
     /// Appends the encoding of `counts`, whose number fills whole bytes, to `block`.
     ///
     /// Counts of a byte or more are big-endian integers; of smaller ones the first lies in the least significant bits.
-    pub fn encode(self, counts: &[u64], block: &mut Vec<u8>) {
+    pub(crate) fn encode(self, counts: &[u64], block: &mut Vec<u8>) {
         match self.bits() {
             bits @ (1 | 2 | 4) => {
                 for byte in counts.chunks((8 / bits) as usize) {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::units::HostOffset;
 
 /// QEMU: the largest snapshot table in bytes.
-pub const MAX_TABLE_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_TABLE_BYTES: u64 = 64 << 20;
 /// QEMU: the most extra data of one entry.
 const MAX_EXTRA: usize = 1024;
 /// Bytes before the extra data.
@@ -13,6 +13,7 @@ pub(super) const FIXED: usize = 40;
 
 /// An internal snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// Where its L1 table begins.
     pub l1_offset: HostOffset,
@@ -43,7 +44,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// Fails where the entry is cut short or its extra data is longer than QEMU accepts.
-    pub fn decode(bytes: &[u8]) -> Result<(Self, usize)> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, usize)> {
         let (entry, length) = Self::try_decode(bytes)
             .ok_or_else(|| Error::corrupt("The end of the file cuts short snapshot table entry"))?;
         match entry {
@@ -83,7 +84,7 @@ impl Snapshot {
 
     /// The entry's bytes, padded to a multiple of 8.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let len16 = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
         let extra_len = u32::try_from(24 + self.unknown_extra.len()).unwrap_or(u32::MAX);
         let mut bytes = Vec::with_capacity(96);

@@ -14,50 +14,50 @@ const ZERO: u64 = 1;
 
 /// The L2 table that an L1 entry points to; `None` where the whole range is unallocated.
 #[must_use]
-pub fn l1_target(entry: u64) -> Option<HostOffset> {
+pub(crate) fn l1_target(entry: u64) -> Option<HostOffset> {
     let offset = entry & OFFSET_MASK;
     (offset != 0).then_some(HostOffset(offset))
 }
 
 /// The reserved bits of an L1 entry.
 #[must_use]
-pub fn l1_reserved(entry: u64) -> u64 {
+pub(crate) fn l1_reserved(entry: u64) -> u64 {
     entry & !(OFFSET_MASK | COPIED)
 }
 
 /// The COPIED flag of an L1 or L2 entry.
 #[must_use]
-pub fn is_copied(entry: u64) -> bool {
+pub(crate) fn is_copied(entry: u64) -> bool {
     entry & COPIED != 0
 }
 
 /// The entry with its COPIED flag set or cleared.
 #[must_use]
-pub fn with_copied(entry: u64, copied: bool) -> u64 {
+pub(crate) fn with_copied(entry: u64, copied: bool) -> u64 {
     if copied { entry | COPIED } else { entry & !COPIED }
 }
 
 /// The entry of an L1 table, or of an L2 table if it is not compressed, with another offset and the same flags.
 #[must_use]
-pub fn with_offset(entry: u64, offset: HostOffset) -> u64 {
+pub(crate) fn with_offset(entry: u64, offset: HostOffset) -> u64 {
     entry & !OFFSET_MASK | offset.0 & OFFSET_MASK
 }
 
 /// The reserved bits of an L2 entry that is not compressed.
 #[must_use]
-pub fn l2_reserved(entry: u64) -> u64 {
+pub(crate) fn l2_reserved(entry: u64) -> u64 {
     entry & !(OFFSET_MASK | COPIED | COMPRESSED | ZERO)
 }
 
 /// An L1 entry that points to `table`.
 #[must_use]
-pub fn l1_entry(table: HostOffset, copied: bool) -> u64 {
+pub(crate) fn l1_entry(table: HostOffset, copied: bool) -> u64 {
     table.0 | if copied { COPIED } else { 0 }
 }
 
 /// What an L2 entry says about its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum L2Entry {
+pub(crate) enum L2Entry {
     /// Nothing here: the backing file shows through, or zeros.
     Unallocated,
     /// Reads as zeros; a cluster may be kept as preallocation.
@@ -84,7 +84,7 @@ impl L2Entry {
     ///
     /// As in QEMU, an entry whose offset is 0 is unallocated even if COPIED is set.
     #[must_use]
-    pub fn decode(word: u64, cluster_bits: ClusterBits, zero_flag: bool) -> Self {
+    pub(crate) fn decode(word: u64, cluster_bits: ClusterBits, zero_flag: bool) -> Self {
         if word & COMPRESSED != 0 {
             return Self::Compressed(CompressedExtent::decode(word, cluster_bits));
         }
@@ -101,7 +101,7 @@ impl L2Entry {
 
     /// The 64-bit word of the entry: the inverse of [`L2Entry::decode`].
     #[must_use]
-    pub fn encode(self, cluster_bits: ClusterBits) -> u64 {
+    pub(crate) fn encode(self, cluster_bits: ClusterBits) -> u64 {
         let flag = |copied| if copied { COPIED } else { 0 };
         match self {
             Self::Unallocated => 0,
@@ -114,11 +114,11 @@ impl L2Entry {
 
 /// The subclusters of a cluster in an image with extended L2 entries: 32 pieces, each allocated, zero or neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Subclusters(pub u64);
+pub(crate) struct Subclusters(pub u64);
 
 /// How one subcluster reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subcluster {
+pub(crate) enum Subcluster {
     /// From the entry's host cluster.
     Allocated,
     /// As zeros.
@@ -129,26 +129,26 @@ pub enum Subcluster {
 
 impl Subclusters {
     /// The bits that say which subclusters are allocated.
-    pub const ALLOCATED: u64 = 0xffff_ffff;
+    pub(crate) const ALLOCATED: u64 = 0xffff_ffff;
     /// Subclusters in a cluster.
-    pub const COUNT: u32 = 32;
+    pub(crate) const COUNT: u32 = 32;
 
     /// Whether the bitmap contradicts itself or its entry: a subcluster allocated and zero, or allocated in no cluster. QEMU
     /// reports an I/O error for such a cluster.
     #[must_use]
-    pub fn is_invalid(self, has_cluster: bool) -> bool {
+    pub(crate) fn is_invalid(self, has_cluster: bool) -> bool {
         self.0 >> Self::COUNT & self.0 != 0 || (!has_cluster && self.0 & Self::ALLOCATED != 0)
     }
 
     /// Whether every subcluster reads as zeros by its flag.
     #[must_use]
-    pub fn reads_as_zeros(self) -> bool {
+    pub(crate) fn reads_as_zeros(self) -> bool {
         self.0 >> Self::COUNT == Self::ALLOCATED
     }
 
     /// How subcluster `index` (0 to 31) of a valid bitmap reads.
     #[must_use]
-    pub fn get(self, index: u32) -> Subcluster {
+    pub(crate) fn get(self, index: u32) -> Subcluster {
         if self.0 >> (index + Self::COUNT) & 1 == 1 {
             Subcluster::Zero
         } else if self.0 >> index & 1 == 1 {

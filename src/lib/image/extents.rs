@@ -45,6 +45,7 @@ impl Qcow2 {
     ///
     /// # Errors
     /// Fails where a table cannot be read or an offset is impossible, naming the guest offset.
+    #[doc(hidden)]
     pub fn extents(&self, start: u64, len: u64, slice: &mut Vec<u8>, mut emit: impl FnMut(Extent)) -> Result<()> {
         let bits = self.header.cluster_bits;
         let l2_entries = self.header.l2_entries();
@@ -172,7 +173,7 @@ impl Qcow2 {
 
     /// The first part of `range` for which there is an L2 table.
     #[must_use]
-    pub fn next_table(&self, range: Range<u64>) -> Option<Range<u64>> {
+    pub(crate) fn next_table(&self, range: Range<u64>) -> Option<Range<u64>> {
         let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
         let range = range.start..range.end.min(self.size);
         let first = usize::try_from(range.start / span).ok()?;

@@ -12,7 +12,7 @@ use crate::units::{ClusterBits, GuestCluster, HostOffset};
 use super::layout::Parts;
 
 /// Knows where in the L1 tables of all layers a cluster of the row belongs, and what the layer above has at the same place.
-pub struct Layers<'a> {
+pub(crate) struct Layers<'a> {
     history: &'a History,
     bits: ClusterBits,
     weave: Weave,

@@ -18,7 +18,7 @@ use crate::units::{ClusterBits, HostCluster, HostOffset};
 
 /// What an image is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// Cluster size.
     pub cluster_bits: ClusterBits,
     /// Refcount width.
@@ -41,7 +41,7 @@ pub struct Parts {
 
 /// A run of host clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Region {
+pub(crate) struct Region {
     /// The first cluster.
     pub start: HostCluster,
     /// How many.
@@ -55,14 +55,14 @@ impl Region {
 
     /// The cluster after the last one.
     #[must_use]
-    pub fn end(self) -> HostCluster {
+    pub(crate) fn end(self) -> HostCluster {
         HostCluster(self.start.0 + self.clusters)
     }
 }
 
 /// The places of an image's parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// What is laid out.
     pub parts: Parts,
     /// Entries of the active L1 table.
@@ -100,7 +100,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`ErrorKind::Limit`] where a table would be larger than QEMU accepts.
-    pub fn new(parts: Parts) -> Result<Self> {
+    pub(crate) fn new(parts: Parts) -> Result<Self> {
         let Parts { cluster_bits, refcount_bits, .. } = parts;
         let entries = cluster_bits.entries();
         let too_large = || {
@@ -172,25 +172,25 @@ impl Layout {
 
     /// Bytes of the file.
     #[must_use]
-    pub fn file_len(&self) -> u64 {
+    pub(crate) fn file_len(&self) -> u64 {
         self.end.offset(self.parts.cluster_bits).0
     }
 
     /// Where a region begins.
     #[must_use]
-    pub fn offset(&self, region: Region) -> HostOffset {
+    pub(crate) fn offset(&self, region: Region) -> HostOffset {
         region.start.offset(self.parts.cluster_bits)
     }
 
     /// The bytes of a region.
     #[must_use]
-    pub fn bytes(&self, region: Region) -> Range<u64> {
+    pub(crate) fn bytes(&self, region: Region) -> Range<u64> {
         self.offset(region).0..region.end().offset(self.parts.cluster_bits).0
     }
 
     /// The host cluster of stored cluster `number`.
     #[must_use]
-    pub fn stored(&self, number: u64) -> HostCluster {
+    pub(crate) fn stored(&self, number: u64) -> HostCluster {
         HostCluster(self.data.start.0 + number)
     }
 }

@@ -1,14 +1,23 @@
-//! An open QCOW2 image: validated facts, and the walk from guest to host offsets.
+//! What a QCOW2 image says of itself: header fields to give to a new one, and an open one with its snapshots.
+//!
+//! Whoever wants a disk's content opens a [`crate::disk::Disk`].
 
 mod extents;
 pub(crate) mod layers;
-pub mod layout;
+pub(crate) mod layout;
 mod open;
-pub mod refcounts;
-pub mod writer;
+pub(crate) mod refcounts;
+pub(crate) mod writer;
 
+#[doc(hidden)]
 pub use extents::{Extent, Place};
 pub use open::SnapshotName;
+pub use writer::{Backing, Traits};
+
+pub use crate::compress::CompressionLevel;
+pub use crate::format::header::CompressionType;
+pub use crate::format::refcount::RefcountBits;
+pub use crate::format::snapshot::Snapshot;
 pub(crate) use open::read_header;
 
 use std::sync::Arc;
@@ -33,7 +42,7 @@ pub struct Qcow2 {
 impl Qcow2 {
     /// The validated header.
     #[must_use]
-    pub fn header(&self) -> &Header {
+    pub(crate) fn header(&self) -> &Header {
         &self.header
     }
 
@@ -45,7 +54,7 @@ impl Qcow2 {
 
     /// The file.
     #[must_use]
-    pub fn storage(&self) -> &dyn Storage {
+    pub(crate) fn storage(&self) -> &dyn Storage {
         &*self.storage
     }
 }

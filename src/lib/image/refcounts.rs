@@ -11,7 +11,7 @@ const OFFSET_MASK: u64 = !511;
 
 /// What a refcount table entry points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Block {
+pub(crate) enum Block {
     /// Nothing: all its counts are 0.
     Missing,
     /// A refcount block.
@@ -23,7 +23,7 @@ pub enum Block {
 }
 
 /// The refcount table of an image.
-pub struct Refcounts<'a> {
+pub(crate) struct Refcounts<'a> {
     storage: &'a dyn Storage,
     cluster_bits: ClusterBits,
     width: RefcountBits,
@@ -35,7 +35,7 @@ impl<'a> Refcounts<'a> {
     ///
     /// # Errors
     /// Those of reading.
-    pub fn load(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
+    pub(crate) fn load(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
         let mut bytes = vec![0; header.refcount_table_clusters as usize * header.cluster_bits.len()];
         read_padded(storage, &mut bytes, header.refcount_table_offset.0)
             .map_err(|e| Error::io("Could not read the refcount table", e))?;
@@ -45,31 +45,31 @@ impl<'a> Refcounts<'a> {
 
     /// The entries of the table, as stored.
     #[must_use]
-    pub fn entries(&self) -> &[u64] {
+    pub(crate) fn entries(&self) -> &[u64] {
         &self.table
     }
 
     /// The reserved bits of a table entry.
     #[must_use]
-    pub fn reserved(entry: u64) -> u64 {
+    pub(crate) fn reserved(entry: u64) -> u64 {
         entry & !OFFSET_MASK
     }
 
     /// The width of a count.
     #[must_use]
-    pub fn width(&self) -> RefcountBits {
+    pub(crate) fn width(&self) -> RefcountBits {
         self.width
     }
 
     /// How many clusters a block counts.
     #[must_use]
-    pub fn per_block(&self) -> u64 {
+    pub(crate) fn per_block(&self) -> u64 {
         self.width.per_block(self.cluster_bits.bytes())
     }
 
     /// Where block `index` is.
     #[must_use]
-    pub fn block(&self, index: u64) -> Block {
+    pub(crate) fn block(&self, index: u64) -> Block {
         let entry = usize::try_from(index).ok().and_then(|i| self.table.get(i)).copied().unwrap_or(0);
         match entry & OFFSET_MASK {
             0 => Block::Missing,
@@ -83,7 +83,7 @@ impl<'a> Refcounts<'a> {
     ///
     /// # Errors
     /// Those of reading.
-    pub fn read(&self, offset: HostOffset, block: &mut Vec<u8>) -> Result<()> {
+    pub(crate) fn read(&self, offset: HostOffset, block: &mut Vec<u8>) -> Result<()> {
         block.resize(self.cluster_bits.len(), 0);
         read_padded(self.storage, block, offset.0)
             .map_err(|e| Error::io(format_args!("Could not read the refcount block at {offset:#x}"), e))
@@ -91,7 +91,7 @@ impl<'a> Refcounts<'a> {
 
     /// The count at `index` of a block that was read.
     #[must_use]
-    pub fn count(&self, block: &[u8], index: u64) -> u64 {
+    pub(crate) fn count(&self, block: &[u8], index: u64) -> u64 {
         usize::try_from(index).map_or(0, |index| self.width.get(block, index))
     }
 }

@@ -48,7 +48,7 @@ pub struct Backing {
 
 /// Writes the metadata of a new image. Call [`NewImage::step`] or [`NewImage::map_private`] for all clusters in guest order, then
 /// [`NewImage::member`] for all members, then [`NewImage::finish`].
-pub struct NewImage<'a> {
+pub(crate) struct NewImage<'a> {
     layout: Layout,
     storage: &'a dyn Storage,
     l1: Vec<u64>,
@@ -72,7 +72,7 @@ impl Traits {
     ///
     /// # Errors
     /// Fails where it cannot be opened, and where `target` would be behind itself.
-    pub fn open_backing(&self, target: &Path) -> Result<Option<Disk>> {
+    pub(crate) fn open_backing(&self, target: &Path) -> Result<Option<Disk>> {
         let Some(backing) = &self.backing else { return Ok(None) };
         // What could not be opened again later is not written.
         refuse_protocol(backing.name.as_bytes())?;
@@ -96,7 +96,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn new(storage: &'a dyn Storage, layout: Layout, layers: Option<Layers<'a>>) -> Result<Self> {
+    pub(crate) fn new(storage: &'a dyn Storage, layout: Layout, layers: Option<Layers<'a>>) -> Result<Self> {
         let region = |region| RegionWriter::new(storage, layout.bytes(region));
         let records = layout.bytes(layout.directory);
         let records_start = records.start + pool::directory::HEADER_LENGTH as u64;
@@ -125,17 +125,11 @@ impl<'a> NewImage<'a> {
         Ok(image)
     }
 
-    /// The layout.
-    #[must_use]
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
     /// Records one step of a plan; steps come in guest order.
     ///
     /// # Errors
     /// Those of writing.
-    pub fn step(&mut self, step: &Step) -> Result<()> {
+    pub(crate) fn step(&mut self, step: &Step) -> Result<()> {
         match *step {
             Step::Private { guest, count, users } => self.map_stored(guest, count, users),
             Step::Member { guest, sharers, .. } => {
@@ -159,7 +153,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn map_private(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
+    pub(crate) fn map_private(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
         self.map_stored(guest, count, 1)
     }
 
@@ -176,7 +170,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn inherit(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
+    pub(crate) fn inherit(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
         for guest in (guest.0..guest.0 + count).map(GuestCluster) {
             self.skip_to(guest)?;
             let word = self.layers.as_mut().map_or(0, |layers| layers.above(guest));
@@ -186,7 +180,7 @@ impl<'a> NewImage<'a> {
     }
 
     /// Uses the L2 table of the layer above for `guest` and what follows.
-    pub fn inherit_table(&mut self, guest: GuestCluster) {
+    pub(crate) fn inherit_table(&mut self, guest: GuestCluster) {
         if let Some(layers) = &mut self.layers {
             layers.enter(guest);
             let table = layers.inherit_table(guest);
@@ -199,7 +193,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn map_zeros(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
+    pub(crate) fn map_zeros(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
         let zero = L2Entry::Zero { host: None, copied: false };
         (guest.0..guest.0 + count).try_for_each(|guest| self.map_as(GuestCluster(guest), zero))
     }
@@ -208,7 +202,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn member(&mut self, sha256: Sha, guest: GuestCluster, retired: bool) -> Result<()> {
+    pub(crate) fn member(&mut self, sha256: Sha, guest: GuestCluster, retired: bool) -> Result<()> {
         let guest = self.layers.as_ref().map_or(guest, |layers| layers.guest(guest));
         let record = Record { sha256, guest: guest.offset(self.layout.parts.cluster_bits), retired }.encode();
         self.records.update(record);
@@ -219,7 +213,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing; [`crate::ErrorKind::Limit`] where the backing file's name does not fit into the header.
-    pub fn finish(mut self, traits: &Traits) -> Result<()> {
+    pub(crate) fn finish(mut self, traits: &Traits) -> Result<()> {
         let layout = self.layout;
         let bits = layout.parts.cluster_bits;
         self.l2.finish().map_err(writing)?;
@@ -301,7 +295,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn map_as(&mut self, guest: GuestCluster, entry: L2Entry) -> Result<()> {
+    pub(crate) fn map_as(&mut self, guest: GuestCluster, entry: L2Entry) -> Result<()> {
         self.skip_to(guest)?;
         self.entry(entry.encode(self.layout.parts.cluster_bits))
     }
@@ -352,7 +346,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn pool_as(&mut self, entry: L2Entry) -> Result<()> {
+    pub(crate) fn pool_as(&mut self, entry: L2Entry) -> Result<()> {
         self.pool_l2.write(&entry.encode(self.layout.parts.cluster_bits).to_be_bytes()).map_err(writing)
     }
 
@@ -373,7 +367,7 @@ impl<'a> NewImage<'a> {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn count(&mut self, refcount: u64, clusters: u64) -> Result<()> {
+    pub(crate) fn count(&mut self, refcount: u64, clusters: u64) -> Result<()> {
         let mut left = clusters;
         while left > 0 {
             let some = left.min(4096);

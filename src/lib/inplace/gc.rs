@@ -38,10 +38,13 @@ pub struct GcPlan {
     spill: Spill,
     /// Whether the file occupies space for free clusters.
     is_idle: bool,
+    /// When it was begun.
+    started: Instant,
 }
 
 /// What a collection did, or would do. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct GcReport {
     /// Cluster size of the image.
     pub cluster_size_bytes: u64,
@@ -83,8 +86,7 @@ pub struct GcReport {
 /// # Errors
 /// As [`super::dedup`].
 pub fn gc(storage: &dyn Storage, options: GcOptions, scratch: &Path, work: &Work<'_>) -> Result<GcReport> {
-    let started = Instant::now();
-    GcPlan::new(storage, options, scratch, work)?.apply(storage, started, work)
+    GcPlan::new(storage, options, scratch, work)?.apply(storage, work)
 }
 
 impl GcPlan {
@@ -93,6 +95,7 @@ impl GcPlan {
     /// # Errors
     /// Those of reading; refusals by name.
     pub fn new(storage: &dyn Storage, options: GcOptions, scratch: &Path, work: &Work<'_>) -> Result<Self> {
+        let started = Instant::now();
         let header = read_header(storage)?;
         refuse(&header, options)?;
         let mut lost = 0;
@@ -129,7 +132,7 @@ impl GcPlan {
                 seconds: 0.0,
             };
             let is_idle = !idle(&ground.inspection.counts, bits, storage)?.is_empty();
-            let mut plan = Self { options, change, report, spill: spill.clone(), is_idle };
+            let mut plan = Self { options, change, report, spill: spill.clone(), is_idle, started };
             let inspection = &plan.change.ground.inspection;
             let compacts = options.compact && (!plan.change.is_empty() || compact::has_work(storage, inspection)?);
             if compacts {
@@ -142,8 +145,8 @@ impl GcPlan {
 
     /// What the plan says, for an image that is as it was.
     #[must_use]
-    pub fn report(&self, started: Instant) -> GcReport {
-        GcReport { seconds: started.elapsed().as_secs_f64(), ..self.report.clone() }
+    pub fn report(&self) -> GcReport {
+        GcReport { seconds: self.started.elapsed().as_secs_f64(), ..self.report.clone() }
     }
 
     /// How long the file will be, and how much moves.
@@ -166,7 +169,7 @@ impl GcPlan {
     ///
     /// # Errors
     /// As [`gc`].
-    pub fn apply(mut self, storage: &dyn Storage, started: Instant, work: &Work<'_>) -> Result<GcReport> {
+    pub fn apply(mut self, storage: &dyn Storage, work: &Work<'_>) -> Result<GcReport> {
         if self.report.changed {
             work.run(|| {
                 work.progress.phase(1, PHASES, "writing", 0);
@@ -183,7 +186,7 @@ impl GcPlan {
             })?;
             (self.report.file_length_after_bytes, self.report.allocated_after_bytes) = sizes(storage)?;
         }
-        self.report.seconds = started.elapsed().as_secs_f64();
+        self.report.seconds = self.started.elapsed().as_secs_f64();
         Ok(self.report)
     }
 }

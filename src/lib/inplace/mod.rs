@@ -1,5 +1,22 @@
 //! Changing an image where it lies: deduplicating it with all its snapshots, writing a disk into it, giving space back.
 //!
+//! ```no_run
+//! # use std::path::Path;
+//! # use dedup_img::{cancel::Cancel, progress::Silent, work};
+//! # let cancel = Cancel::default();
+//! # let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! use dedup_img::inplace::{DedupOptions, Plan};
+//! use dedup_img::{disk, storage::LockMode};
+//!
+//! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Write)?;
+//! let plan = Plan::new(&storage, DedupOptions::default(), Path::new("."), &work)?;
+//! println!("{} clusters will be free", plan.report(&storage)?.freed_clusters);
+//! plan.apply(&storage, &work)?;
+//! # Ok::<(), dedup_img::Error>(())
+//! ```
+//!
+//! # How it goes
+//!
 //! ```text
 //!  check -> survey -> scan -> choose -> verify -> Plan -> apply -> settle
 //!           (L2)     (data)  (keepers) (bytes)   (a value)
@@ -39,19 +56,19 @@ mod compact;
 mod gc;
 mod members;
 mod moves;
-mod overwrite;
+pub(crate) mod overwrite;
 pub(crate) mod plan;
 mod pointers;
 mod pool_writer;
 pub(crate) mod scan;
 
 use std::path::Path;
-use std::time::Instant;
 
 use apply::Punch;
 pub use gc::{GcOptions, GcPlan, GcReport, gc};
-pub use overwrite::{OverwriteReport, overwrite};
-pub use plan::{Figures, Plan, Share};
+pub use overwrite::OverwriteReport;
+pub(crate) use overwrite::overwrite;
+pub use plan::{Plan, Share};
 use serde::Serialize;
 
 use crate::error::{IoContext, Result};
@@ -71,6 +88,7 @@ pub struct DedupOptions {
 
 /// What a deduplication did, or would do. Sizes are in bytes.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct DedupReport {
     /// Cluster size of the image.
     pub cluster_size_bytes: u64,
@@ -118,8 +136,7 @@ pub struct DedupReport {
 /// Those of [`Plan::new`], where nothing was written; those of writing, where the content of the disk and of all snapshots is
 /// still what it was, and the message says if the image needs a repair.
 pub fn dedup(storage: &dyn Storage, options: DedupOptions, scratch: &Path, work: &Work<'_>) -> Result<DedupReport> {
-    let started = Instant::now();
-    Plan::new(storage, options, scratch, work)?.apply(storage, started, work)
+    Plan::new(storage, options, scratch, work)?.apply(storage, work)
 }
 
 impl Plan {
@@ -127,14 +144,14 @@ impl Plan {
     ///
     /// # Errors
     /// As [`dedup`].
-    pub fn apply(mut self, storage: &dyn Storage, started: Instant, work: &Work<'_>) -> Result<DedupReport> {
-        let mut report = self.report(storage, started)?;
+    pub fn apply(mut self, storage: &dyn Storage, work: &Work<'_>) -> Result<DedupReport> {
+        let mut report = self.report(storage)?;
         if !self.is_empty() {
             work.progress.phase(3, PHASES, "writing", 0);
             report.batches = work.run(|| apply::apply(&mut self.change, storage, Punch::Freed, work))?;
             (report.file_length_after_bytes, report.allocated_after_bytes) = sizes(storage)?;
         }
-        report.seconds = started.elapsed().as_secs_f64();
+        report.seconds = self.started.elapsed().as_secs_f64();
         Ok(report)
     }
 
@@ -142,7 +159,7 @@ impl Plan {
     ///
     /// # Errors
     /// Those of asking for the file's size.
-    pub fn report(&self, storage: &dyn Storage, started: Instant) -> Result<DedupReport> {
+    pub fn report(&self, storage: &dyn Storage) -> Result<DedupReport> {
         let (file_length, allocated) = sizes(storage)?;
         let figures = self.figures();
         Ok(DedupReport {
@@ -164,7 +181,7 @@ impl Plan {
             file_length_after_bytes: file_length,
             allocated_before_bytes: allocated,
             allocated_after_bytes: allocated,
-            seconds: started.elapsed().as_secs_f64(),
+            seconds: self.started.elapsed().as_secs_f64(),
         })
     }
 }

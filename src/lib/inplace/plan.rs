@@ -1,6 +1,7 @@
 //! What deduplication in place will do. Nothing is written while a plan is made.
 
 use std::path::Path;
+use std::time::Instant;
 
 use super::apply::upgraded;
 use super::change::Change;
@@ -26,11 +27,13 @@ use crate::work::Work;
 pub struct Plan {
     pub(super) change: Change,
     figures: Figures,
+    /// When it was begun.
+    pub(super) started: Instant,
 }
 
 /// The figures of a plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// Distinct data clusters that the disk or a snapshot uses.
     pub scanned: u64,
     /// Those that were read.
@@ -63,6 +66,7 @@ pub(crate) struct Found {
 
 /// A duplicate as a plan shows it. Offsets are in bytes; that of a compressed cluster is where its compressed bytes begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Share {
     /// The cluster that will not be used any more.
     pub duplicate: HostOffset,
@@ -78,6 +82,7 @@ impl Plan {
     /// # Errors
     /// Those of reading; [`ErrorKind::Unsupported`] and [`ErrorKind::Corrupt`] for images that are refused by name.
     pub fn new(storage: &dyn Storage, options: DedupOptions, scratch: &Path, work: &Work<'_>) -> Result<Self> {
+        let started = Instant::now();
         let header = read_header(storage)?;
         let limit = refuse(&header)?;
         if header.version < 3 {
@@ -87,7 +92,8 @@ impl Plan {
         refuse_snapshots(&inspection)?;
         work.run(|| {
             let ground = Ground::new(storage, inspection)?;
-            Self::find(storage, options, ground, limit, &work.spill(scratch), work)
+            let plan = Self::find(storage, options, ground, limit, &work.spill(scratch), work)?;
+            Ok(Self { started, ..plan })
         })
     }
 
@@ -161,7 +167,7 @@ impl Plan {
             change.members_after.insert(new?.unit);
         }
         let figures = Self::count(&change, &keepers, found.read);
-        Ok(Self { change, figures })
+        Ok(Self { change, figures, started: Instant::now() })
     }
 
     fn count(change: &Change, keepers: &Bits, read: u64) -> Figures {
@@ -209,7 +215,7 @@ impl Plan {
 
     /// The figures.
     #[must_use]
-    pub fn figures(&self) -> Figures {
+    pub(crate) fn figures(&self) -> Figures {
         self.figures
     }
 

@@ -28,7 +28,7 @@ const SHA256: u32 = 1;
 /// Bytes of the header.
 pub const HEADER_LENGTH: usize = size_of::<RawHeader>();
 /// Bytes of a record.
-pub const RECORD_LENGTH: usize = size_of::<RawRecord>();
+pub(crate) const RECORD_LENGTH: usize = size_of::<RawRecord>();
 /// The two as they stand in the file.
 const HEADER_LENGTH_WORD: U32 = U32::new(128);
 const RECORD_LENGTH_WORD: U32 = U32::new(40);
@@ -139,6 +139,7 @@ impl RawHeader {
 
 /// What the directory says of one member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Record {
     /// SHA-256 of the cluster's content.
     pub sha256: Sha,
@@ -150,6 +151,7 @@ pub struct Record {
 
 impl Record {
     /// The bytes of the record.
+    #[doc(hidden)]
     #[must_use]
     pub fn encode(&self) -> [u8; RECORD_LENGTH] {
         let flags = if self.retired { RETIRED } else { 0 };
@@ -157,6 +159,7 @@ impl Record {
     }
 
     /// The record in `bytes`.
+    #[doc(hidden)]
     #[must_use]
     pub fn decode(bytes: &[u8; RECORD_LENGTH]) -> Self {
         let raw: RawRecord = zerocopy::transmute!(*bytes);

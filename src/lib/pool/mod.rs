@@ -1,6 +1,10 @@
 //! The pool: an internal snapshot that holds one reference to every shared cluster and keeps their fingerprints as its VM state.
+//!
+//! Losing it loses no data: `qemu-img snapshot -d dedup-pool` makes an image a plain one.
 
-pub mod directory;
+pub(crate) mod directory;
+
+pub use directory::Record;
 
 use crate::format::snapshot::Snapshot;
 use crate::units::{ClusterBits, HostOffset};
@@ -33,7 +37,7 @@ pub fn is_pool(snapshot: &Snapshot) -> bool {
 
 /// The clusters that a pool of `members` members takes for itself, with an L1 table of at least `l1_entries` entries.
 #[must_use]
-pub fn clusters(members: u64, bits: ClusterBits, l1_entries: u32) -> u64 {
+pub(crate) fn clusters(members: u64, bits: ClusterBits, l1_entries: u32) -> u64 {
     let directory = bits.clusters(DirectoryHeader::directory_bytes(members));
     let tables = members.div_ceil(bits.entries()) + directory.div_ceil(bits.entries());
     bits.clusters(tables.max(u64::from(l1_entries)) * 8) + tables + directory
@@ -41,14 +45,14 @@ pub fn clusters(members: u64, bits: ClusterBits, l1_entries: u32) -> u64 {
 
 /// The id of a pool beside `snapshots`: the highest of theirs plus 1.
 #[must_use]
-pub fn next_id(snapshots: &[Snapshot]) -> u64 {
+pub(crate) fn next_id(snapshots: &[Snapshot]) -> u64 {
     let number = |snapshot: &Snapshot| str::from_utf8(&snapshot.id).ok()?.parse::<u64>().ok();
     snapshots.iter().filter_map(number).max().unwrap_or(0).saturating_add(1)
 }
 
 /// The snapshot table entry of a pool.
 #[must_use]
-pub fn snapshot(id: u64, l1_offset: HostOffset, l1_entries: u32, directory_bytes: u64) -> Snapshot {
+pub(crate) fn snapshot(id: u64, l1_offset: HostOffset, l1_entries: u32, directory_bytes: u64) -> Snapshot {
     Snapshot {
         l1_offset,
         l1_entries,

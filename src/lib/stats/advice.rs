@@ -16,6 +16,7 @@ const WORTH: u64 = 5;
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Action {
     /// Deduplicate in place.
     Dedup,
@@ -27,6 +28,7 @@ pub enum Action {
 
 /// Advice for a single image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Advice {
     /// What is to be done.
     pub action: Action,

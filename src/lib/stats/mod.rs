@@ -1,4 +1,23 @@
-//! What is duplicated, what sharing saves, and what it could save.
+//! What is duplicated, what sharing saves, and what it could save, in one image or across many.
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! # use dedup_img::{cancel::Cancel, progress::Silent, work};
+//! # let cancel = Cancel::default();
+//! # let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! use dedup_img::disk::{Disk, DiskOptions};
+//! use dedup_img::stats::{Named, StatsOptions, stats};
+//!
+//! let path = Path::new("disk.raw");
+//! let disk = Named { path: path.to_owned(), item: Disk::open(path, &DiskOptions::default())? };
+//! let report = stats(&[disk], StatsOptions::default(), Path::new("/var/tmp"), &work)?;
+//! for point in report.curve.iter().flatten() {
+//!     println!("{point:?}");
+//! }
+//! # Ok::<(), dedup_img::Error>(())
+//! ```
+//!
+//! # How it goes
 //!
 //! ```text
 //!  check -> survey -> metadata figures                                         each QCOW2 image

@@ -9,6 +9,7 @@ use crate::units::{ClusterBits, percent};
 
 /// Statistics of one image or of many.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct StatsReport {
     /// Whether only metadata was read.
     pub quick: bool,
@@ -46,6 +47,7 @@ pub struct StatsReport {
 
 /// One image.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct ImageStats {
     /// Its name, as given.
     pub filename: String,
@@ -76,6 +78,7 @@ pub struct ImageStats {
 
 /// The clusters of a disk by how the image itself has them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DiskClusters {
     /// The image's cluster size; of a raw image the one in which content is counted.
     pub cluster_size_bytes: u64,
@@ -96,6 +99,7 @@ pub struct DiskClusters {
 
 /// What is read, backing files included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Content {
     /// Clusters that are not all zeros.
     pub data_clusters: u64,
@@ -133,6 +137,7 @@ impl Content {
 /// Of a raw image: its duplicates, as a share of its data. Of a QCOW2 image: of the distinct clusters that the disk or a snapshot
 /// uses and that are not all zeros, those that repeat another one. Copies that the sharer limit asks for are not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct StillDuplicate {
     /// Clusters.
     pub clusters: u64,
@@ -150,6 +155,7 @@ impl StillDuplicate {
 
 /// What only a QCOW2 image has.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Qcow2Stats {
     /// The clusters of the file.
     pub file: FileClusters,
@@ -168,6 +174,7 @@ pub struct Qcow2Stats {
 
 /// The clusters of a QCOW2 file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct FileClusters {
     /// Cluster size.
     pub cluster_size_bytes: u64,
@@ -188,6 +195,7 @@ pub struct FileClusters {
 
 /// What sharing saves now, on the disk as it is; snapshots are left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Sharing {
     /// Distinct clusters that the disk's allocated clusters are stored in.
     pub stored_clusters: u64,
@@ -207,6 +215,7 @@ pub struct Sharing {
 
 /// Stored clusters with a number of users in a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Users {
     /// The least number of users.
     pub users_from: u64,
@@ -233,6 +242,7 @@ pub enum Forecast {
 
 /// What `dedup` would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DedupForecast {
     /// Distinct data clusters that the disk or a snapshot uses.
     pub stored_clusters: u64,
@@ -252,6 +262,7 @@ pub struct DedupForecast {
 
 /// The deduplication pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PoolStats {
     /// Its members.
     pub members: u64,
@@ -265,6 +276,7 @@ pub struct PoolStats {
 
 /// How high refcounts are, and how high they can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct RefcountStats {
     /// Width in bits.
     pub refcount_bits: u32,
@@ -282,6 +294,7 @@ pub struct RefcountStats {
 
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SnapshotStats {
     /// Its id.
     pub id: String,
@@ -295,6 +308,7 @@ pub struct SnapshotStats {
 
 /// Contents that occur a number of times in a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Occurrences {
     /// The least number of times.
     pub times_from: u64,
@@ -312,6 +326,7 @@ pub struct Occurrences {
 
 /// A content that occurs more than once.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Repeated {
     /// How often.
     pub times: u64,
@@ -330,6 +345,7 @@ pub struct Repeated {
 
 /// What a cluster size leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct CurvePoint {
     /// The cluster size.
     pub cluster_size_bytes: u64,
@@ -355,6 +371,7 @@ pub struct CurvePoint {
 
 /// What an image adds to those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Growth {
     /// Contents that none of those has.
     pub new_clusters: u64,
@@ -368,6 +385,7 @@ pub struct Growth {
 
 /// An amount of clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Amount {
     /// Clusters.
     pub clusters: u64,
@@ -377,6 +395,7 @@ pub struct Amount {
 
 /// A disk cut into pieces of equal size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Map {
     /// The pieces in order.
     pub cells: Vec<Cell>,
@@ -384,6 +403,7 @@ pub struct Map {
 
 /// What the clusters of a piece are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Cell {
     /// All zeros.
     pub zero_clusters: u64,

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// Both the new file and the one that it replaces are locked like an image that QEMU has open for writing.
 #[derive(Debug)]
-pub struct AtomicFile {
+pub(crate) struct AtomicFile {
     storage: FileStorage,
     target: PathBuf,
     directory: PathBuf,
@@ -35,7 +35,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// Fails where the file could not be created, is in use, or is not a regular file.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         let target = follow_links(path).map_err(|e| creating(path, e))?;
         let directory = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -68,13 +68,13 @@ impl AtomicFile {
 
     /// What to write to.
     #[must_use]
-    pub fn storage(&self) -> &FileStorage {
+    pub(crate) fn storage(&self) -> &FileStorage {
         &self.storage
     }
 
     /// The directory that the file will be in.
     #[must_use]
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
@@ -82,7 +82,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// Fails where the content could not be made durable.
-    pub fn uncache(&self) -> Result<()> {
+    pub(crate) fn uncache(&self) -> Result<()> {
         self.storage.sync().map_err(|e| creating(&self.target, e))?;
         drop_cache(self.storage.file());
         Ok(())
@@ -94,7 +94,7 @@ impl AtomicFile {
     /// # Errors
     /// Fails, with the old file untouched, where the content could not be made durable or the name not be given, also because
     /// another program has created a file of that name meanwhile.
-    pub fn commit(self, durable: bool) -> Result<u64> {
+    pub(crate) fn commit(self, durable: bool) -> Result<u64> {
         let said = |e: io::Error| creating(&self.target, e);
         if durable {
             self.storage.sync().map_err(said)?;

@@ -11,7 +11,7 @@ use memmap2::{Advice, MmapMut};
 /// The buffers are anonymous maps: page aligned, zeroed, faulted in once instead of at every chunk, and on huge pages where the
 /// kernel has them.
 #[derive(Debug)]
-pub struct BufferPool {
+pub(crate) struct BufferPool {
     len: usize,
     free: Mutex<Vec<MmapMut>>,
 }
@@ -19,7 +19,7 @@ pub struct BufferPool {
 impl BufferPool {
     /// A pool of buffers of `len` bytes.
     #[must_use]
-    pub fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         Self { len, free: Mutex::new(Vec::new()) }
     }
 
@@ -27,7 +27,7 @@ impl BufferPool {
     ///
     /// # Errors
     /// Fails where the system has no memory left.
-    pub fn take(&self) -> io::Result<Buffer<'_>> {
+    pub(crate) fn take(&self) -> io::Result<Buffer<'_>> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let map = match free {
             Some(map) => map,
@@ -44,7 +44,7 @@ impl BufferPool {
 
 /// A buffer on loan from a [`BufferPool`].
 #[derive(Debug)]
-pub struct Buffer<'a> {
+pub(crate) struct Buffer<'a> {
     map: Option<MmapMut>,
     pool: &'a BufferPool,
 }

@@ -29,7 +29,7 @@ const ZEROS: usize = 1 << 20;
 
 /// A block device, locked like an image that QEMU has open for writing, and held by nobody else.
 #[derive(Debug)]
-pub struct Device {
+pub(crate) struct Device {
     file: FileStorage,
     path: PathBuf,
     /// Bytes of the device.
@@ -45,7 +45,7 @@ impl Device {
     ///
     /// # Errors
     /// What the operating system says; [`ErrorKind::Locked`] where it is mounted or used otherwise.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let open = || {
             // Linux takes O_EXCL for a claim, which it refuses where a file system or another device has one.
             let flags = OFlag::O_EXCL | OFlag::O_NONBLOCK;
@@ -77,7 +77,7 @@ impl Device {
     ///
     /// # Errors
     /// As said, with both sizes.
-    pub fn ensure_room(&self, length: u64) -> Result<()> {
+    pub(crate) fn ensure_room(&self, length: u64) -> Result<()> {
         if length <= self.size {
             return Ok(());
         }
@@ -91,7 +91,7 @@ impl Device {
     ///
     /// # Errors
     /// The operating system's.
-    pub fn begin(&self) -> Result<()> {
+    pub(crate) fn begin(&self) -> Result<()> {
         self.file.write_at(&[0; HEAD], 0).and_then(|()| self.file.sync()).map_err(|e| self.writing(e))
     }
 
@@ -99,7 +99,7 @@ impl Device {
     ///
     /// # Errors
     /// The operating system's.
-    pub fn commit(self, durable: bool) -> Result<u64> {
+    pub(crate) fn commit(self, durable: bool) -> Result<u64> {
         let sync = || if durable { self.file.sync() } else { Ok(()) };
         let length = self.length.load(Ordering::Relaxed);
         let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,7 +112,7 @@ impl Device {
     ///
     /// # Errors
     /// The operating system's.
-    pub fn uncache(&self) -> Result<()> {
+    pub(crate) fn uncache(&self) -> Result<()> {
         self.file.sync().map_err(|e| self.writing(e))?;
         drop_cache(self.file());
         Ok(())

@@ -70,7 +70,7 @@ impl LockMode {
 /// # Errors
 /// [`ErrorKind::Locked`] in QEMU's words where another program's use contradicts `mode`. On a kernel without
 /// OFD locks QEMU does not lock (`locking=auto`), and neither does this; where the file system refuses them, both fail.
-pub fn lock(file: &File, path: &Path, mode: LockMode) -> Result<()> {
+pub(crate) fn lock(file: &File, path: &Path, mode: LockMode) -> Result<()> {
     for &byte in mode.held() {
         match fcntl(file, FcntlArg::F_OFD_SETLK(&range(byte, F_RDLCK))) {
             Ok(_) => {}

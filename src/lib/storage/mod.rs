@@ -1,4 +1,7 @@
-//! Positioned I/O: the only way in which the library touches files.
+//! Positioned I/O: the only way in which the library touches files, and the locks that it shares with QEMU.
+//!
+//! [`crate::disk::open_image`] opens a file as a [`FileStorage`]. Operations on an image where it lies take any [`Storage`], so that
+//! a program can put something between (a log, a limit, a failure on purpose) or keep the image in memory.
 
 use std::fs::File;
 use std::io;
@@ -13,15 +16,17 @@ use nix::unistd::Whence;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
-pub mod atomic_file;
-pub mod buffer;
-pub mod device;
+pub(crate) mod atomic_file;
+pub(crate) mod buffer;
+pub(crate) mod device;
 pub(crate) mod latch;
-pub mod lock;
-pub mod open;
-pub mod rate;
-pub mod region;
-pub mod target;
+pub(crate) mod lock;
+pub(crate) mod open;
+pub(crate) mod rate;
+pub(crate) mod region;
+pub(crate) mod target;
+
+pub use lock::LockMode;
 
 /// A file, or something that behaves like one.
 pub trait Storage: Send + Sync {

@@ -15,7 +15,7 @@ use crate::error::{Error, IoContext, Result};
 /// # Errors
 /// What the operating system says; [`crate::ErrorKind::Unsupported`] for a directory, pipe, socket or character device;
 /// [`crate::ErrorKind::Locked`] where another program uses the file.
-pub fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
+pub(crate) fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
     // Opening some devices does something: look first.
     refuse_special(&std::fs::metadata(path).map_err(Error::os)?)?;
     // O_NONBLOCK: opening a pipe must not wait for its other end. It means nothing for files and block devices.
@@ -38,7 +38,7 @@ pub fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
 
 /// Identifies the file or the device behind a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileId {
+pub(crate) enum FileId {
     /// A file of a file system.
     File {
         /// The file system.
@@ -53,7 +53,7 @@ pub enum FileId {
 impl FileId {
     /// The identity of an open file.
     #[must_use]
-    pub fn of(metadata: &Metadata) -> Self {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
         match metadata.file_type().is_block_device() {
             true => Self::Device(metadata.rdev()),
             false => Self::File { dev: metadata.dev(), ino: metadata.ino() },
@@ -62,7 +62,7 @@ impl FileId {
 
     /// The file that a loop device, or a partition of one, stores its content in.
     #[must_use]
-    pub fn behind_loop(self) -> Option<Self> {
+    pub(crate) fn behind_loop(self) -> Option<Self> {
         let Self::Device(rdev) = self else { return None };
         let device = format!("/sys/dev/block/{}:{}", major(rdev), minor(rdev));
         let device = std::fs::canonicalize(device).ok()?;

@@ -13,7 +13,7 @@ use crate::cancel::Cancel;
 const NAP: Duration = Duration::from_millis(50);
 
 /// A storage to which at most a number of bytes in a second is written, by all threads together.
-pub struct Paced<'a> {
+pub(crate) struct Paced<'a> {
     storage: &'a dyn Storage,
     /// Bytes in a second.
     rate: Option<NonZeroU64>,
@@ -25,7 +25,7 @@ pub struct Paced<'a> {
 impl<'a> Paced<'a> {
     /// `storage`, written at `rate` bytes in a second, or as fast as it can be. Once `cancel` is set nothing is waited for.
     #[must_use]
-    pub fn new(storage: &'a dyn Storage, rate: Option<NonZeroU64>, cancel: &'a Cancel) -> Self {
+    pub(crate) fn new(storage: &'a dyn Storage, rate: Option<NonZeroU64>, cancel: &'a Cancel) -> Self {
         Self { storage, rate, cancel, due: Mutex::new(Instant::now()) }
     }
 

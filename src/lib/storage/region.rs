@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::Storage;
 
 /// Collects small pieces and writes them in order as runs of up to [`RegionWriter::RUN`] bytes.
-pub struct RegionWriter<'a> {
+pub(crate) struct RegionWriter<'a> {
     storage: &'a dyn Storage,
     offset: u64,
     /// The end of the region: writing past it would damage what comes next.
@@ -16,11 +16,11 @@ pub struct RegionWriter<'a> {
 
 impl<'a> RegionWriter<'a> {
     /// The longest write.
-    pub const RUN: usize = 1 << 20;
+    pub(crate) const RUN: usize = 1 << 20;
 
     /// A writer whose first byte goes to `region.start`.
     #[must_use]
-    pub fn new(storage: &'a dyn Storage, region: Range<u64>) -> Self {
+    pub(crate) fn new(storage: &'a dyn Storage, region: Range<u64>) -> Self {
         Self { storage, offset: region.start, end: region.end, buffer: Vec::new() }
     }
 
@@ -28,7 +28,7 @@ impl<'a> RegionWriter<'a> {
     ///
     /// # Errors
     /// Those of the write that this may cause.
-    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= Self::RUN {
             self.flush()?;
@@ -38,7 +38,7 @@ impl<'a> RegionWriter<'a> {
 
     /// The offset of the next byte.
     #[must_use]
-    pub fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.offset + self.buffer.len() as u64
     }
 
@@ -46,7 +46,7 @@ impl<'a> RegionWriter<'a> {
     ///
     /// # Errors
     /// Those of the write.
-    pub fn finish(&mut self) -> io::Result<()> {
+    pub(crate) fn finish(&mut self) -> io::Result<()> {
         self.zeros_until(self.end)?;
         self.flush()
     }
@@ -55,7 +55,7 @@ impl<'a> RegionWriter<'a> {
     ///
     /// # Errors
     /// Those of the write that this may cause.
-    pub fn zeros_until(&mut self, offset: u64) -> io::Result<()> {
+    pub(crate) fn zeros_until(&mut self, offset: u64) -> io::Result<()> {
         let missing = usize::try_from(offset.saturating_sub(self.position())).unwrap_or(usize::MAX);
         self.buffer.resize(self.buffer.len() + missing, 0);
         self.write(&[])
@@ -65,7 +65,7 @@ impl<'a> RegionWriter<'a> {
     ///
     /// # Errors
     /// Those of the write.
-    pub fn flush(&mut self) -> io::Result<()> {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         if self.position() > self.end {
             let message = format!("the region that ends at {:#x} is too small for what it should hold", self.end);
             return Err(io::Error::other(message));

@@ -16,7 +16,7 @@ const TEMPORARY: &str = "/var/tmp";
 
 /// A new content on its way to its place.
 #[derive(Debug)]
-pub enum Target {
+pub(crate) enum Target {
     /// A file that gets its name when it is complete.
     File(AtomicFile),
     /// A block device.
@@ -28,7 +28,7 @@ impl Target {
     ///
     /// # Errors
     /// Those of [`AtomicFile::create`] and [`Device::open`].
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         match fs::metadata(path) {
             Ok(metadata) if metadata.file_type().is_block_device() => Device::open(path).map(Self::Device),
             _ => AtomicFile::create(path).map(Self::File),
@@ -37,7 +37,7 @@ impl Target {
 
     /// What to write to.
     #[must_use]
-    pub fn storage(&self) -> &dyn Storage {
+    pub(crate) fn storage(&self) -> &dyn Storage {
         match self {
             Self::File(file) => file.storage(),
             Self::Device(device) => device,
@@ -46,7 +46,7 @@ impl Target {
 
     /// Where temporary files may lie.
     #[must_use]
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         match self {
             Self::File(file) => file.directory(),
             Self::Device(_) => Path::new(TEMPORARY),
@@ -55,7 +55,7 @@ impl Target {
 
     /// Whether all is known to be zeros that nothing is written to.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::File(_))
     }
 
@@ -63,7 +63,7 @@ impl Target {
     ///
     /// # Errors
     /// As said.
-    pub fn ensure_room(&self, length: u64) -> Result<()> {
+    pub(crate) fn ensure_room(&self, length: u64) -> Result<()> {
         match self {
             Self::File(_) => Ok(()),
             Self::Device(device) => device.ensure_room(length),
@@ -74,7 +74,7 @@ impl Target {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn begin(&self) -> Result<()> {
+    pub(crate) fn begin(&self) -> Result<()> {
         match self {
             Self::File(_) => Ok(()),
             Self::Device(device) => device.begin(),
@@ -85,7 +85,7 @@ impl Target {
     ///
     /// # Errors
     /// Fails where the content could not be made durable.
-    pub fn uncache(&self) -> Result<()> {
+    pub(crate) fn uncache(&self) -> Result<()> {
         match self {
             Self::File(file) => file.uncache(),
             Self::Device(device) => device.uncache(),
@@ -96,7 +96,7 @@ impl Target {
     ///
     /// # Errors
     /// Those of [`AtomicFile::commit`] and [`Device::commit`].
-    pub fn commit(self, durable: bool) -> Result<u64> {
+    pub(crate) fn commit(self, durable: bool) -> Result<u64> {
         match self {
             Self::File(file) => file.commit(durable),
             Self::Device(device) => device.commit(durable),

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use dedup_img::check::finding::Finding;
 use dedup_img::check::{CheckOptions, Repair, Repaired, Report, check, repair};
 use dedup_img::disk::{Format, open_image};
-use dedup_img::storage::lock::LockMode;
+use dedup_img::storage::LockMode;
 use dedup_img::work::DEFAULT_MEMORY;
 use dedup_img::{Error, ErrorKind};
 
@@ -55,11 +55,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
             };
         };
         let result = match args.repair {
-            None => check(&storage, options, work, &mut sink).map(|report| Repaired {
-                report,
-                leaks_fixed: 0,
-                corruptions_fixed: 0,
-            }),
+            None => check(&storage, options, work, &mut sink).map(Repaired::from),
             Some(RepairArg::Leaks) => repair(&storage, Repair::Leaks, options, work, &mut sink),
             Some(RepairArg::All) => repair(&storage, Repair::All, options, work, &mut sink),
         };

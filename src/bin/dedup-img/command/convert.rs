@@ -4,14 +4,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use dedup_img::ErrorKind;
-use dedup_img::compress::CompressionLevel;
 use dedup_img::convert::{
     ClusterSize, ConvertOptions, ConvertReport, IntoOptions, RawOptions, RawReport, Sharing, convert, convert_into,
     to_raw,
 };
 use dedup_img::disk::{Disk, DiskOptions, Format, Unreadable};
-use dedup_img::format::refcount::RefcountBits;
-use dedup_img::image::SnapshotName;
+use dedup_img::image::{CompressionLevel, RefcountBits, SnapshotName};
 use dedup_img::inplace::OverwriteReport;
 use dedup_img::pool::Pin;
 use dedup_img::units::ClusterBits;

@@ -5,8 +5,7 @@ use std::path::Path;
 use dedup_img::convert::ClusterSize;
 use dedup_img::create::{CreateOptions, create};
 use dedup_img::disk::BackingRule;
-use dedup_img::format::header::CompressionType;
-use dedup_img::format::refcount::RefcountBits;
+use dedup_img::image::{CompressionType, RefcountBits};
 use dedup_img::units::ClusterBits;
 
 use crate::cli::CreateArgs;

@@ -1,7 +1,5 @@
 //! `dedup-img dedup`.
 
-use std::time::Instant;
-
 use dedup_img::inplace::{DedupOptions, Plan};
 use dedup_img::pool::Pin;
 
@@ -18,13 +16,12 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
     let common =
         InPlace { file, format: args.format.as_deref(), dry_run: args.dry_run, memory: args.memory, run: &args.run };
     run_in_place(&common, |storage, scratch, work| {
-        let started = Instant::now();
         let options = DedupOptions { pin: args.pin.map_or(Pin::Shared, Pin::from) };
         let plan = Plan::new(storage, options, scratch, work)?;
         if args.dry_run {
-            let report = plan.report(storage, started)?;
+            let report = plan.report(storage)?;
             return view::dedup::planned(file, &plan, &report, args.run.output);
         }
-        Ok(view::dedup::done(file, &plan.apply(storage, started, work)?, args.run.output))
+        Ok(view::dedup::done(file, &plan.apply(storage, work)?, args.run.output))
     })
 }

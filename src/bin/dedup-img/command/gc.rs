@@ -1,7 +1,5 @@
 //! `dedup-img gc`.
 
-use std::time::Instant;
-
 use dedup_img::inplace::{GcOptions, GcPlan};
 
 use super::in_place::{InPlace, run_in_place};
@@ -17,10 +15,9 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
     let common =
         InPlace { file, format: args.format.as_deref(), dry_run: args.dry_run, memory: args.memory, run: &args.run };
     run_in_place(&common, |storage, scratch, work| {
-        let started = Instant::now();
         let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
         let plan = GcPlan::new(storage, options, scratch, work)?;
-        let report = if args.dry_run { plan.report(started) } else { plan.apply(storage, started, work)? };
+        let report = if args.dry_run { plan.report() } else { plan.apply(storage, work)? };
         Ok(view::gc::summary(file, &report, options, args.dry_run, args.run.output))
     })
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use dedup_img::disk::{Format, open_image};
+use dedup_img::storage::LockMode;
 use dedup_img::storage::Storage;
-use dedup_img::storage::lock::LockMode;
 use dedup_img::work::Work;
 use dedup_img::{Error, ErrorKind, Result};
 

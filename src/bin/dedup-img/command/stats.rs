@@ -6,7 +6,7 @@ use dedup_img::ErrorKind;
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
 use dedup_img::image::Qcow2;
 use dedup_img::stats::{Named, StatsOptions, StatsReport, quick, stats};
-use dedup_img::storage::lock::LockMode;
+use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
 use dedup_img::work::Work;
 

@@ -48,6 +48,7 @@ use source::Source;
 
 /// What an overwriting did. Sizes are in bytes, clusters are those of the target.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct OverwriteReport {
     /// Size of the source.
     pub virtual_size_bytes: u64,

@@ -1,0 +1,144 @@
+//! Which clusters of a disk share one in the file, read from metadata alone: no data is touched, and nothing is written.
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! # use dedup_img::{cancel::Cancel, disk, progress::Silent, sharing::Sharers, storage::LockMode, work};
+//! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Read)?;
+//! let cancel = Cancel::default();
+//! let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! for sharer in Sharers::new(&storage, &std::env::temp_dir(), &work)?.iter() {
+//!     let sharer = sharer?;
+//!     println!("guest {:#x} is stored at {:#x}", sharer.guest, sharer.host);
+//! }
+//! # Ok::<(), dedup_img::Error>(())
+//! ```
+
+use std::iter;
+use std::path::Path;
+
+use crate::dedup::sequence::{Sorted, Sorter};
+use crate::error::Result;
+use crate::format::table::L2Entry;
+use crate::format::u64_at;
+use crate::pool::Record;
+use crate::storage::Storage;
+use crate::survey::tables::L2Tables;
+use crate::survey::{Ground, sound};
+use crate::units::{GuestCluster, GuestOffset, HostOffset};
+use crate::work::Work;
+
+/// The clusters of the active disk that share what is stored for them.
+pub struct Sharers {
+    ground: Ground,
+    /// Unit and guest cluster, one word for each entry of the disk that leads to a unit with two users or more.
+    words: Sorted,
+}
+
+/// A guest cluster that uses the same cluster of the file as another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sharer {
+    /// Where it begins on the disk.
+    pub guest: GuestOffset,
+    /// Where the file has it; of a compressed cluster, where its compressed bytes begin.
+    pub host: HostOffset,
+    /// Whether it is compressed.
+    pub compressed: bool,
+    /// How many L2 entries lead there, as QEMU counts them: those of the disk and of the snapshots, without the pool's.
+    pub references: u64,
+    /// Whether the pool holds it: then QEMU never writes it in place.
+    pub pooled: bool,
+    /// What the pool's directory says of it; `None` too where the directory is damaged.
+    pub record: Option<Record>,
+}
+
+impl Sharers {
+    /// Checks the image in `storage` and lists its sharers. Large tables go to temporary files in `scratch`.
+    ///
+    /// # Errors
+    /// Those of reading; [`Corrupt`](crate::ErrorKind::Corrupt) for a damaged image, leaks excepted.
+    pub fn new(storage: &dyn Storage, scratch: &Path, work: &Work<'_>) -> Result<Self> {
+        let inspection = sound(storage, (0, 1), work, |_| {})?;
+        work.run(|| {
+            let ground = Ground::new(storage, inspection)?;
+            let words = words(&ground, storage, Sorter::new(&work.spill(scratch)), work)?;
+            Ok(Self { ground, words })
+        })
+    }
+
+    /// The cluster size in bytes.
+    #[must_use]
+    pub fn cluster_size(&self) -> u64 {
+        self.ground.inspection.header.cluster_bits.bytes()
+    }
+
+    /// The sharers: those of one cluster of the file together, in the order of the disk; compressed clusters come last.
+    ///
+    /// Each item can be an error of reading a temporary file.
+    pub fn iter(&self) -> impl Iterator<Item = Result<Sharer>> + '_ {
+        let mut words = self.words.iter().peekable();
+        let mut before = None;
+        iter::from_fn(move || {
+            loop {
+                let (unit, guest) = match words.next()? {
+                    Ok(word) => parts(word),
+                    Err(error) => return Some(Err(error)),
+                };
+                // Where the others are in snapshots, the disk has it alone.
+                let next = words.peek().and_then(|next| next.as_ref().ok()).map(|&next| parts(next).0);
+                let shares = before == Some(unit) || next == Some(unit);
+                before = Some(unit);
+                if shares {
+                    return Some(Ok(self.sharer(unit, guest)));
+                }
+            }
+        })
+    }
+
+    fn sharer(&self, unit: u64, guest: GuestCluster) -> Sharer {
+        let Ground { units, inspection, members, .. } = &self.ground;
+        let (host, compressed) = match units.entry(unit) {
+            L2Entry::Compressed(extent) => (extent.host, true),
+            L2Entry::Data { host, .. } => (host, false),
+            L2Entry::Zero { .. } | L2Entry::Unallocated => (HostOffset(0), false),
+        };
+        Sharer {
+            guest: guest.offset(inspection.header.cluster_bits),
+            host,
+            compressed,
+            references: units.users(unit),
+            pooled: members.rank(unit).is_some(),
+            record: self.ground.record(unit).copied(),
+        }
+    }
+}
+
+/// The words of the disk's entries.
+fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work<'_>) -> Result<Sorted> {
+    let header = &ground.inspection.header;
+    // What lies behind the disk is VM state.
+    let end = GuestCluster(header.cluster_bits.clusters(header.size));
+    L2Tables::active(storage, header, &ground.inspection.tables).visit(
+        |table, content| {
+            work.cancel.check()?;
+            let mut found = Vec::new();
+            for (bytes, index) in content.chunks_exact(header.l2_entry_len()).zip(0u64..) {
+                let word = u64_at(bytes, 0).unwrap_or(0);
+                let entry = L2Entry::decode(word, header.cluster_bits, !header.extended_l2());
+                if let Some(unit) = ground.units.of(entry).filter(|&unit| ground.units.users(unit) > 1) {
+                    let guests = table.guests(index).filter(|&guest| guest < end);
+                    found.extend(guests.map(|guest| u128::from(unit) << 64 | u128::from(guest.0)));
+                }
+            }
+            Ok(found)
+        },
+        |found| found.into_iter().try_for_each(|word| sorter.push(word)),
+    )?;
+    sorter.finish()
+}
+
+/// The unit and the guest cluster of a word.
+fn parts(word: u128) -> (u64, GuestCluster) {
+    let half = |word: u128| u64::try_from(word & u128::from(u64::MAX)).unwrap_or(u64::MAX);
+    (half(word >> 64), GuestCluster(half(word)))
+}

@@ -1,0 +1,9 @@
+//! What the tests, the fuzzer and the benchmarks of this package reach into. It is no part of the API: it changes without notice,
+//! with any version.
+
+pub use crate::dedup::group::group;
+pub use crate::dedup::sequence::{Sequence, Sorted, Spill};
+pub use crate::digest::{fingerprint, is_zero, sha256};
+pub use crate::image::{Extent, Place};
+pub use crate::inplace::overwrite::overwrite;
+pub use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH};
