@@ -94,7 +94,8 @@
 //!   written so goes on to compile.
 //! * Tests and benchmarks of this package reach further, into a hidden module: that is no part of the API.
 //!
-//! Rust 1.88; a newer one comes with a minor version. Linux.
+//! Rust 1.88; a newer one comes with a minor version. Linux. The default feature `cli` is the program: leave it out
+//! (`default-features = false`) where only the library is wanted, and its dependencies are left out too.
 
 pub mod cancel;
 pub mod check;

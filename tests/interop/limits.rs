@@ -19,16 +19,8 @@ const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/limits.m
 /// What a hostile image may cost: time of the processor, and memory in bytes.
 const MOST: (Duration, u64) = (Duration::from_secs(2), 256 << 20);
 /// Every refusal says with one of these what can be done.
-const ADVICE: [&str; 8] = [
-    "see ",
-    "run ",
-    "say ",
-    "take ",
-    "convert it",
-    "with qemu-img convert",
-    "reads the disk",
-    "is the file cut short?",
-];
+const ADVICE: [&str; 8] =
+    ["see ", "run ", "say", "take ", "convert it", "with qemu-img convert", "reads the disk", "is the file cut short?"];
 
 /// Where the fields of the header are.
 const BACKING: usize = 8;
