@@ -119,11 +119,11 @@ impl StdError for Error {
     }
 }
 
-/// The reason of an I/O error in the words of `strerror`, without Rust's ` (os error N)`.
+/// The reason of an I/O error in the words of `strerror`, without Rust's ` (os error N)` and what tempfile puts behind it.
 fn io_reason(error: &io::Error) -> String {
     let text = error.to_string();
     match text.rfind(" (os error ") {
-        Some(end) if error.raw_os_error().is_some() => text[..end].to_owned(),
+        Some(end) => text[..end].to_owned(),
         _ => text,
     }
 }

@@ -23,7 +23,9 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(format_args!("Could not write to standard output: {e}")))
+            let reason = e.to_string();
+            let reason = reason.split(" (os error").next().unwrap_or_default();
+            Err(Failure::new(format_args!("Could not write to standard output: {reason}")))
         }
         _ => Ok(()),
     }
