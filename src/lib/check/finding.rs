@@ -193,8 +193,8 @@ pub enum Kind {
     Overlap(u64, Use, Use),
     /// A pooled cluster does not have the content that its SHA-256 names.
     DataDamaged(HostOffset, Vec<At>),
-    /// The pool's directory is not used, and why.
-    StaleDirectory(&'static str),
+    /// The pool's directory is not used, and why; whether a repair makes it anew in its place.
+    StaleDirectory(&'static str, bool),
     /// A remark on the image as a whole.
     Remark(String),
     /// More findings in L2 tables, which are counted and not described.
@@ -220,7 +220,7 @@ impl Kind {
             | Self::RefcountTooLow(_)
             | Self::CopiedL2(..)
             | Self::CopiedData(..)
-            | Self::StaleDirectory(_)
+            | Self::StaleDirectory(_, true)
             | Self::PreallocationUnaligned(..) => Repairable::InPlace,
             Self::RefcountTableReserved(_)
             | Self::RefcountBlockUnaligned(_)
@@ -231,9 +231,11 @@ impl Kind {
             // Refcounts can be made anew from the references; whatever else lies there stays.
             Self::Overlap(_, one, other) if one.is_refcounts() || other.is_refcounts() => Repairable::Rebuild,
             // References are counted all the same; what was lost cannot be brought back.
-            Self::CopiedNothing(..) | Self::ZeroInVersion2(_) | Self::DataDamaged(..) | Self::Remark(_) => {
-                Repairable::Nothing
-            }
+            Self::CopiedNothing(..)
+            | Self::ZeroInVersion2(_)
+            | Self::DataDamaged(..)
+            | Self::StaleDirectory(_, false)
+            | Self::Remark(_) => Repairable::Nothing,
             Self::More(more) => more.repair,
             _ => Repairable::No,
         }
@@ -248,7 +250,7 @@ impl Kind {
                 | Self::CopiedNothing(..)
                 | Self::Overlap(..)
                 | Self::DataDamaged(..)
-                | Self::StaleDirectory(_)
+                | Self::StaleDirectory(..)
                 | Self::Remark(_)
                 | Self::More(More { beyond_qemu: true, .. })
         )
@@ -384,11 +386,9 @@ impl fmt::Display for Kind {
                 users.iter().try_for_each(|at| write!(f, " {at}"))?;
                 if users.is_empty() { f.write_str(" nobody") } else { Ok(()) }
             }
-            Self::StaleDirectory(why) => {
-                write!(
-                    f,
-                    "Note: the pool's directory is not used: {why}; the data is right, check -r all makes a new one"
-                )
+            Self::StaleDirectory(why, in_place) => {
+                let mends = if *in_place { "check -r all makes" } else { "dedup and gc make" };
+                write!(f, "Note: the pool's directory is not used: {why}; the data is right, {mends} a new one")
             }
             Self::Remark(text) => write!(f, "Note: {text}"),
             Self::More(_) => f.write_str("ERROR more wrong entries in L2 tables than are listed"),

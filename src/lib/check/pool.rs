@@ -133,7 +133,10 @@ impl Checker<'_> {
             return Ok(());
         };
         let Some(entries) = self.pool_entries(pool)? else {
-            self.say(Severity::Benign, Kind::StaleDirectory("the pool has more entries than it can have members"));
+            self.say(
+                Severity::Benign,
+                Kind::StaleDirectory("the pool has more entries than it can have members", false),
+            );
             self.known = Some(KnownPool { index, members: Vec::new(), records: None, ascending: false });
             return Ok(());
         };
@@ -147,8 +150,8 @@ impl Checker<'_> {
         let mut known = KnownPool { index, members: words, records: None, ascending: order == Order::Ascending };
         match self.directory_records(pool, members, directory, member_slots)? {
             Err(why) => {
-                self.say(Severity::Benign, Kind::StaleDirectory(why));
                 self.stale = self.new_directory(pool, members, directory, member_slots);
+                self.say(Severity::Benign, Kind::StaleDirectory(why, self.stale.is_some()));
             }
             Ok((header, records)) => {
                 self.sharers(&header, members, &records);
