@@ -131,10 +131,10 @@ pub(crate) fn snapshot(action: &str, name: &str, path: &Path) -> Ran {
 }
 
 /// Image options of a QCOW2 image that is written as ever, but for flushes, which do nothing.
-pub(crate) fn unflushed(path: &Path) -> OsString {
+fn unflushed(path: &Path) -> OsString {
     // A comma in a value is written twice.
     let name = path.to_str().unwrap().replace(',', ",,");
-    format!("driver=qcow2,cache.no-flush=on,file.driver=file,file.filename={name}").into()
+    format!("driver=qcow2,cache.no-flush=on,file.filename={name}").into()
 }
 
 /// Snapshots as (id, name), in table order.
