@@ -94,7 +94,7 @@ impl Model {
 
     /// A guest writes, zeroes and discards.
     fn write(&mut self) {
-        let mut commands = args!["-f", "qcow2", "-d", "unmap"].to_vec();
+        let mut commands = args!["-t", "unsafe", "-f", "qcow2", "-d", "unmap"].to_vec();
         for _ in 0..4 {
             let at = self.random.below(self.disk.len() as u64 / 512) * 512;
             let length = ((1 + self.random.below(60)) * 512).min(self.disk.len() as u64 - at);

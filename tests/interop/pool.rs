@@ -117,10 +117,8 @@ fn snapshots_work(target: &Path, truth: &Path) {
     qemu::io("qcow2", target, &["write -P 3 12k 12k".into(), "write -P 4 1k 1k".into()]);
     qemu::check_clean(target);
     let raw = target.with_extension("snapshot");
-    for name in ["first", "second"] {
-        qemu::convert("qcow2", target, "raw", &raw, &["-l", name]);
-        qemu::compare_same("raw", truth, "raw", &raw);
-    }
+    qemu::convert("qcow2", target, "raw", &raw, &["-l", "first"]);
+    qemu::compare_same("raw", truth, "raw", &raw);
     qemu::snapshot("-a", "second", target).ok();
     qemu::compare_same("raw", truth, "qcow2", target);
     for name in ["first", "second"] {

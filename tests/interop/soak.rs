@@ -4,6 +4,7 @@
 use crate::args;
 use crate::support::corpus::{K, M, write_sparse};
 use crate::support::into::{Mixer, into};
+use crate::support::reader::Image;
 use crate::support::{Random, dedup_img, qemu, scratch};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -166,6 +167,13 @@ impl Soak {
         self.log.push(words.join(" "));
         for path in [&self.shared, &self.plain] {
             let (tool, rest) = words.split_first().unwrap();
+            if let [what, action, name] = rest
+                && what == "snapshot"
+            {
+                let ran = qemu::snapshot(action, name, path);
+                assert_eq!(ran.code, 0, "{}\n{}", ran.told(), self.story());
+                continue;
+            }
             let mut arguments: Vec<_> = rest.iter().map(Into::into).collect();
             arguments.push(path.into());
             if words.contains(&"resize".to_owned()) {
@@ -180,8 +188,8 @@ impl Soak {
 
     /// qemu-io commands at random places, some aligned to clusters and some not.
     fn access(&mut self, kinds: &[&str]) -> Vec<String> {
-        let size = qemu::virtual_size("qcow2", &self.plain);
-        let mut words: Vec<String> = ["qemu-io", "-f", "qcow2", "-d", "unmap"].map(Into::into).into();
+        let size = Image::open(&self.plain).header.size;
+        let mut words: Vec<String> = ["qemu-io", "-t", "unsafe", "-f", "qcow2", "-d", "unmap"].map(Into::into).into();
         for kind in kinds {
             let grain = [512, 4 * K, 64 * K][self.random.below(3) as usize];
             let at = self.random.below(size / grain) * grain;

@@ -301,7 +301,7 @@ impl Subject {
     /// What a guest reads from the image at `path`, which may have been written, crashed or repaired.
     #[track_caller]
     pub(crate) fn contents(&self, path: &Path) -> Contents {
-        let (image, survey) = (Image::open(path), Survey::without_pool(path));
+        let (image, survey) = (Image::open_still(path), Survey::without_pool(path));
         let size = image.header.size;
         let mut layers = vec![self.layer(&image, image.header.l1_table_offset, image.header.l1_size, size)];
         for snapshot in image.snapshots().0.iter().filter(|snapshot| snapshot.name != "dedup-pool") {
@@ -441,7 +441,7 @@ fn allocated(mut bytes: Vec<u8>, bitmap: u64) -> Vec<u8> {
 
 /// Runs qemu-io commands on an image whose discards are to be done.
 fn io_unmap(path: &Path, commands: &[String]) -> super::Ran {
-    let mut words = args!["-f", "qcow2", "-d", "unmap"].to_vec();
+    let mut words = args!["-t", "unsafe", "-f", "qcow2", "-d", "unmap"].to_vec();
     commands.iter().for_each(|command| words.extend(args!["-c", command]));
     words.push(path.into());
     qemu::run("qemu-io", words)

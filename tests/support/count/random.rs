@@ -82,7 +82,7 @@ pub(crate) fn made_at_random(home: &Path, seed: u64) -> PathBuf {
             }
             _ => continue,
         };
-        let ran = qemu::run("qemu-io", args!["-f", "qcow2", "-d", "unmap", "-c", command, path]);
+        let ran = qemu::run("qemu-io", args!["-t", "unsafe", "-f", "qcow2", "-d", "unmap", "-c", command, path]);
         // QEMU compresses nothing into a place that is taken.
         assert!(ran.code == 0 || command.starts_with("write -c"), "{}", ran.told());
     }

@@ -53,6 +53,8 @@ pub(crate) struct Image {
     pub(crate) length: u64,
     /// The header.
     pub(crate) header: Header,
+    /// All of the file, where it is held.
+    whole: Option<Vec<u8>>,
 }
 
 /// The big-endian integer of `length` bytes at `at`.
@@ -89,6 +91,9 @@ impl Image {
         self.must(end.is_some_and(|end| end <= self.length), || {
             format!("{length} bytes at {at:#x} lie outside the file of {:#x} bytes", self.length)
         });
+        if let Some(whole) = &self.whole {
+            return whole[at as usize..][..length as usize].to_vec();
+        }
         let mut bytes = vec![0; length as usize];
         self.file.read_exact_at(&mut bytes, at).unwrap();
         bytes

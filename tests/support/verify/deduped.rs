@@ -10,7 +10,7 @@ use std::path::Path;
 /// the pool and its directory, nothing stored twice, and all that is the user's as it was but for where it is stored.
 #[track_caller]
 pub(crate) fn verify_deduped(path: &Path, pin: Pin, before: &Survey) -> Survey {
-    let (image, after) = (Image::open(path), Survey::of(path));
+    let (image, after) = (Image::open_still(path), Survey::of(path));
     image.must(image.header.incompatible & 3 == 0, || "dirty, or corrupt".into());
     image.must(after.pool.is_none() || after.version == 3, || "a pool in an image of version 2".into());
     image.must(after.snapshots == before.snapshots, || {

@@ -64,7 +64,7 @@ impl Facts {
 /// `convert` have just written. Panics with a sentence that names what is wrong.
 #[track_caller]
 pub(crate) fn verify_dedup(path: &Path, pin: Pin) -> Facts {
-    let image = Image::open(path);
+    let image = Image::open_still(path);
     let header = &image.header;
     image.must(header.version == 3, || format!("version {} where 3 is due", header.version));
     image.must(header.crypt_method == 0 && header.autoclear == 0 && header.compatible & !1 == 0, || {
@@ -96,7 +96,7 @@ pub(crate) fn verify_dedup(path: &Path, pin: Pin) -> Facts {
 /// user. Uncompressed ones have a host cluster of their own.
 #[track_caller]
 pub(crate) fn verify_plain(path: &Path) -> Survey {
-    let (image, survey) = (Image::open(path), Survey::of(path));
+    let (image, survey) = (Image::open_still(path), Survey::of(path));
     let header = &image.header;
     image.must(header.version == 3 && header.incompatible & !8 == 0, || format!("unexpected features: {header:?}"));
     image.must((header.nb_snapshots, header.snapshots_offset) == (0, 0), || format!("a snapshot table: {header:?}"));
@@ -114,7 +114,7 @@ pub(crate) fn verify_plain(path: &Path) -> Survey {
 /// those with two or more users in the pool and no others, each as its SHA-256 says.
 #[track_caller]
 pub(crate) fn verify_packed(path: &Path) -> Survey {
-    let (image, survey) = (Image::open(path), Survey::of(path));
+    let (image, survey) = (Image::open_still(path), Survey::of(path));
     let pool = survey.pool.as_ref().expect("a pool");
     let refcounts = references::verify_refcounts(&image, Some(pool.member_tables));
     references::verify_copied(&image, &refcounts);

@@ -79,7 +79,7 @@ impl Survey {
 
     #[track_caller]
     fn looked_at(path: &Path, with_pool: bool) -> Self {
-        let image = Image::open(path);
+        let image = Image::open_still(path);
         let mut survey = Self {
             path: path.to_owned(),
             version: image.header.version,
@@ -168,7 +168,7 @@ impl Survey {
 
     /// SHA-256 of what each cluster given holds, decompressed; nothing for zeros.
     pub(crate) fn contents(&self, words: impl IntoIterator<Item = u64>) -> BTreeMap<u64, Option<[u8; 32]>> {
-        let image = Image::open(&self.path);
+        let image = Image::open_still(&self.path);
         let name = |word| {
             let bytes = content(&image, word);
             bytes.iter().any(|byte| *byte != 0).then(|| Sha256::digest(&bytes).into())
