@@ -148,7 +148,7 @@ fn figures(foretold: &Value, before: &Survey, moves: &BTreeMap<u64, Option<u64>>
     }
 }
 
-/// A copy of an image to work on, with links to all that it may need beside it.
+/// A copy of an image to work on, with copies of all that it may need beside it.
 pub(super) fn copied(image: &Path) -> (TempDir, PathBuf) {
     let home = scratch();
     let name = image.file_name().unwrap();
@@ -160,22 +160,21 @@ pub(super) fn copied(image: &Path) -> (TempDir, PathBuf) {
     let top = image.ancestors().find(|path| path.parent().is_some_and(|above| above.ends_with("fixtures"))).unwrap();
     mirror(top, home.path());
     let copy = home.path().join(image.strip_prefix(top).unwrap());
-    fs::remove_file(&copy).unwrap();
-    fs::copy(image, &copy).unwrap();
     (home, copy)
 }
 
-/// Links all files below a directory.
+/// Copies all files below a directory.
 fn mirror(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        let link = to.join(entry.file_name());
+        let copy = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
-            fs::create_dir(&link).unwrap();
-            mirror(&entry.path(), &link);
+            fs::create_dir(&copy).unwrap();
+            mirror(&entry.path(), &copy);
         } else {
-            // Symbolic links would not be followed to a backing file.
-            fs::hard_link(entry.path(), link).unwrap();
+            // A symbolic link would not be followed to a backing file; another hard link changes the file's times, and whoever
+            // reads it in another test takes it for written.
+            fs::copy(entry.path(), copy).unwrap();
         }
     }
 }
