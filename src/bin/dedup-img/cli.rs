@@ -146,16 +146,8 @@ pub(crate) struct ConvertArgs {
     #[arg(long, help_heading = "Target")]
     pub(crate) plain: bool,
 
-    /// Memory for tables
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "1G",
-        value_parser = parse_size,
-        help_heading = "Work",
-        hide_short_help = true
-    )]
-    pub(crate) memory: u64,
+    #[command(flatten)]
+    pub(crate) tables: MemoryArgs,
     #[command(flatten)]
     pub(crate) run: RunArgs,
     #[command(flatten)]
@@ -186,6 +178,21 @@ impl BackingArgs {
             None => BackingRule::Plain,
         }
     }
+}
+
+/// What the commands have in common that keep tables.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MemoryArgs {
+    /// Memory for tables
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "1G",
+        value_parser = parse_size,
+        help_heading = "Work",
+        hide_short_help = true
+    )]
+    pub(crate) memory: u64,
 }
 
 /// What the commands have in common that take a while.
@@ -239,16 +246,8 @@ pub(crate) struct DedupArgs {
     /// Which clusters to pool [default: shared]
     #[arg(long, value_name = "shared|all", help_heading = "What to do", hide_possible_values = true)]
     pub(crate) pin: Option<PinArg>,
-    /// Memory for tables
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "1G",
-        value_parser = parse_size,
-        help_heading = "Work",
-        hide_short_help = true
-    )]
-    pub(crate) memory: u64,
+    #[command(flatten)]
+    pub(crate) tables: MemoryArgs,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 
@@ -281,16 +280,8 @@ pub(crate) struct GcArgs {
     /// Remove the deduplication pool; what is shared stays shared
     #[arg(long, help_heading = "What to do")]
     pub(crate) drop_pool: bool,
-    /// Memory for tables
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "1G",
-        value_parser = parse_size,
-        help_heading = "Work",
-        hide_short_help = true
-    )]
-    pub(crate) memory: u64,
+    #[command(flatten)]
+    pub(crate) tables: MemoryArgs,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 
@@ -385,16 +376,8 @@ pub(crate) struct StatsArgs {
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent, help_heading = "Gates")]
     pub(crate) min_saved: Option<f64>,
 
-    /// Memory for tables
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "1G",
-        value_parser = parse_size,
-        help_heading = "Work",
-        hide_short_help = true
-    )]
-    pub(crate) memory: u64,
+    #[command(flatten)]
+    pub(crate) tables: MemoryArgs,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 

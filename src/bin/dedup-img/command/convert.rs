@@ -46,7 +46,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let run_args = RunArgs { threads: threads(args, job.options.qemu)?, ..args.run.clone() };
 
     let mut unreadable = Vec::new();
-    let result = run::run(&run_args, args.memory, |work| job.run(work, &mut unreadable))?;
+    let result = run::run(&run_args, args.tables.memory, |work| job.run(work, &mut unreadable))?;
     if !args.run.quiet {
         unreadable.iter().for_each(|part| view::warning(&summary::unreadable(part)));
     }

@@ -13,8 +13,13 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
     let Some(file) = args.file.as_deref() else {
         return Err(Failure::Usage { command: "dedup", message: "Expecting one image file name".to_owned() });
     };
-    let common =
-        InPlace { file, format: args.format.as_deref(), dry_run: args.dry_run, memory: args.memory, run: &args.run };
+    let common = InPlace {
+        file,
+        format: args.format.as_deref(),
+        dry_run: args.dry_run,
+        memory: args.tables.memory,
+        run: &args.run,
+    };
     run_in_place(&common, |storage, scratch, work| {
         let options = DedupOptions { pin: args.pin.map_or(Pin::Shared, Pin::from) };
         let plan = Plan::new(storage, options, scratch, work)?;

@@ -12,8 +12,13 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
     let Some(file) = args.file.as_deref() else {
         return Err(Failure::Usage { command: "gc", message: "Expecting one image file name".to_owned() });
     };
-    let common =
-        InPlace { file, format: args.format.as_deref(), dry_run: args.dry_run, memory: args.memory, run: &args.run };
+    let common = InPlace {
+        file,
+        format: args.format.as_deref(),
+        dry_run: args.dry_run,
+        memory: args.tables.memory,
+        run: &args.run,
+    };
     run_in_place(&common, |storage, scratch, work| {
         let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
         let plan = GcPlan::new(storage, options, scratch, work)?;

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &StatsArgs) -> Result<Exit, Failure> {
     }
     let options = options(args)?;
 
-    let report = run::run(&args.run, args.memory, |work| count(args, options, work))??;
+    let report = run::run(&args.run, args.tables.memory, |work| count(args, options, work))??;
     let gates = gates(args, &report);
     let printed = match args.run.quiet {
         true => Ok(()),
