@@ -383,3 +383,36 @@ fn pools_of_all_kinds_are_collected_and_compacted() {
         same_content(&original, &path);
     }
 }
+
+/// Compressed data moves only to where a descriptor can say how long it is (with 512-byte clusters it has one bit for the second
+/// sector, and data of up to 511 bytes can touch three), and where narrow refcounts have room for all that shares a cluster.
+#[test]
+fn compressed_data_goes_where_descriptors_and_refcounts_can_follow() {
+    let home = scratch();
+    for (options, cluster) in [
+        ("cluster_size=512", 512),
+        ("cluster_size=512,compression_type=zstd", 512),
+        ("cluster_size=1k", 1024),
+        ("cluster_size=4k,refcount_bits=1", 4096),
+        ("cluster_size=4k,refcount_bits=2", 4096),
+        ("cluster_size=4k,refcount_bits=4", 4096),
+    ] {
+        // Each cluster becomes a little smaller, or much.
+        let mut random = Random::new(511);
+        let mut content = random.bytes(2 << 20);
+        for (n, cluster) in content.chunks_mut(cluster).enumerate() {
+            let (len, kept) = (cluster.len(), [cluster.len() - n % 20, 20][n % 3 % 2]);
+            cluster[kept..len].fill(0);
+        }
+        let (raw, path) = (home.path().join("content.raw"), home.path().join("packed.qcow2"));
+        fs::write(&raw, content).unwrap();
+        qemu::img(args!["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, &raw, &path]).ok();
+        assert!(is_packed(&path), "{options}");
+        make_holes(&path);
+        let original = home.path().join("original.qcow2");
+        fs::copy(&path, &original).unwrap();
+        let summary = judged(&path, &["--compact"]);
+        assert!(told(&summary, "moved_clusters") > 10, "{options}: {summary:#}");
+        same_content(&original, &path);
+    }
+}

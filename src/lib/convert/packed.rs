@@ -242,8 +242,8 @@ impl<'a> Packer<'a> {
         }
         self.packed += 1;
         self.packed_bytes += bytes.len() as u64;
-        let more_sectors = (end - 1) / 512 - host / 512;
-        self.placed(piece, L2Entry::Compressed(CompressedExtent { host: HostOffset(host), more_sectors }))
+        let extent = CompressedExtent::new(HostOffset(host), bytes.len() as u64);
+        self.placed(piece, L2Entry::Compressed(extent))
     }
 
     fn place_waiting(&mut self) -> Result<()> {

@@ -2,6 +2,9 @@
 
 use crate::units::{ClusterBits, HostOffset};
 
+/// Bytes of what a descriptor calls a sector.
+pub(crate) const SECTOR: u64 = 512;
+
 /// Where the compressed bytes of a cluster lie: any alignment, and neighbours may share a host cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CompressedExtent {
@@ -12,6 +15,18 @@ pub struct CompressedExtent {
 }
 
 impl CompressedExtent {
+    /// Where `len` compressed bytes lie that begin at `host`; `len` is not 0.
+    #[must_use]
+    pub(crate) fn new(host: HostOffset, len: u64) -> Self {
+        Self { host, more_sectors: (host.0 + len - 1) / SECTOR - host.0 / SECTOR }
+    }
+
+    /// Whether a descriptor can say so: it has `cluster_bits - 8` bits for the sectors.
+    #[must_use]
+    pub(crate) fn has_descriptor(self, cluster_bits: ClusterBits) -> bool {
+        self.more_sectors >> (cluster_bits.bits() - 8) == 0
+    }
+
     /// The bit at which the sector count begins: 62 - (cluster_bits - 8).
     fn split(cluster_bits: ClusterBits) -> u32 {
         70 - cluster_bits.bits()
@@ -34,7 +49,7 @@ impl CompressedExtent {
     /// The bytes from the first compressed one to the end of the last sector: all that a decoder may look at.
     #[must_use]
     pub fn len(self) -> u64 {
-        (self.more_sectors + 1) * 512 - (self.host.0 & 511)
+        (self.more_sectors + 1) * SECTOR - self.host.0 % SECTOR
     }
 }
 
@@ -48,5 +63,8 @@ mod tests {
         assert_eq!(extent.encode(ClusterBits::DEFAULT), 3 << 54 | 0x5_0123);
         assert_eq!(CompressedExtent::decode(u64::MAX, ClusterBits::DEFAULT).more_sectors, 255);
         assert_eq!(extent.len(), 4 * 512 - 0x123);
+        assert_eq!(CompressedExtent::new(extent.host, 4 * 512 - 0x123), extent);
+        assert!(CompressedExtent { more_sectors: 255, ..extent }.has_descriptor(ClusterBits::DEFAULT));
+        assert!(!CompressedExtent { more_sectors: 256, ..extent }.has_descriptor(ClusterBits::DEFAULT));
     }
 }

@@ -67,21 +67,28 @@ fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
     for _ in 0..MOST_PASSES + inspection.counts.clusters() / most as u64 {
         work.cancel.check()?;
         let file_len = inspection.file_len;
-        if drop_surplus_blocks(storage, &inspection)? {
-            inspection = settle(storage, file_len, Punch::Freed, work)?;
+        let rounds = rounds(storage, &Refcounts::load(storage, &inspection.header)?, &inspection)?;
+        if !rounds.is_empty() {
+            let done = drop_blocks(storage, &inspection.header, rounds);
+            inspection = settled(done, storage, file_len, work)?;
         }
         let Some(moves) = plan(storage, &inspection, most)? else { break };
         work.progress.phase(2, PHASES, "moving", moves.len() << inspection.header.cluster_bits.bits());
         let done = apply(storage, &mut inspection, &moves, work);
-        inspection = match (done, settle(storage, file_len, Punch::Freed, work)) {
-            (Ok(()), settled) => settled.map_err(|e| e.ending(UNSETTLED))?,
-            (Err(error), Ok(_)) => return Err(error),
-            (Err(error), Err(_)) => return Err(error.ending(UNSETTLED)),
-        };
+        inspection = settled(done, storage, file_len, work)?;
         moved += moves.len();
     }
     cut(storage, &inspection)?;
     Ok(moved)
+}
+
+/// Settles, whatever came of what was done; says so where the image is not clean then.
+fn settled(done: Result<()>, storage: &dyn Storage, file_len: u64, work: &Work<'_>) -> Result<Inspection> {
+    match (done, settle(storage, file_len, Punch::Freed, work)) {
+        (Ok(()), settled) => settled.map_err(|e| e.ending(UNSETTLED)),
+        (Err(error), Ok(_)) => Err(error),
+        (Err(error), Err(_)) => Err(error.ending(UNSETTLED)),
+    }
 }
 
 /// The number of clusters of a file in which `used` clusters are in use, once it is compact: refcount blocks that count nothing
@@ -218,13 +225,8 @@ pub(super) fn has_work(storage: &dyn Storage, inspection: &Inspection) -> Result
         || plan(storage, inspection, most_at_once(inspection))?.is_some())
 }
 
-/// Takes surplus refcount blocks out of the refcount table; says whether there were any. Their clusters are leaks then.
-fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result<bool> {
-    let header = &inspection.header;
-    let rounds = rounds(storage, &Refcounts::load(storage, header)?, inspection)?;
-    if rounds.is_empty() {
-        return Ok(false);
-    }
+/// Takes surplus refcount blocks out of the refcount table. Their clusters are leaks then.
+fn drop_blocks(storage: &dyn Storage, header: &Header, rounds: Vec<Vec<(u64, u64)>>) -> Result<()> {
     set_dirty(storage, header)?;
     for round in rounds {
         for (index, _) in round {
@@ -232,7 +234,7 @@ fn drop_surplus_blocks(storage: &dyn Storage, inspection: &Inspection) -> Result
         }
         flush(storage)?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Surplus refcount blocks in rounds: one that counts another stays until that one is out of the table, so that what is in use is

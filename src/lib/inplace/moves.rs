@@ -1,12 +1,13 @@
 //! Which clusters move where.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::check::Inspection;
 use crate::check::counts::Counts;
 use crate::disk::Inflater;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::compressed::CompressedExtent;
+use crate::format::compressed::{CompressedExtent, SECTOR};
 use crate::format::header::Header;
 use crate::format::table::{L2Entry, with_offset};
 use crate::format::u64_at;
@@ -300,31 +301,73 @@ fn pack(
     room: &mut Room,
 ) -> Result<Vec<Packed>> {
     let bits = header.cluster_bits;
+    let width = header.refcount_bits;
+    let limit = width.sharer_limit().unwrap_or(width.max());
+    let mut gap = Gap { bits, limit, free: 0..0, references: 0 };
     let mut packed = Vec::new();
     let mut inflater = Inflater::default();
-    let mut free = 0..0;
     for (unit, (old, references)) in units.compressed().zip(units.packed_clusters()) {
-        if units.hosts(unit).end <= end || room.holes.len() == 0 && free.is_empty() {
+        if units.hosts(unit).end <= end || room.holes.len() == 0 && gap.free.is_empty() {
             continue;
         }
         inflater.cluster(storage, header, 0, *old)?;
         let len = inflater.compressed().len() as u64;
-        while free.end - free.start < len {
-            let Some(hole) = room.take() else { break };
-            let start = hole << bits.bits();
-            free = if free.end == start && !free.is_empty() {
-                free.start..start + bits.bytes()
-            } else {
-                start..start + bits.bytes()
-            };
+        let mut new = gap.place(len, *references);
+        while new.is_none()
+            && let Some(hole) = room.take()
+        {
+            gap.widen(hole);
+            new = gap.place(len, *references);
         }
-        if free.end - free.start < len || packed.len() == most {
-            break;
-        }
-        let more_sectors = ((free.start + len - 1) >> 9) - (free.start >> 9);
-        let new = CompressedExtent { host: HostOffset(free.start), more_sectors };
+        let Some(new) = new.filter(|_| packed.len() < most) else { break };
+        gap.fill(new, len, *references);
         packed.push(Packed { old: *old, new, references: *references });
-        free.start += len;
     }
     Ok(packed)
+}
+
+/// Free bytes in a row, for compressed data.
+struct Gap {
+    bits: ClusterBits,
+    /// References that a cluster should have at the most: what lies in it adds up.
+    limit: u64,
+    free: Range<u64>,
+    /// Those that the cluster has in which the free bytes begin.
+    references: u64,
+}
+
+impl Gap {
+    /// Takes a free cluster behind its end, or else in its stead.
+    fn widen(&mut self, hole: u64) {
+        let start = hole << self.bits.bits();
+        if self.free.is_empty() || self.free.end != start {
+            (self.free.start, self.references) = (start, 0);
+        }
+        self.free.end = start + self.bits.bytes();
+    }
+
+    /// The place for `len` bytes that are referred to so often, if it has room for them.
+    fn place(&self, len: u64, references: u64) -> Option<CompressedExtent> {
+        let start = match self.references {
+            1.. if self.references.saturating_add(references) > self.limit => {
+                self.free.start.next_multiple_of(self.bits.bytes())
+            }
+            _ => self.free.start,
+        };
+        // With clusters of 512 bytes a descriptor counts to two sectors: some data must begin with one.
+        let extent = [start, start.next_multiple_of(SECTOR)]
+            .map(|start| CompressedExtent::new(HostOffset(start), len))
+            .into_iter()
+            .find(|extent| extent.has_descriptor(self.bits))?;
+        (extent.host.0 + len <= self.free.end).then_some(extent)
+    }
+
+    /// Takes the first `len` bytes of `extent`, which [`Gap::place`] gave.
+    fn fill(&mut self, extent: CompressedExtent, len: u64, references: u64) {
+        let end = extent.host.0 + len;
+        let cluster = |offset: u64| offset >> self.bits.bits();
+        let before = if cluster(end) == cluster(self.free.start) { self.references } else { 0 };
+        self.references = if end.is_multiple_of(self.bits.bytes()) { 0 } else { before.saturating_add(references) };
+        self.free.start = end;
+    }
 }
