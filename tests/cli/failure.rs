@@ -4,11 +4,18 @@ use super::running::{Running, in_time, is_root};
 use crate::args;
 use crate::support::corpus::{content, write_sparse};
 use crate::support::reader::Image;
-use crate::support::{Ran, Random, names_in, qemu, scratch};
+use crate::support::{Ran, Random, dedup_command, names_in, qemu, scratch};
+use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// A directory with `source.raw` of random bytes and an older target with the content `precious`.
@@ -165,6 +172,33 @@ fn an_interrupt_at_any_time_leaves_the_old_target_and_nothing_else() {
         assert!(ends.len() >= 4, "too few of the signals came in time: {ends:?}");
         assert!(ends.iter().all(|ran| ran.code == -1 && ran.text().is_empty()), "{signal}: {ends:?}");
     }
+}
+
+/// A signal that comes too late to stop anything ends the program all the same, with its work done and its result printed: a loop of
+/// a shell ends with it.
+#[test]
+fn a_late_interrupt_ends_the_program_after_its_result() {
+    let (home, source, target) = images(1 << 20);
+    // The result waits for a reader in a socket that is full.
+    let (mut reader, mut writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    while writer.write(&[b' '; 4096]).is_ok() {}
+    writer.set_nonblocking(false).unwrap();
+    let mut command = dedup_command(args!["convert", "-f", "raw", "--output", "json", source, target]);
+    let mut child = command.stdout(OwnedFd::from(writer)).stderr(Stdio::null()).spawn().unwrap();
+    drop(command);
+    while fs::read(&target).unwrap() == b"precious" {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended without a result");
+        sleep(Duration::from_millis(1));
+    }
+    qemu::run("kill", args!["-INT", child.id().to_string()]).ok();
+    let mut result = String::new();
+    reader.read_to_string(&mut result).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(2));
+    let result: Value = serde_json::from_str(&result).unwrap();
+    assert_eq!(result["virtual_size_bytes"], 1 << 20, "{result:#}");
+    qemu::compare_same("raw", &source, "qcow2", &target);
+    assert_eq!(names_in(home.path()), ["source.raw", "target.qcow2"]);
 }
 
 /// A QCOW2 image of a few MiB cut off at `at`, and an older target beside it.

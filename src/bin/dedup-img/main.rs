@@ -31,5 +31,11 @@ fn main() -> std::process::ExitCode {
         Command::Stats(args) => command::stats::run(&args),
         Command::Completions(args) => view::print(&completions::script(args.shell)).map(|()| Exit::Done),
     };
-    result.unwrap_or_else(|error| view::failure(&error)).into()
+    match result {
+        Ok(exit) => {
+            interrupt::die();
+            exit.into()
+        }
+        Err(error) => view::failure(&error).into(),
+    }
 }
