@@ -71,7 +71,7 @@ _dedup__img() {
 
     case "${cmd}" in
         dedup__img)
-            opts="-h --help create convert dedup gc check stats completions help"
+            opts="-h -V --help --version create convert dedup gc check stats completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_dedup_img_global_optspecs
-    string join \n h/help
+    string join \n h/help V/version
 end
 
 function __fish_dedup_img_needs_command
@@ -25,6 +25,7 @@ function __fish_dedup_img_using_subcommand
 end
 
 complete -c dedup-img -n "__fish_dedup_img_needs_command" -s h -l help -d 'Print help'
+complete -c dedup-img -n "__fish_dedup_img_needs_command" -s V -l version -d 'Print version'
 complete -c dedup-img -n "__fish_dedup_img_needs_command" -f -a "create" -d 'Create a new, empty image that is ready for deduplication'
 complete -c dedup-img -n "__fish_dedup_img_needs_command" -f -a "convert" -d 'Convert an image into a deduplicated QCOW2, a plain one, or raw'
 complete -c dedup-img -n "__fish_dedup_img_needs_command" -f -a "dedup" -d 'Deduplicate a QCOW2 image in place, and give the space back'

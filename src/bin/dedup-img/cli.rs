@@ -88,7 +88,7 @@ Examples:
   dedup-img convert -f raw disk.raw disk.qcow2
   dedup-img convert -p -o cluster_size=4k vm.qcow2 small.qcow2
   dedup-img convert -O raw small.qcow2 disk.raw
-  dedup-img convert -n /dev/vg/disk history.qcow2"
+  dedup-img convert -n -f raw /dev/vg/disk history.qcow2"
 )]
 pub(crate) struct ConvertArgs {
     /// Format [default: found by the content]
@@ -335,9 +335,9 @@ pub(crate) struct CheckArgs {
     override_usage = "dedup-img stats [OPTIONS] FILE...",
     after_long_help = "\
 Examples:
-  dedup-img stats disk.raw
+  dedup-img stats -f raw disk.raw
   dedup-img stats --quick disk.qcow2
-  dedup-img stats web1.qcow2 web2.qcow2 db.raw
+  dedup-img stats web1.qcow2 web2.qcow2 db.qcow2
   dedup-img stats -q --max-duplicate 5 golden.qcow2"
 )]
 pub(crate) struct StatsArgs {
@@ -392,9 +392,9 @@ pub(crate) struct StatsArgs {
     override_usage = "dedup-img completions SHELL",
     after_help = "\
 SHELL is bash, zsh or fish. A package installs the scripts; else, for a user:
-  bash  dedup-img completions bash > ~/.local/share/bash-completion/completions/dedup-img
-  zsh   dedup-img completions zsh > DIR/_dedup-img       (DIR is in $fpath)
-  fish  dedup-img completions fish > ~/.config/fish/completions/dedup-img.fish"
+  bash  ~/.local/share/bash-completion/completions/dedup-img
+  zsh   _dedup-img in a directory of $fpath
+  fish  ~/.config/fish/completions/dedup-img.fish"
 )]
 pub(crate) struct CompletionsArgs {
     /// bash, zsh or fish

@@ -1,6 +1,6 @@
 //! What shells know of the command line.
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, Resettable};
 use clap::{Arg, Command, CommandFactory, ValueHint};
 use clap_complete::Shell;
 
@@ -24,8 +24,11 @@ fn offered(command: &Command) -> Command {
     let args = command.get_arguments().filter(|arg| arg.is_positional() || !arg.is_hide_set());
     let subcommands = command.get_subcommands().map(offered);
     let about = command.get_about().cloned().unwrap_or_default();
+    let version =
+        command.get_version().map_or(Resettable::Reset, |version| Resettable::Value(version.to_owned().into()));
     Command::new(command.get_name().to_owned())
         .about(about)
+        .version(version)
         .args(args.cloned().map(with_values))
         .subcommands(subcommands)
 }

@@ -130,10 +130,8 @@ fn heading(name: &str, command: &Command) -> String {
 
 /// A command in the list of all.
 fn entry(command: &Command) -> String {
-    match command.get_name() {
-        name @ "completions" => format!(".TP\n.B {name}\n{}\n", sentence(&command.get_about().unwrap().to_string())),
-        name => format!(".TP\n.BR dedup\\-img\\-{name} (1)\n{}\n", sentence(&command.get_about().unwrap().to_string())),
-    }
+    let about = sentence(&command.get_about().unwrap().to_string());
+    format!(".TP\n.BR dedup\\-img\\-{} (1)\n{about}\n", command.get_name())
 }
 
 /// An option, as clap_mangen describes it when all others are hidden.

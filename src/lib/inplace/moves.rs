@@ -371,3 +371,40 @@ impl Gap {
         self.free.start = end;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compressed_data_gets_a_place_that_its_descriptor_names() {
+        for bits in (9..=11).map(|bits| ClusterBits::new(bits).unwrap()) {
+            let cluster = bits.bytes();
+            for (start, len) in (0..cluster).flat_map(|start| (1..=cluster + 8).map(move |len| (start, len))) {
+                let free = 4 * cluster + start..7 * cluster;
+                let mut gap = Gap { bits, limit: 3, free: free.clone(), references: 2 };
+                for references in [1, 2] {
+                    let extent = gap.place(len, references).unwrap();
+                    let word = L2Entry::Compressed(extent).encode(bits);
+                    assert_eq!(L2Entry::decode(word, bits, true), L2Entry::Compressed(extent));
+                    assert!(
+                        extent.host.0 >= free.start && extent.host.0 + len <= free.end,
+                        "{start} {len}: {extent:?}"
+                    );
+                    assert!(extent.len() >= len, "{start} {len}: {extent:?}");
+                    assert!(references == 1 || extent.host.0.is_multiple_of(cluster), "{start} {len}: {extent:?}");
+                }
+                let extent = gap.place(len, 1).unwrap();
+                gap.fill(extent, len, 1);
+                let filled =
+                    [cluster, 2 * cluster].iter().any(|end| start + len == *end) && extent.host.0 == free.start;
+                let same = gap.free.start / cluster == free.start / cluster;
+                assert_eq!(
+                    gap.references,
+                    if filled { 0 } else { 1 + 2 * u64::from(same) },
+                    "{start} {len}: {extent:?}"
+                );
+            }
+        }
+    }
+}
