@@ -19,6 +19,10 @@ const SAMPLE: u64 = 9;
 /// What disks fail with.
 const CAUSES: [(Errno, &str); 2] = [(Errno::EIO, "Input/output error"), (Errno::ENOSPC, "No space left on device")];
 
+/// The incompatible features in the header, and that an image was not closed.
+const INCOMPATIBLE_AT: usize = 72;
+const DIRTY: u8 = 1;
+
 /// Lets every `step`th operation of a run fail, once alone and once with all that follow.
 pub(super) fn fails_everywhere(subject: &Subject, step: usize, least: u64) {
     let (kind, left) = (subject.kind, subject.left());
@@ -37,10 +41,19 @@ pub(super) fn fails_everywhere(subject: &Subject, step: usize, least: u64) {
                 return;
             };
             let when = format!("{kind}: {failed:?}, operation {at}, {event:?}");
+            let header = &storage.disk().now()[..80];
+            let is_clean = header[7] < 3 || header[INCOMPATIBLE_AT + 7] & DIRTY == 0;
             match result {
-                Err(error) => tells(&error.to_string(), failed, words, &when),
+                Err(error) => {
+                    let message = error.to_string();
+                    tells(&message, failed, words, &when);
+                    assert!(
+                        is_clean || message.contains("check -r all"),
+                        "{when}: not clean, and nobody says so: {message}"
+                    );
+                }
                 // What was to be given back may stay.
-                Ok(_) => assert!(matches!(failed, Failed::Punch | Failed::SetLen), "{when}: not reported"),
+                Ok(_) => assert!(matches!(failed, Failed::Punch | Failed::SetLen) && is_clean, "{when}: not reported"),
             }
             // As it is, and as a power failure would leave it: what was not flushed may be lost.
             for image in [storage.disk().now(), storage.disk().cut_now(at), storage.disk().cut_now(!at)] {

@@ -416,3 +416,22 @@ fn compressed_data_goes_where_descriptors_and_refcounts_can_follow() {
         same_content(&original, &path);
     }
 }
+
+/// The references to all compressed data in a cluster add up: after a compaction, too, there is room for those of a snapshot.
+#[test]
+fn compressed_data_that_moves_together_leaves_room_for_snapshots() {
+    let home = scratch();
+    let (raw, path) = (home.path().join("content.raw"), home.path().join("packed.qcow2"));
+    let mut random = Random::new(8);
+    let mut packable = |len: usize| [random.bytes(len), vec![0; 4096 - len]].concat();
+    let mut content: Vec<u8> = (0..256).flat_map(|_| packable(3000)).collect();
+    (0..3).for_each(|_| content.extend(packable(300).repeat(60)));
+    fs::write(&raw, content).unwrap();
+    let options = "cluster_size=4k,refcount_bits=8";
+    dedup_img(args!["convert", "-q", "-c", "-f", "raw", "-o", options, raw, path]).ok();
+    let commands = args!["-t", "unsafe", "-f", "qcow2", "-d", "unmap", "-c", "discard 0 1M", path];
+    qemu::run("qemu-io", commands).ok();
+    assert!(told(&judged(&path, &["--compact"]), "moved_clusters") > 0);
+    qemu::snapshot("-c", "room", &path).ok();
+    qemu::check_clean(&path);
+}

@@ -83,6 +83,12 @@ fn every_failure_leaves_tables_of_several_clusters_whole() {
     fails_everywhere(&Subject::to_collect("in the way"), 2, 50);
 }
 
+/// I1, I3 on a disk that fails. Refcount blocks go here that a shorter file does not need.
+#[test]
+fn every_failure_leaves_an_image_whole_that_needs_fewer_refcount_blocks() {
+    fails_everywhere(&Subject::to_collect("amended"), 7, 40);
+}
+
 /// I1, I3 on a disk that fails.
 #[test]
 fn every_failure_leaves_a_pool_whole_that_is_compacted() {
