@@ -54,6 +54,22 @@
 //! | [`image`], [`pool`], [`units`] | the words of the format: header fields, snapshots, records, sizes, positions |
 //! | [`storage`] | the file below an image, and QEMU's locks |
 //!
+//! # What always holds
+//!
+//! Documentation and tests name these promises by their numbers.
+//!
+//! | | promise |
+//! |---|---|
+//! | I1 | *Content.* Nothing that works in place changes one byte that a guest or a snapshot can read. |
+//! | I2 | *Clean.* After every operation, and after whatever stock QEMU then writes, discards, snapshots and resizes, `qemu-img check` ends with 0. |
+//! | I3 | *Crash.* The power may fail at any write or flush: every guest byte still reads right, and a repair (ours or QEMU's) ends clean. |
+//! | I4 | *Bytes decide.* Two clusters are shared only after their bytes were compared. A fingerprint finds candidates. |
+//! | I5 | *Same bytes.* The same input and options give the same file, with any number of threads. |
+//! | I6 | *Never in use.* What QEMU has open is not written, and QEMU does not open what is worked on. |
+//! | I7 | *No surprise.* What fails or is stopped leaves an existing target as it was. What is not supported is refused by name before anything is written. |
+//! | I8 | *Hostile input.* No file makes the library panic, hang, read outside of the image, open what the caller did not allow, or take memory out of proportion. |
+//! | I9 | *Bounded.* Tables take no more than the memory that is given for them. |
+//!
 //! # Words
 //!
 //! *Cluster*, *L1*, *L2*, *refcount block*, *COPIED*: as in the QCOW2 specification. *Stored*: a data cluster in the file.
