@@ -174,7 +174,8 @@ pub(crate) fn inspect(
     read_exact(storage, &mut raw_size, 24, "header")?;
     let file_len = storage.len().at("Could not get its length")?;
     if header.cluster_bits.clusters(file_len) > MAX_CLUSTERS {
-        return Err(Error::new(ErrorKind::Limit, "the file is too large to be checked (more than 2^31 - 1 clusters)"));
+        let message = "the file is too large to be checked (more than 2^31 - 1 clusters); convert it with larger ones";
+        return Err(Error::new(ErrorKind::Limit, message));
     }
     let counts = Counts::new(header.cluster_bits, file_len, header.refcount_bits.max());
     let checker = Checker {

@@ -65,7 +65,8 @@ impl Checker<'_> {
         // Tables that do not overlap fit into the file together. What does not could keep this busy for years.
         self.l1_bytes = self.l1_bytes.saturating_add(bytes);
         if self.l1_bytes > self.file_len.saturating_mul(2).max(MAX_L1_BYTES) {
-            let message = "the snapshots' L1 tables are together larger than the file; they cannot be checked";
+            let message = "the snapshots' L1 tables are together larger than the file and cannot be checked; \
+                           dedup-img convert reads the disk without them";
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
         self.claim(offset.0, bytes, Use::L1(name.clone()), None);

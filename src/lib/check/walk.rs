@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
 use super::Checker;
 use super::counts::{Counts, Refused};
@@ -19,9 +19,10 @@ use crate::units::{GuestOffset, HostOffset};
 
 /// L2 tables that are read at once, as bytes: bounds the memory of a batch.
 const BATCH: u64 = 4 << 20;
-/// Findings of one table, and of all tables, that are described. The others are counted: a few wrong bytes in an L1 table can
-/// make hundreds of thousands of them, which nobody reads.
-const DESCRIBED_OF_TABLE: usize = 256;
+/// Parts of a batch at the most, each of which holds as many findings as are described: bounds their memory for any number of threads.
+const PARTS: usize = 32;
+/// Findings that are described: the first in the order of the file. The others are counted: a few wrong bytes in an L1 table
+/// can make hundreds of thousands of them, which nobody reads.
 const DESCRIBED: usize = 16384;
 
 /// Entries that are looked at together at the most: bounds what is looked at twice where one of them is not right.
@@ -45,13 +46,26 @@ struct Walk<'a> {
     data_file: bool,
 }
 
-/// What one L2 table gave.
+/// What L2 tables gave that follow each other.
 #[derive(Default)]
 struct Walked {
     findings: Findings,
     allocation: Allocation,
     /// Where the entries of misplaced preallocated clusters are in the file.
     misplaced: Vec<u64>,
+}
+
+impl Walked {
+    /// Appends what the tables behind these gave. [`DESCRIBED`] findings remain at the most, and which ones does not depend on who
+    /// walked what.
+    fn and(mut self, mut other: Self) -> Self {
+        self.findings.append(other.findings);
+        self.allocation.allocated += other.allocation.allocated;
+        self.allocation.fragmented += other.allocation.fragmented;
+        self.allocation.compressed += other.allocation.compressed;
+        self.misplaced.append(&mut other.misplaced);
+        self
+    }
 }
 
 /// Findings, most of them counted where there are many.
@@ -62,8 +76,8 @@ struct Findings {
 }
 
 impl Findings {
-    fn push(&mut self, at: L2Reference, finding: Finding, limit: usize) {
-        if self.described.len() < limit {
+    fn push(&mut self, at: L2Reference, finding: Finding) {
+        if self.described.len() < DESCRIBED {
             self.described.push((at, finding));
         } else {
             let more = More { beyond_qemu: finding.kind.is_beyond_qemu(), repair: finding.kind.repair() };
@@ -76,9 +90,9 @@ impl Findings {
         *count = count.saturating_add(times);
     }
 
-    fn append(&mut self, other: Self, limit: usize) {
+    fn append(&mut self, other: Self) {
         for (at, finding) in other.described {
-            self.push(at, finding, limit);
+            self.push(at, finding);
         }
         for (more, times) in other.more {
             self.add(more, times);
@@ -89,10 +103,9 @@ impl Findings {
 impl Checker<'_> {
     /// Counts what all L2 tables refer to.
     pub(super) fn walk(&mut self, tables: &Tables, states: &States) -> Result<Allocation> {
-        let mut allocation = Allocation::default();
         let mut groups = tables.references.chunk_by(|a, b| a.table == b.table);
         let per_batch = usize::try_from(BATCH / self.header.cluster_bits.bytes()).unwrap_or(1).max(8);
-        let mut findings = Findings::default();
+        let mut all = Walked::default();
         loop {
             let batch: Vec<&[L2Reference]> = groups.by_ref().take(per_batch).collect();
             if batch.is_empty() {
@@ -107,27 +120,24 @@ impl Checker<'_> {
                 tables,
                 data_file: self.header.incompatible & incompatible::DATA_FILE != 0,
             };
-            let walked: Vec<Result<Walked>> =
-                batch.par_iter().map_init(Vec::new, |buffer, references| walk.table(references, buffer)).collect();
-            for table in walked {
-                let mut table = table?;
-                findings.append(table.findings, DESCRIBED);
-                self.misplaced.append(&mut table.misplaced);
-                allocation.allocated += table.allocation.allocated;
-                allocation.fragmented += table.allocation.fragmented;
-                allocation.compressed += table.allocation.compressed;
-            }
+            let nothing = || Ok(Walked::default());
+            // The first error counts, whoever is the first to find one.
+            let join = |before: Result<Walked>, behind: Result<Walked>| Ok(before?.and(behind?));
+            let tables = (batch.par_iter().with_min_len(per_batch.div_ceil(PARTS)))
+                .map_init(Vec::new, |buffer, references| walk.table(references, buffer));
+            all = all.and(tables.fold(nothing, join).reduce(nothing, join)?);
             self.work.progress.advance(batch.len() as u64 * self.header.cluster_bits.bytes());
         }
         // In the order of the layers and of the disk, not of the file.
-        findings.described.sort_by_key(|(reference, _)| (reference.layer, reference.index));
-        for (_, finding) in findings.described {
+        all.findings.described.sort_by_key(|(reference, _)| (reference.layer, reference.index));
+        for (_, finding) in all.findings.described {
             self.emit(&finding);
         }
-        for (more, times) in findings.more {
+        for (more, times) in all.findings.more {
             self.emit(&Finding { severity: Severity::Corruption, kind: Kind::More(more), times });
         }
-        Ok(allocation)
+        self.misplaced = all.misplaced;
+        Ok(all.allocation)
     }
 }
 
@@ -184,7 +194,7 @@ impl Walk<'_> {
                     walked.misplaced.push(at);
                 }
                 let finding = Finding { severity: Severity::Corruption, kind, times };
-                walked.findings.push(first, finding, DESCRIBED_OF_TABLE);
+                walked.findings.push(first, finding);
             };
             let state = (&mut allocation, &mut next, &mut overflows);
             self.entry((word, subclusters), self.at(first, index), times, state, &mut say);
@@ -192,13 +202,13 @@ impl Walk<'_> {
                 && let Some(kind) = self.copied(word, self.at(*reference, index))
             {
                 let finding = Finding { severity: Severity::Corruption, kind, times: shown };
-                walked.findings.push(*reference, finding, DESCRIBED_OF_TABLE);
+                walked.findings.push(*reference, finding);
             }
         }
         for (cluster, lost) in overflows {
             let kind = Kind::Overflow(HostOffset(cluster << bits.bits()));
             let finding = Finding { severity: Severity::Corruption, kind, times: lost };
-            walked.findings.push(first, finding, DESCRIBED_OF_TABLE);
+            walked.findings.push(first, finding);
         }
         walked.allocation = Allocation {
             allocated: allocation.allocated * shown,

@@ -103,12 +103,13 @@ impl Disk {
             let layer = open_layer(&name, Some(format), &behind)
                 .map_err(|e| e.prefixed(&format!("'{}' needs its backing file", overlay.display())))?;
             if layers.iter().any(|l| l.id == layer.id) {
-                let what = format!("Backing file '{}' is part of its own chain", name.display());
+                let what =
+                    format!("Backing file '{}' is part of its own chain; see qemu-img rebase -u", name.display());
                 return Err(Error::corrupt(what).opening(&path));
             }
             layers.push(Arc::new(layer));
             if layers.len() > MAX_CHAIN {
-                let what = format!("more than {MAX_CHAIN} backing files in a chain");
+                let what = format!("more than {MAX_CHAIN} backing files in a chain; join some with qemu-img convert");
                 return Err(Error::new(ErrorKind::Limit, what).opening(&path));
             }
         }

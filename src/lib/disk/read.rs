@@ -422,7 +422,10 @@ impl Inflater {
                 CompressionType::Zlib => self.inflate(),
                 CompressionType::Zstd => self.decode_zstd(),
             }
-            .ok_or_else(|| Error::corrupt(format!("the compressed data at {:#x} is damaged", extent.host)))?;
+            .ok_or_else(|| {
+                let advice = "restore it from a copy, or convert with --salvage";
+                Error::corrupt(format!("the compressed data at {:#x} is damaged; {advice}", extent.host))
+            })?;
             self.key = Some((layer, extent));
         }
         Ok(&self.cluster)

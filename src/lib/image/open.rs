@@ -132,7 +132,8 @@ impl SnapshotName {
             Self::IdOrName(text) => by_id(text).or_else(|| by_name(text)),
         };
         let snapshot = index.and_then(|index| snapshots.into_iter().nth(index));
-        let snapshot = snapshot.ok_or_else(|| Error::invalid("Failed to load snapshot: Can't find snapshot"))?;
+        let snapshot = snapshot
+            .ok_or_else(|| Error::invalid("Failed to load snapshot: Can't find snapshot; see qemu-img snapshot -l"))?;
         if pool::is_pool(&snapshot) {
             return Err(Error::invalid(format!(
                 "Failed to load snapshot: '{}' is the deduplication pool and holds no disk",

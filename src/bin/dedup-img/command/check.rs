@@ -79,7 +79,8 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     }
     let verdict = verdict(&report);
     if verdict == Exit::Failed {
-        view::failure(&"Check failed");
+        let advice = "not all could be checked; see the lines above, and check -r all";
+        view::failure(&format_args!("'{}': Check failed: {advice}", file.display()));
     }
     Ok(verdict)
 }
