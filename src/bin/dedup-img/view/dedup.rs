@@ -4,6 +4,7 @@ use std::path::Path;
 
 use dedup_img::Result;
 use dedup_img::inplace::{DedupReport, Plan};
+use dedup_img::name::shown;
 use serde::Serialize;
 
 use super::summary::{Rows, SCHEMA_VERSION, peak_memory, pretty};
@@ -91,9 +92,9 @@ fn human(file: &Path, report: &DedupReport, dry_run: bool) -> String {
     }
     add("freed", report.freed_clusters, if dry_run { "would be given back" } else { "given back" });
     if dry_run {
-        rows.add("on disk", bytes(report.allocated_before_bytes), &format!("{}; nothing was written", file.display()));
+        rows.add("on disk", bytes(report.allocated_before_bytes), &format!("{}; nothing was written", shown(file)));
     } else if report.allocated_before_bytes > 0 {
-        let before = format!("{} before; {}", bytes(report.allocated_before_bytes), file.display());
+        let before = format!("{} before; {}", bytes(report.allocated_before_bytes), shown(file));
         rows.add("on disk", bytes(report.allocated_after_bytes), &before);
     }
     if !dry_run {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dedup_img::inplace::{GcOptions, GcReport};
+use dedup_img::name::shown;
 use serde::Serialize;
 
 use super::summary::{Rows, SCHEMA_VERSION, peak_memory, pretty};
@@ -48,7 +49,7 @@ pub(crate) fn summary(file: &Path, report: &GcReport, options: GcOptions, dry_ru
         _ => "of the pool that stay",
     };
     rows.add("members", grouped(report.pool_members), members);
-    let before = format!("{} before; {}", bytes(report.file_length_before_bytes), file.display());
+    let before = format!("{} before; {}", bytes(report.file_length_before_bytes), shown(file));
     rows.add("file length", bytes(report.file_length_after_bytes), &before);
     if dry_run {
         rows.add("on disk", bytes(report.allocated_before_bytes), "nothing was written");

@@ -1,12 +1,12 @@
 //! Statistics for people: tables of at most 80 columns.
 
+use dedup_img::name::shown;
 use dedup_img::stats::{
     Action, Advice, Content, CurvePoint, Forecast, ImageStats, Occurrences, Qcow2Stats, Repeated, StatsReport, hex,
 };
 
 use super::map;
 use super::table::Figures;
-use crate::view::shown;
 use crate::view::summary::{Rows, peak_memory};
 use crate::view::units::{bytes, count, grouped};
 
