@@ -34,6 +34,42 @@ fn no_command_and_an_unknown_one_are_wrong_usage() {
     wrong_usage(dedup_img(args!["--no-such-option"]), "", &["--no-such-option"]);
 }
 
+/// One line, in words that are about the option; what clap would say of Rust's types or of `--` is not among them.
+#[test]
+fn what_is_typed_wrong_is_named() {
+    let threads = |value: &str| format!("--threads expects a number from 1 to 1024, not '{value}'");
+    for (words, due) in [
+        (&["convert", "--foo"][..], "unknown option '--foo'"),
+        (&["convert", "--force-shar", "a"], "unknown option '--force-shar' (a similar one exists: '--force-share')"),
+        (&["dedup", "-n", "a"], "unknown option '-n'"),
+        (&["check", "a", "b"], "unexpected argument 'b'"),
+        (&["help", "foo"], "Command not found: foo"),
+        (&["stats", "--threads", "x", "a"], &threads("x")),
+        (&["stats", "--threads", "0", "a"], &threads("0")),
+        (&["dedup", "--threads", "-1", "a"], &threads("-1")),
+        (&["stats", "--top", "100001", "a"], "--top expects a number from 0 to 100000, not '100001'"),
+        (&["stats", "--max-duplicate", "-1", "a"], "--max-duplicate expects a percentage from 0 to 100, not '-1'"),
+        (&["stats", "--min-saved=x", "a"], "--min-saved expects a percentage from 0 to 100, not 'x'"),
+        (&["gc", "--memory", "lots", "a"], "--memory expects a size below 8E, such as 64k or 1G, not 'lots'"),
+        (&["gc", "--memory", "-1", "a"], "--memory expects a size below 8E, such as 64k or 1G, not '-1'"),
+        (
+            &["convert", "-c", "--compression-level", "x", "a", "b"],
+            "--compression-level expects a number from 1 to 19, not 'x'",
+        ),
+        (&["convert", "a", ""], "A file name is empty"),
+        (&["gc", ""], "A file name is empty"),
+    ] {
+        let ran = dedup_img(words.iter().map(OsString::from));
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.told());
+        let lines: Vec<&str> = ran.stderr.lines().collect();
+        assert_eq!(lines[0], format!("dedup-img: {due}"));
+        assert!(lines.len() == 2 && lines[1].starts_with("Try 'dedup-img "), "{}", ran.told());
+    }
+    for flag in ["-h", "--help"] {
+        assert_eq!(dedup_img(args!["help", flag]).ok().stdout, dedup_img(args!["help"]).ok().stdout);
+    }
+}
+
 /// A name from the command line or out of an image stays on its line, and a terminal obeys nothing in it.
 #[test]
 fn names_cannot_play_with_the_terminal() {

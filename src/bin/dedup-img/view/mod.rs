@@ -14,11 +14,11 @@ use std::io::{self, Write};
 
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use dedup_img::name::shown;
 
 use crate::cli::Cli;
 use crate::exit::Exit;
 use crate::failure::{Failure, hint};
-use dedup_img::name::shown;
 
 /// Prints a result. A reader that went away (`| head`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
@@ -87,7 +87,7 @@ fn misuse(error: &clap::Error) -> String {
             format!("{option} {due}, not '{value}'")
         }
         ErrorKind::InvalidValue if value.is_empty() && !option.starts_with('-') => "A file name is empty".to_owned(),
-        _ => shown(&format!("{}{}", first_sentence(&text), tip(&text))),
+        _ => shown(format!("{}{}", first_sentence(&text), tip(&text))),
     }
 }
 
