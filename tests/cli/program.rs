@@ -56,6 +56,10 @@ fn what_is_typed_wrong_is_named() {
             &["convert", "-c", "--compression-level", "x", "a", "b"],
             "--compression-level expects a number from 1 to 19, not 'x'",
         ),
+        (&["gc", "--output", "xml", "a"], "--output expects human or json, not 'xml'"),
+        (&["dedup", "--pin", "\n\u{1b}", "a"], "--pin expects shared or all, not '\\n\\u{1b}'"),
+        (&["completions", "ksh"], "SHELL expects bash or zsh or fish, not 'ksh'"),
+        (&["stats", "--backing-dir", "", "a"], "--backing-dir expects a value"),
         (&["convert", "a", ""], "A file name is empty"),
         (&["gc", ""], "A file name is empty"),
     ] {

@@ -86,7 +86,16 @@ fn misuse(error: &clap::Error) -> String {
             let due = error.source().map(ToString::to_string).unwrap_or_default();
             format!("{option} {due}, not '{value}'")
         }
-        ErrorKind::InvalidValue if value.is_empty() && !option.starts_with('-') => "A file name is empty".to_owned(),
+        ErrorKind::InvalidValue => {
+            let name = option.split(' ').next().unwrap_or_default().trim_matches(['<', '>']);
+            match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(known)) if !known.is_empty() => {
+                    format!("{name} expects {}, not '{value}'", known.join(" or "))
+                }
+                _ if option.starts_with('-') => format!("{name} expects a value"),
+                _ => "A file name is empty".to_owned(),
+            }
+        }
         _ => shown(format!("{}{}", first_sentence(&text), tip(&text))),
     }
 }
@@ -99,8 +108,6 @@ fn first_sentence(text: &str) -> &str {
 
 /// What clap suggests for a typo.
 fn tip(text: &str) -> String {
-    let lines = || text.lines().map(str::trim);
-    let tip = lines().find_map(|line| line.strip_prefix("tip: ").map(|tip| format!(" ({tip})")));
-    tip.or_else(|| lines().find(|line| line.starts_with("[possible values:")).map(|values| format!(" {values}")))
-        .unwrap_or_default()
+    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    tip.map(|tip| format!(" ({tip})")).unwrap_or_default()
 }
