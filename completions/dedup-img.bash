@@ -85,7 +85,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__check)
-            opts="-f -U -r -p -q -h --format --force-share --data --repair --threads --progress --quiet --output --help"
+            opts="-f -U -r -p -q -T -h --format --force-share --data --repair --threads --progress --quiet --output --cache --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -116,6 +116,14 @@ _dedup__img() {
                     ;;
                 --output)
                     COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --cache)
+                    COMPREPLY=($(compgen -W "writeback writethrough none off directsync unsafe" -- "${cur}"))
+                    return 0
+                    ;;
+                -T)
+                    COMPREPLY=($(compgen -W "writeback writethrough none off directsync unsafe" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -330,12 +338,27 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__create)
-            opts="-o -b -F -q -h --backing --backing-format --backing-dir --quiet --help"
+            opts="-f -o -b -F -q -h --format --options --backing --backing-format --backing-dir --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -W "qcow2" -- "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -W "qcow2" -- "${cur}"))
+                    return 0
+                    ;;
+                --options)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
                 -o)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then

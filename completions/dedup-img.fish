@@ -34,7 +34,8 @@ complete -c dedup-img -n "__fish_dedup_img_needs_command" -f -a "check" -d 'Chec
 complete -c dedup-img -n "__fish_dedup_img_needs_command" -f -a "stats" -d 'Say what is duplicated in images, and what sharing saves'
 complete -c dedup-img -n "__fish_dedup_img_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c dedup-img -n "__fish_dedup_img_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s o -d 'Image options; \'-o help\' lists them' -r -f
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s f -l format -d 'Format of the image, which is always qcow2' -r -f -a "qcow2\t''"
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s o -l options -d 'Image options; \'-o help\' lists them' -r -f
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s b -l backing -d 'Backing file; its name is stored as given' -r -F
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s F -l backing-format -d 'Format of the backing file' -r -f -a "raw\t''
 qcow2\t''"
@@ -113,6 +114,12 @@ all\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -l threads -d 'Worker threads [default: one for each processor]' -r -f
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -l output -d 'How to print the result' -r -f -a "human\t''
 json\t''"
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -s T -l cache -d 'Cache mode; none: not in the page cache' -r -f -a "writeback\t''
+writethrough\t''
+none\t''
+off\t''
+directsync\t''
+unsafe\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -s U -l force-share -d 'Check though another program may write'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -l data -d 'Compare every pooled cluster with its SHA-256'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -s p -l progress -d 'Show progress'

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::{NewImage, Traits};
+use crate::name::shown;
 use crate::storage::atomic_file::AtomicFile;
 use crate::units::{ClusterBits, GuestCluster};
 
@@ -52,7 +53,7 @@ impl Default for CreateOptions {
 /// # Errors
 /// Those of writing; refusals by name. An existing target stays as it was.
 pub fn create(target: &Path, options: &CreateOptions) -> Result<u64> {
-    create_image(target, options).map_err(|e| e.prefixed(&target.display().to_string()))
+    create_image(target, options).map_err(|e| e.prefixed(&shown(target)))
 }
 
 fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {

@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::name::shown;
+
 /// What kind of failure an [`Error`] is, for callers that react to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -70,7 +72,7 @@ impl Error {
 
     /// The same error, said of the image at `path`: `Could not open 'path': ...`.
     pub(crate) fn opening(self, path: &Path) -> Self {
-        self.prefixed(&format!("Could not open '{}'", path.display()))
+        self.prefixed(&format!("Could not open '{}'", shown(path)))
     }
 
     /// The same error with `context: ` before its message.
@@ -94,7 +96,7 @@ impl Error {
 
     /// Why, without what was done: the operating system's words where it refused, else the whole sentence.
     pub(crate) fn reason(&self) -> String {
-        match self.source.as_ref().and_then(|source| source.downcast_ref()) {
+        match self.source.as_ref().and_then(|source| source.downcast_ref::<io::Error>()) {
             Some(source) => io_reason(source),
             None => self.message.clone(),
         }
@@ -120,7 +122,7 @@ impl StdError for Error {
 }
 
 /// The reason of an I/O error in the words of `strerror`, without Rust's ` (os error N)` and what tempfile puts behind it.
-fn io_reason(error: &io::Error) -> String {
+pub(crate) fn io_reason(error: &dyn fmt::Display) -> String {
     let text = error.to_string();
     match text.rfind(" (os error ") {
         Some(end) => text[..end].to_owned(),

@@ -53,6 +53,7 @@
 //! | [`work`], [`progress`], [`cancel`] | what an operation is given: threads and memory, whom to tell, a way to stop |
 //! | [`image`], [`pool`], [`units`] | the words of the format: header fields, snapshots, records, sizes, positions |
 //! | [`storage`] | the file below an image, and QEMU's locks |
+//! | [`name`] | names out of images, for people and for shells |
 //!
 //! # What always holds
 //!
@@ -125,6 +126,7 @@ mod error;
 mod format;
 pub mod image;
 pub mod inplace;
+pub mod name;
 pub mod pool;
 pub mod progress;
 pub mod sharing;

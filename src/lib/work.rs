@@ -9,7 +9,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::cancel::Cancel;
 use crate::dedup::sequence::Spill;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, io_reason};
 use crate::progress::Progress;
 
 /// Memory for tables where the user does not say: enough for 64 GiB of data at 4 KiB before anything is spilled.
@@ -39,10 +39,10 @@ impl<'a> Work<'a> {
         // Left to rayon the number would come from the environment.
         let threads = threads.filter(|&threads| threads > 0);
         let threads = threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get));
-        let threads = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| Error::invalid(format!("Could not start the worker threads: {e}")))?;
+        let threads = ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| {
+            let reason = io_reason(&e);
+            Error::invalid(format!("Could not start the worker threads: {reason}; give fewer with --threads"))
+        })?;
         Ok(Self { threads: Arc::new(threads), memory, progress, cancel })
     }
 

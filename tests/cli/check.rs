@@ -167,11 +167,43 @@ fn other_formats_cannot_be_checked() {
     fs::write(&image, "some text\n".repeat(10_000)).unwrap();
     for options in [&[][..], &["-f", "raw"], &["-q"], &["-f", "raw", "--output", "json"], &["--data"]] {
         let ran = dedup_img(CHECK(options, &image, &image));
-        let due = "dedup-img: This image format does not support checks\n";
-        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (63, "", due), "{}", ran.told());
+        let name = image.display();
+        let due =
+            format!("dedup-img: '{name}': This image format does not support checks: a raw image has no metadata\n");
+        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr), (63, "", due));
     }
     let (ours, theirs) = both(&["-f", "raw"], &image);
-    assert_eq!((ours.code, ours.stderr.replace("dedup", "qemu")), (theirs.code, theirs.stderr));
+    let theirs_say = theirs.stderr.trim_start_matches("qemu-img: ").trim_end();
+    assert!(ours.code == theirs.code && ours.stderr.contains(theirs_say), "{}", theirs.told());
+    for format in ["vmdk", "vhdx", "vdi", "qed", "parallels", "vpc", "qcow"] {
+        let image = home.path().join(format);
+        qemu::create(format, &image, 1 << 20, "");
+        let ran = dedup_img(CHECK(&[], &image, &image));
+        let due = format!(
+            "dedup-img: Could not open '{}': Image is in {format} format; convert it with qemu-img first, or check it \
+             with qemu-img\n",
+            image.display()
+        );
+        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr), (63, "", due));
+    }
+}
+
+#[test]
+fn options_of_qemu_img_check_are_taken_or_refused_by_name() {
+    let image = subject("plain-4k");
+    let due = dedup_img(CHECK(&[], &image, &image)).ok().stdout;
+    for options in [["-T", "none"], ["-T", "writeback"], ["--cache", "unsafe"]] {
+        assert_eq!(dedup_img(CHECK(&options, &image, &image)).ok().stdout, due);
+    }
+    for (options, word) in [
+        (&["-T", "x"][..], "Invalid source cache option: x"),
+        (&["--image-opts"], "--image-opts: "),
+        (&["--object", "secret,id=a,data=b"], "--object: "),
+    ] {
+        dedup_img(CHECK(options, &image, &image)).refused(&[word]);
+    }
+    let theirs = qemu::img(args!["check", "-T", "x", image]);
+    assert!(theirs.stderr.contains("Invalid source cache option: x"), "{}", theirs.told());
 }
 
 /// What QEMU would read as zeros, for the file ends before, counts as such.

@@ -97,6 +97,13 @@ fn wrong_values_are_refused_in_the_words_of_qemu_img() {
 }
 
 #[test]
+fn a_raw_target_has_no_options() {
+    let home = source();
+    assert_eq!(convert(home.path(), &["-O", "raw", "-o", "help"]).ok().stdout, "A raw image has no options.\n");
+    assert!(!home.path().join("target").exists());
+}
+
+#[test]
 fn what_cannot_mean_anything_is_refused_by_name() {
     let home = source();
     fs::write(home.path().join("target"), b"precious").unwrap();

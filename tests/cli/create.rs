@@ -91,6 +91,44 @@ fn a_missing_size_and_a_bad_backing_file_are_refused_in_the_words_of_qemu_img() 
     refused_as_by_qemu(&args!["-o", "backing_file=absent,backing_fmt=raw", "image", "1M"]);
 }
 
+/// Scripts for qemu-img say these.
+#[test]
+fn options_of_qemu_img_are_taken_or_refused_by_name() {
+    let home = scratch();
+    let run = |words: &[&str]| {
+        let words = words.iter().map(OsString::from);
+        dedup_img_in(home.path(), args!["create", "-q"].into_iter().chain(words).chain(args!["image", "1M"]))
+    };
+    for (words, word) in [
+        (&["-f", "raw"][..], "-f raw: "),
+        (&["--format", "vmdk"], "-f vmdk: "),
+        (&["-u"], "-u: "),
+        (&["--backing-unsafe"], "-u: "),
+        (&["--object", "secret,id=a,data=b"], "--object: "),
+    ] {
+        run(words).refused(&[word]);
+        assert_eq!(names_in(home.path()), [""; 0], "{words:?}");
+    }
+    run(&["-f", "qcow2", "--options", "cluster_size=4k"]).ok();
+    assert_eq!(qemu::info("qcow2", &home.path().join("image"))["cluster-size"], 4096);
+}
+
+/// A name need not be text.
+#[test]
+fn the_name_of_a_backing_file_is_stored_byte_for_byte() {
+    use std::os::unix::ffi::OsStringExt;
+    let home = scratch();
+    let name = || OsString::from_vec(b"\xff'\xc3.raw".to_vec());
+    std::fs::write(home.path().join(name()), [7; 1 << 16]).unwrap();
+    let backing = |letter: &str| [args![letter].to_vec(), vec![name()], args!["-F", "raw"].to_vec()].concat();
+    dedup_img_in(home.path(), [args!["create", "-q"].to_vec(), backing("-b"), args!["new"].to_vec()].concat()).ok();
+    let words = [args!["convert", "-q", "-f", "raw"].to_vec(), backing("-B"), vec![name()], args!["same"].to_vec()];
+    dedup_img_in(home.path(), words.concat()).ok();
+    for image in ["new", "same"] {
+        qemu::compare_same("raw", &home.path().join(name()), "qcow2", &home.path().join(image));
+    }
+}
+
 /// What qemu-img can and this program does not: said by name, never ignored.
 #[test]
 fn what_is_not_supported_is_refused_by_name() {

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use tempfile::TempDir;
 
 /// Asserts that converting `source` is refused with all the words, once with a target that is not there and once over a file
@@ -124,6 +125,38 @@ fn a_backing_file_is_opened_only_in_its_declared_format() {
     for format in ["qcow2", "vmdk"] {
         let (_home, path) = overlay("base.raw", format);
         refused(&path, &["-f", "qcow2"], &["base.raw"]);
+    }
+}
+
+/// The command is for pasting: a shell reads the two names in it as they are, whatever a stranger called the file.
+#[test]
+fn the_command_that_is_offered_names_the_files_to_a_shell() {
+    for (name, read) in [
+        ("base.raw", Some("base.raw")),
+        ("base.raw'; touch PWNED; #", Some("base.raw'; touch PWNED; #")),
+        ("-b $(touch PWNED)`touch PWNED`", Some("./-b $(touch PWNED)`touch PWNED`")),
+        ("b\u{e4}cker.qcow2", Some("b\u{e4}cker.qcow2")),
+        ("new\nline", None),
+    ] {
+        let (home, path) = overlay(name, "raw");
+        let bytes = fs::read(&path).unwrap();
+        let extension = bytes.windows(4).position(|word| word == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+        patch(&path, extension as u64, &[0; 8]);
+        let ran =
+            dedup_img(args!["convert", "-q", path, home.path().join("out")]).refused(&["does not say the format"]);
+        let (_, command) = ran.stderr.trim_end().split_once("; set it with: ").unwrap();
+        let Some(read) = read else {
+            assert_eq!(command, "qemu-img rebase -u");
+            continue;
+        };
+        let shell = Command::new("sh")
+            .args(["-c", &command.replacen("qemu-img", "printf '%s\\n'", 1)])
+            .current_dir(home.path())
+            .output()
+            .unwrap();
+        let due = format!("rebase\n-u\n-b\n{read}\n-F\nFORMAT\n{}\n", path.display());
+        assert_eq!(String::from_utf8(shell.stdout).unwrap(), due, "{command}");
+        assert_eq!(names_in(home.path()), ["base.raw", "overlay.qcow2"]);
     }
 }
 

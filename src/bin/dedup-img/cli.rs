@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dedup_img::disk::BackingRule;
 use dedup_img::pool::Pin;
 
-use crate::qemu_options::QemuArgs;
-use crate::size::{parse_percent, parse_size};
+use crate::qemu_options::{QemuArgs, QemuCheckArgs, QemuCreateArgs};
+use crate::size::{number, parse_percent, parse_size};
 
 /// Deduplicated QCOW2 images that stock QEMU reads and writes.
 #[derive(Debug, Parser)]
@@ -55,12 +55,15 @@ Examples:
   dedup-img create -b base.qcow2 -F qcow2 overlay.qcow2"
 )]
 pub(crate) struct CreateArgs {
+    /// Format of the image, which is always qcow2
+    #[arg(short = 'f', long = "format", value_name = "qcow2", help_heading = "Image", hide_short_help = true)]
+    pub(crate) format: Option<String>,
     /// Image options; '-o help' lists them
-    #[arg(short = 'o', value_name = "OPTIONS", help_heading = "Image")]
+    #[arg(short = 'o', long = "options", value_name = "OPTIONS", help_heading = "Image")]
     pub(crate) options: Vec<String>,
     /// Backing file; its name is stored as given
     #[arg(short = 'b', long = "backing", value_name = "FILE", help_heading = "Image")]
-    pub(crate) backing_file: Option<String>,
+    pub(crate) backing_file: Option<PathBuf>,
     /// Format of the backing file
     #[arg(short = 'F', long = "backing-format", value_name = "raw|qcow2", help_heading = "Image")]
     pub(crate) backing_format: Option<String>,
@@ -70,6 +73,8 @@ pub(crate) struct CreateArgs {
     /// Print nothing but errors
     #[arg(short, long, help_heading = "Output")]
     pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) qemu: QemuCreateArgs,
     /// The image to create
     #[arg(value_name = "FILE", hide = true)]
     pub(crate) file: Option<PathBuf>,
@@ -120,7 +125,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) options: Vec<String>,
     /// Make an overlay of this backing file
     #[arg(short = 'B', long = "backing", value_name = "FILE", help_heading = "Target")]
-    pub(crate) backing_file: Option<String>,
+    pub(crate) backing_file: Option<PathBuf>,
     /// Its format
     #[arg(short = 'F', long = "backing-format", value_name = "raw|qcow2", help_heading = "Target")]
     pub(crate) backing_format: Option<String>,
@@ -128,7 +133,15 @@ pub(crate) struct ConvertArgs {
     #[arg(short = 'c', long = "compress", help_heading = "Target")]
     pub(crate) compress: bool,
     /// 1 to 9 (zlib) or 19 (zstd) [default: 6, 3]
-    #[arg(long, value_name = "N", help_heading = "Target", requires = "compress", hide_short_help = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = number::<u32>(1, 19),
+        allow_negative_numbers = true,
+        help_heading = "Target",
+        requires = "compress",
+        hide_short_help = true
+    )]
     pub(crate) compression_level: Option<u32>,
     /// Which clusters to pool [default: shared]
     #[arg(
@@ -189,6 +202,7 @@ pub(crate) struct MemoryArgs {
         value_name = "SIZE",
         default_value = "1G",
         value_parser = parse_size,
+        allow_negative_numbers = true,
         help_heading = "Work",
         hide_short_help = true
     )]
@@ -202,7 +216,8 @@ pub(crate) struct RunArgs {
     #[arg(
         long,
         value_name = "N",
-        value_parser = clap::value_parser!(u16).range(1..=1024),
+        value_parser = number::<u16>(1, 1024),
+        allow_negative_numbers = true,
         help_heading = "Work",
         hide_short_help = true
     )]
@@ -322,6 +337,8 @@ pub(crate) struct CheckArgs {
     pub(crate) repair: Option<RepairArg>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) qemu: QemuCheckArgs,
 
     /// The image
     #[arg(value_name = "FILE", hide = true)]
@@ -354,13 +371,21 @@ pub(crate) struct StatsArgs {
     #[arg(long, help_heading = "What to count")]
     pub(crate) quick: bool,
     /// Size of a content [default: the image's, or 4k]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "What to count", hide_short_help = true)]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = parse_size,
+        allow_negative_numbers = true,
+        help_heading = "What to count",
+        hide_short_help = true
+    )]
     pub(crate) cluster_size: Option<u64>,
     /// Frequent contents to list [default: 10]
     #[arg(
         long,
         value_name = "N",
-        value_parser = clap::value_parser!(u32).range(0..=100_000),
+        value_parser = number::<u32>(0, 100_000),
+        allow_negative_numbers = true,
         help_heading = "What to count",
         hide_short_help = true
     )]
@@ -370,10 +395,22 @@ pub(crate) struct StatsArgs {
     pub(crate) no_curve: bool,
 
     /// Fail if more than this is stored again
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, help_heading = "Gates")]
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        value_parser = parse_percent,
+        allow_negative_numbers = true,
+        help_heading = "Gates"
+    )]
     pub(crate) max_duplicate: Option<f64>,
     /// Fail if sharing saves less than this
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, help_heading = "Gates")]
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        value_parser = parse_percent,
+        allow_negative_numbers = true,
+        help_heading = "Gates"
+    )]
     pub(crate) min_saved: Option<f64>,
 
     #[command(flatten)]

@@ -10,7 +10,13 @@ use crate::exit;
 
 /// Reads a command line. '-h' tells of the usual options and '--help' of all, both with one line for each.
 pub(crate) fn read(line: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let line: Vec<OsString> = line.collect();
+    let mut line: Vec<OsString> = line.collect();
+    // Help about the help is the help.
+    if line.get(1).is_some_and(|word| word == "help")
+        && line.get(2).is_some_and(|word| word == "-h" || word == "--help")
+    {
+        line.truncate(2);
+    }
     let whole = line.iter().any(|word| word == "--help") || line.get(1).is_some_and(|word| word == "help");
     let command = if whole { unabridged(Cli::command()) } else { Cli::command() };
     Cli::from_arg_matches(&command.try_get_matches_from(line)?)

@@ -1,10 +1,11 @@
 //! `-o key=value,...`, with qemu-img's names, rules and messages.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dedup_img::convert::ClusterSize;
 use dedup_img::disk::BackingRule;
 use dedup_img::image::{Backing, CompressionType, RefcountBits, Traits};
+use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
 
 use crate::failure::Failure;
@@ -13,7 +14,7 @@ use crate::size::{SizeError, parse_size};
 /// What `-o` said; `None` where it said nothing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ImageOptions {
-    pub(crate) backing_file: Option<String>,
+    pub(crate) backing_file: Option<PathBuf>,
     pub(crate) backing_format: Option<String>,
     pub(crate) behind: BackingRule,
     pub(crate) cluster_size: Option<ClusterSize>,
@@ -70,7 +71,7 @@ impl ImageOptions {
         for (key, value) in lists.iter().flat_map(|list| split(list)) {
             options
                 .set(&key, value.as_deref(), of)
-                .map_err(|message| Failure::new(format_args!("{}: {message}", target.display())))?;
+                .map_err(|message| Failure::new(format_args!("{}: {}", shown(target), shown(message))))?;
         }
         Ok(options)
     }
@@ -101,14 +102,18 @@ impl ImageOptions {
             }
             "compat" => match text()? {
                 "1.1" | "v3" => {}
-                "0.10" | "v2" => return refused("a pool needs compat=1.1 (version 3)"),
-                other => return Err(format!("Parameter 'version' does not accept value '{other}'")),
+                "0.10" | "v2" => return refused("only version 3 (compat=1.1) is written"),
+                other => return Err(format!("Parameter 'version' does not accept value '{other}' (known: 1.1, v3)")),
             },
             "compression_type" => {
                 self.compression = match text()? {
                     "zlib" => CompressionType::Zlib,
                     "zstd" => CompressionType::Zstd,
-                    other => return Err(format!("Parameter 'compression-type' does not accept value '{other}'")),
+                    other => {
+                        return Err(format!(
+                            "Parameter 'compression-type' does not accept value '{other}' (known: zlib, zstd)"
+                        ));
+                    }
                 };
             }
             "lazy_refcounts" => self.lazy_refcounts = switch()?,
@@ -124,17 +129,20 @@ impl ImageOptions {
                     return refused("preallocation would store what deduplication leaves out; leave it off");
                 }
                 ("falloc" | "full", For::Create) => return refused("only off and metadata are supported"),
-                (other, _) => return Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
+                (other, _) => {
+                    let known = if of == For::Create { "off, metadata" } else { "off" };
+                    return Err(format!("Parameter 'preallocation' does not accept value '{other}' (known: {known})"));
+                }
             },
             "size" if of == For::Create => {
                 self.size = Some(size(key, text()?)?);
             }
-            "backing_file" => self.backing_file = Some(text()?.to_owned()),
+            "backing_file" => self.backing_file = Some(text()?.into()),
             "backing_fmt" => self.backing_format = Some(text()?.to_owned()),
             "size" => return refused("convert takes the source's size"),
             "data_file" | "data_file_raw" => return refused("deduplication needs the data in the image itself"),
-            "encryption" => return refused("encrypted images cannot be deduplicated"),
-            key if key.starts_with("encrypt.") => return refused("encrypted images cannot be deduplicated"),
+            "encryption" => return refused("encrypted images are not written"),
+            key if key.starts_with("encrypt.") => return refused("encrypted images are not written"),
             _ => return Err(format!("Invalid parameter '{key}' ({})", nearest(key))),
         }
         Ok(())
@@ -142,7 +150,7 @@ impl ImageOptions {
 
     /// The header fields of the image `target`.
     pub(crate) fn traits(&self, target: &Path) -> Result<Traits, Failure> {
-        let said = |message: &str| Failure::new(format_args!("{}: {message}", target.display()));
+        let said = |message: &str| Failure::new(format_args!("{}: {}", shown(target), message));
         let backing = match (&self.backing_file, &self.backing_format) {
             (None, None) => None,
             (None, Some(_)) => return Err(said("Backing format cannot be used without backing file")),
@@ -177,7 +185,9 @@ fn nearest(key: &str) -> String {
 /// A size, or qemu-img's words for what is wrong with it.
 fn size(key: &str, value: &str) -> Result<u64, String> {
     parse_size(value).map_err(|error| match error {
-        SizeError::Invalid => format!("Parameter '{key}' {error}"),
+        SizeError::Invalid => format!(
+            "Parameter '{key}' expects a non-negative number below 2^64, perhaps with a suffix k, M, G, T, P or E"
+        ),
         SizeError::TooLarge => format!("Value '{value}' is out of range for parameter '{key}'"),
     })
 }
@@ -225,7 +235,7 @@ mod tests {
             (
                 "cluster_size=auto",
                 For::Create,
-                "x: Parameter 'cluster_size' expects a non-negative number below 2^64\n",
+                "x: Parameter 'cluster_size' expects a non-negative number below 2^64, ",
             ),
             ("cluster_size=3000", For::Create, "x: Cluster size must be a power of two between 512 and 2048k"),
             ("refcount_bits=3", For::Create, "x: Refcount width must be a power of two and may not exceed 64 bits"),

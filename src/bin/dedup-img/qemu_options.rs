@@ -1,11 +1,12 @@
-//! The options of `qemu-img convert` that are neither about the formats nor about which images: taken where they mean something
-//! here, refused by name where they do not, so that none of a script's options does nothing without a word.
+//! The options of `qemu-img convert`, `create` and `check` that are neither about the formats nor about which images: taken where
+//! they mean something here, refused by name where they do not, so that none of a script's options does nothing without a word.
 
 use std::num::NonZeroU64;
 
 use clap::Args;
 use dedup_img::convert::{ClusterSize, RawOptions};
 use dedup_img::disk::Format;
+use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
 
 use crate::failure::Failure;
@@ -14,7 +15,7 @@ use crate::size::{SizeError, parse_size};
 /// The longest run of zeros that `-S` may ask for.
 const MAX_SPARSE: u64 = 16 << 20;
 
-/// Such options as typed.
+/// Those of `convert`, as typed.
 #[derive(Debug, Args)]
 pub(crate) struct QemuArgs {
     /// Cache mode; none: not in the page cache
@@ -78,6 +79,63 @@ pub(crate) struct QemuArgs {
     object: Vec<String>,
 }
 
+/// Those of `create`.
+#[derive(Debug, Args)]
+pub(crate) struct QemuCreateArgs {
+    #[arg(short = 'u', long, hide = true)]
+    backing_unsafe: bool,
+    #[arg(long, value_name = "OBJDEF", hide = true)]
+    object: Vec<String>,
+}
+
+impl QemuCreateArgs {
+    /// Refuses what cannot mean anything here.
+    pub(crate) fn refuse(&self) -> Result<(), Failure> {
+        refuse_first(&[
+            (
+                self.backing_unsafe,
+                "-u: the backing file is opened in any case, so that the image can be read; leave it out",
+            ),
+            (!self.object.is_empty(), NO_OBJECTS),
+        ])
+    }
+}
+
+/// Those of `check`.
+#[derive(Debug, Args)]
+pub(crate) struct QemuCheckArgs {
+    /// Cache mode; none: not in the page cache
+    #[arg(short = 'T', long, value_name = "CACHE", help_heading = "Image", hide_short_help = true)]
+    cache: Option<String>,
+    #[arg(long, hide = true)]
+    image_opts: bool,
+    #[arg(long, value_name = "OBJDEF", hide = true)]
+    object: Vec<String>,
+}
+
+impl QemuCheckArgs {
+    /// Whether the image stays out of the page cache.
+    pub(crate) fn uncached(&self) -> Result<bool, Failure> {
+        refuse_first(&[
+            (self.image_opts, "--image-opts: only files and block devices are checked; give the name"),
+            (!self.object.is_empty(), NO_OBJECTS),
+        ])?;
+        let (_, uncached) = cache_mode(self.cache.as_deref())
+            .map_err(|mode| Failure::new(format_args!("Invalid source cache option: {}", shown(mode))))?;
+        Ok(uncached)
+    }
+}
+
+const NO_OBJECTS: &str = "--object: nothing here uses QEMU objects; encrypted images are not supported";
+
+/// Fails with the first message whose option was given.
+fn refuse_first(refusals: &[(bool, &str)]) -> Result<(), Failure> {
+    match refusals.iter().find(|(refused, _)| *refused) {
+        Some((_, message)) => Err(Failure::new(message)),
+        None => Ok(()),
+    }
+}
+
 /// What they mean.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct QemuOptions {
@@ -105,9 +163,9 @@ impl QemuArgs {
             refuse_sparse(sparse, cluster_size)?;
         }
         let (durable, uncached) = cache_mode(self.target_cache.as_deref())
-            .map_err(|mode| Failure::new(format_args!("Invalid cache option: {mode}")))?;
+            .map_err(|mode| Failure::new(format_args!("Invalid cache option: {}", shown(mode))))?;
         let (_, source_uncached) = cache_mode(self.source_cache.as_deref())
-            .map_err(|mode| Failure::new(format_args!("Invalid source cache option: {mode}")))?;
+            .map_err(|mode| Failure::new(format_args!("Invalid source cache option: {}", shown(mode))))?;
         let rate = self.rate.as_deref().map(|text| number("rate limit", text, i64::MAX.cast_unsigned(), parse_size));
         let threads = self.parallel.as_deref().map(threads).transpose()?;
         let sparse = sparse.unwrap_or(RawOptions::DEFAULT_SPARSE);
@@ -117,7 +175,7 @@ impl QemuArgs {
 
     /// Refuses what cannot mean anything here, after what qemu-img refuses too.
     fn refuse(&self, no_create: bool) -> Result<(), Failure> {
-        let refusals = [
+        refuse_first(&[
             (self.copy_range_offloading && self.sparse_size.is_some(), "Cannot enable copy offloading when -S is used"),
             (self.copy_range_offloading && self.salvage, "Cannot use copy offloading in salvaging mode"),
             (
@@ -135,12 +193,8 @@ impl QemuArgs {
                 self.target_image_opts,
                 "--target-image-opts: only files and block devices are written; give the name, and the format with -O",
             ),
-            (!self.object.is_empty(), "--object: nothing here uses QEMU objects; encrypted images are not supported"),
-        ];
-        match refusals.iter().find(|(refused, _)| *refused) {
-            Some((_, message)) => Err(Failure::new(message)),
-            None => Ok(()),
-        }
+            (!self.object.is_empty(), NO_OBJECTS),
+        ])
     }
 }
 
@@ -194,7 +248,7 @@ fn number(what: &str, text: &str, limit: u64, parse: impl Fn(&str) -> Result<u64
     let least = u64::from(limit == 16);
     match parse(text) {
         Ok(number) if number <= limit => Ok(number),
-        Err(SizeError::Invalid) => Err(Failure::new(format_args!("Invalid {what} specified: '{text}'."))),
+        Err(SizeError::Invalid) => Err(Failure::new(format_args!("Invalid {what} specified: '{}'.", shown(text)))),
         _ => Err(Failure::new(format_args!("Invalid {what} specified. Must be between {least} and {limit}."))),
     }
 }

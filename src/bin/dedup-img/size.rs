@@ -1,6 +1,7 @@
 //! Sizes as qemu-img reads them.
 
-use std::fmt;
+use std::fmt::{self, Display};
+use std::str::FromStr;
 
 /// Why a text is no size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,16 +14,22 @@ pub(crate) enum SizeError {
 
 impl fmt::Display for SizeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // qemu-img's words for a parameter.
-        f.write_str(
-            "expects a non-negative number below 2^64\n\
-             Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
-             and exabytes, respectively.",
-        )
+        f.write_str("expects a size below 8E, such as 64k or 1G")
     }
 }
 
 impl std::error::Error for SizeError {}
+
+/// A parser of numbers from `least` to `most`.
+pub(crate) fn number<N: FromStr + PartialOrd + Display + Copy>(
+    least: N,
+    most: N,
+) -> impl Fn(&str) -> Result<N, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+        number.ok_or_else(|| format!("expects a number from {least} to {most}"))
+    }
+}
 
 /// Parses a percentage from 0 to 100, perhaps with a percent sign.
 pub(crate) fn parse_percent(text: &str) -> Result<f64, &'static str> {

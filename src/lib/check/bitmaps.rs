@@ -1,10 +1,14 @@
 //! Persistent bitmaps: directory, tables, data.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use super::Checker;
 use super::finding::{Kind, Severity, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{autoclear, extension};
 use crate::format::{u16_at, u32_at, u64_at};
+use crate::name::shown;
 use crate::storage::read_padded;
 
 /// QEMU's limit.
@@ -111,7 +115,7 @@ impl Checker<'_> {
         let (kind, granularity) = (*bytes.get(16)?, u32::from(*bytes.get(17)?));
         let length = FIXED.checked_add(extra)?.checked_add(name_len)?.next_multiple_of(8);
         let name = bytes.get(FIXED..length)?.get(extra..)?.get(..name_len)?;
-        let name = String::from_utf8_lossy(name).escape_default().to_string();
+        let name = shown(OsStr::from_bytes(name));
         if extra != 0 {
             return Some(Err("Bitmap extra data is not supported".to_owned()));
         }

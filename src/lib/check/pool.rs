@@ -306,7 +306,8 @@ impl Checker<'_> {
         }
         if exceeded > 0 {
             let limit = header.sharer_limit;
-            self.remark(format!("{exceeded} pool members have more users than the sharer limit of {limit}"));
+            let have = if exceeded == 1 { "pool member has" } else { "pool members have" };
+            self.remark(format!("{exceeded} {have} more users than the sharer limit of {limit}"));
         }
     }
 
@@ -333,9 +334,10 @@ impl Checker<'_> {
             .filter(|cluster| shared(cluster) && !pooled(*cluster))
             .count();
         if unpooled > 0 {
+            let are = if unpooled == 1 { "shared cluster is" } else { "shared clusters are" };
             self.remark(format!(
-                "{unpooled} shared clusters are not pooled: their data is right, but after a write qemu-img check may \
-                 report OFLAG_COPIED errors; dedup pools them"
+                "{unpooled} {are} not pooled: the data is right, but after a write qemu-img check may report \
+                 OFLAG_COPIED errors; dedup pools what is shared"
             ));
         }
     }

@@ -1,11 +1,15 @@
 //! The L1 tables of an image: which L2 tables they lead to.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use super::Checker;
 use super::finding::{At, Kind, Layer, Severity, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{MAX_L1_BYTES, incompatible};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_reserved, l1_target};
+use crate::name::shown;
 use crate::pool;
 use crate::storage::read_padded;
 use crate::units::{GuestOffset, HostOffset};
@@ -96,14 +100,14 @@ fn layer_name(snapshot: &Snapshot) -> Layer {
     if pool::is_pool(snapshot) {
         return Layer::Pool;
     }
-    Layer::Snapshot { id: shown(&snapshot.id).into(), name: shown(&snapshot.name).into() }
+    Layer::Snapshot { id: beginning(&snapshot.id).into(), name: beginning(&snapshot.name).into() }
 }
 
 /// An id or a name, which are bytes from a stranger: 64 KiB of them in each of many findings would fill a disk.
-fn shown(bytes: &[u8]) -> String {
-    let mut text = String::from_utf8_lossy(bytes).escape_default().to_string();
-    if text.len() > MAX_SHOWN {
-        text.truncate(MAX_SHOWN);
+fn beginning(bytes: &[u8]) -> String {
+    let mut text = shown(OsStr::from_bytes(bytes));
+    if let Some((end, _)) = text.char_indices().nth(MAX_SHOWN) {
+        text.truncate(end);
         text.push_str("...");
     }
     text

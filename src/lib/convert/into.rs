@@ -7,6 +7,7 @@ use super::refuse_own_source;
 use crate::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inplace::{OverwriteReport, overwrite};
+use crate::name::shown;
 use crate::pool::Pin;
 use crate::storage::drop_cache;
 use crate::storage::lock::LockMode;
@@ -40,7 +41,7 @@ pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Wor
     let (file, _) = open_image(target, Some(Format::Qcow2), LockMode::Write)?;
     let said = |e: Error| match e.kind() {
         ErrorKind::Format => e.opening(target),
-        _ => e.prefixed(&format!("'{}'", target.display())),
+        _ => e.prefixed(&format!("'{}'", shown(target))),
     };
     let present = Disk::of_storage(target, &file, &DiskOptions { backing: options.backing, ..DiskOptions::default() })?;
     let storage = Paced::new(&file, options.rate, work.cancel);

@@ -52,6 +52,7 @@ use crate::format::refcount::RefcountBits;
 use crate::image::layers::{Layers, with_snapshots};
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::Traits;
+use crate::name::shown;
 use crate::pool::Pin;
 use crate::storage::Storage;
 use crate::storage::open::FileId;
@@ -197,7 +198,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     let started = Instant::now();
     let limit = options.sharing.limit(options.refcount_bits)?;
     let records = sharer_records(limit, disk, options.refcount_bits)?;
-    let said = |e: Error| e.prefixed(&target.display().to_string());
+    let said = |e: Error| e.prefixed(&shown(target));
     refuse_own_source(disk, target)?;
     let backing = options.traits.open_backing(target).map_err(said)?;
     let file = Target::open(target)?;
@@ -452,8 +453,8 @@ fn refuse_own_source(disk: &Disk, target: &Path) -> Result<()> {
         None => Ok(()),
         Some(source) => Err(Error::invalid(format!(
             "'{}' is a source of this conversion ('{}'); name another target",
-            target.display(),
-            source.display()
+            shown(target),
+            shown(source)
         ))),
     }
 }

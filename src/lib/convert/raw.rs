@@ -13,6 +13,7 @@ use crate::digest::is_zero;
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, Result};
+use crate::name::shown;
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::rate::Paced;
@@ -90,7 +91,7 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
     refuse_own_source(disk, target)?;
     let file = Target::open(target)?;
     file.ensure_room(disk.size())?;
-    let said = |e: Error| e.prefixed(&target.display().to_string());
+    let said = |e: Error| e.prefixed(&shown(target));
     file.storage().set_len(disk.size()).map_err(|e| said(Error::io("Could not set the length", e)))?;
     if disk.size() > 0 {
         file.begin()?;

@@ -12,6 +12,7 @@ use rayon::slice::ParallelSliceMut;
 use zerocopy::IntoBytes;
 
 use crate::error::{Error, Result};
+use crate::name::shown;
 
 const WORD: u64 = size_of::<u128>() as u64;
 
@@ -48,7 +49,7 @@ impl Spill {
     }
 
     pub(crate) fn error(&self, source: io::Error) -> Error {
-        Error::io(format_args!("Could not use a temporary file in '{}'", self.directory.display()), source)
+        Error::io(format_args!("Could not use a temporary file in '{}'", shown(&self.directory)), source)
     }
 }
 

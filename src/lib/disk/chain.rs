@@ -11,6 +11,7 @@ use super::salvage::{Damage, SECTOR, Unreadable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::CompressionType;
 use crate::image::Qcow2;
+use crate::name::shown;
 use crate::storage::open::FileId;
 use crate::storage::{FileStorage, Storage, drop_cache};
 use crate::units::ClusterBits;
@@ -177,7 +178,7 @@ impl Chain {
                     ErrorKind::Changed,
                     format!(
                         "'{}' changed while it was read; stop what writes to it, or read a snapshot of it",
-                        layer.path.display()
+                        shown(&layer.path)
                     ),
                 ));
             }
@@ -209,7 +210,7 @@ impl Chain {
     }
 
     pub(super) fn reading(layer: &Layer, offset: u64, source: io::Error) -> Error {
-        Error::io(format_args!("Could not read '{}' at {offset:#x}", layer.path.display()), source)
+        Error::io(format_args!("Could not read '{}' at {offset:#x}", shown(&layer.path)), source)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Opening a disk and the chain of files behind it.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::iter;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::snapshot::Snapshot;
 use crate::image::Qcow2;
 use crate::image::SnapshotName;
+use crate::name::shown;
 use crate::storage::lock::LockMode;
 use crate::storage::open::{FileId, open_locked};
 use crate::storage::{FileStorage, Storage};
@@ -41,7 +44,7 @@ impl FromStr for Format {
         match name {
             "raw" => Ok(Self::Raw),
             "qcow2" => Ok(Self::Qcow2),
-            other => Err(Error::invalid(format!("Unknown driver '{other}' (known: raw, qcow2)"))),
+            other => Err(Error::invalid(format!("Unknown driver '{}' (known: raw, qcow2)", shown(other)))),
         }
     }
 }
@@ -101,10 +104,9 @@ impl Disk {
                 backing_file(image.header(), overlay, &options.backing).map_err(|e| e.opening(overlay))?;
             let behind = DiskOptions { snapshot: None, ..options.clone() };
             let layer = open_layer(&name, Some(format), &behind)
-                .map_err(|e| e.prefixed(&format!("'{}' needs its backing file", overlay.display())))?;
+                .map_err(|e| e.prefixed(&format!("'{}' needs its backing file", shown(overlay))))?;
             if layers.iter().any(|l| l.id == layer.id) {
-                let what =
-                    format!("Backing file '{}' is part of its own chain; see qemu-img rebase -u", name.display());
+                let what = format!("Backing file '{}' is part of its own chain; see qemu-img rebase -u", shown(name));
                 return Err(Error::corrupt(what).opening(&path));
             }
             layers.push(Arc::new(layer));
@@ -139,7 +141,7 @@ impl Disk {
                     let layers = iter::once(Arc::new(layer.with(image))).chain(behind.iter().cloned()).collect();
                     Chain { layers, salvage: None }
                 };
-                let named = |e: Error| e.prefixed(&format!("snapshot '{}'", String::from_utf8_lossy(&snapshot.name)));
+                let named = |e: Error| e.prefixed(&format!("snapshot '{}'", shown(OsStr::from_bytes(&snapshot.name))));
                 chains.push(of(image.at_snapshot(snapshot).map_err(named)?, behind));
                 vm_chains.push(of(image.vm_state(snapshot).map_err(named)?, &[]));
             }
@@ -179,7 +181,7 @@ fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptio
 /// Opens one file for looking at its structure or mending it, locked as `mode` says; its format is probed where not given.
 ///
 /// # Errors
-/// Fails, saying why the file could not be opened.
+/// Fails, saying why the file could not be opened; [`ErrorKind::Format`] where it is in a format that is not read.
 pub fn open_image(path: &Path, format: Option<Format>, mode: LockMode) -> Result<(FileStorage, Format)> {
     let open = || {
         let storage = FileStorage::new(open_locked(path, mode)?);
@@ -197,7 +199,13 @@ fn probe_storage(storage: &FileStorage) -> Result<Format> {
 
 fn open_content(file: File, format: Option<Format>, snapshot: Option<&SnapshotName>) -> Result<Content> {
     let storage = FileStorage::new(file);
-    let format = format.map_or_else(|| probe_storage(&storage), Ok)?;
+    let probed = || {
+        probe_storage(&storage).map_err(|e| match e.kind() {
+            ErrorKind::Format => e.ending(", or say -f raw if its bytes are meant"),
+            _ => e,
+        })
+    };
+    let format = format.map_or_else(probed, Ok)?;
     match (format, snapshot) {
         (Format::Qcow2, _) => Ok(Content::Qcow2(Qcow2::open(Box::new(storage), snapshot)?)),
         (Format::Raw, Some(_)) => Err(Error::invalid("Failed to load snapshot: a raw image has none")),

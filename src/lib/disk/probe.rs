@@ -1,7 +1,7 @@
 //! What format a file is in, by its first bytes.
 
 use super::open::Format;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The formats that `qemu-img` 10 recognises by content and that are refused here rather than taken for raw disks.
 const OTHERS: [(usize, &[u8], &str); 13] = [
@@ -33,9 +33,10 @@ pub(super) fn probe(start: &[u8]) -> Result<Format> {
     let found = OTHERS.iter().find(|(at, magic, _)| start.get(*at..).is_some_and(|s| s.starts_with(magic)));
     match found {
         None => Ok(Format::Raw),
-        Some((_, _, name)) => Err(Error::unsupported(format!(
-            "Image is in {name} format; convert it with qemu-img first, or say -f raw if its bytes are meant"
-        ))),
+        Some((_, _, name)) => {
+            let what = format!("Image is in {name} format; convert it with qemu-img first");
+            Err(Error::new(ErrorKind::Format, what))
+        }
     }
 }
 

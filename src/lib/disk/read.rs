@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::{CompressionType, Header};
 use crate::image::{Extent, Place};
+use crate::name::shown;
 use crate::storage::{Storage, read_padded, will_read};
 use crate::units::ClusterBits;
 
@@ -106,7 +107,7 @@ impl<'a> ChainReader<'a> {
             && self.chain.salvage.is_none()
         {
             let read = read_padded(storage, rest, at);
-            return read.map_err(|e| Error::io(format_args!("Could not read '{}' at {at:#x}", path.display()), e));
+            return read.map_err(|e| Error::io(format_args!("Could not read '{}' at {at:#x}", shown(path)), e));
         }
         while !rest.is_empty() {
             if !self.mapped.contains(&at) {
@@ -294,7 +295,7 @@ impl<'a> ChainReader<'a> {
                 (layer, result.map_err(|e| e.prefixed(&format!("compressed cluster of guest offset {guest:#x}"))))
             }
         };
-        let path = self.chain.layers.get(layer).map(|l| l.path.display().to_string()).unwrap_or_default();
+        let path = self.chain.layers.get(layer).map(|l| shown(&l.path)).unwrap_or_default();
         result.map_err(|e| e.prefixed(&format!("'{path}'")))
     }
 }
@@ -348,7 +349,7 @@ fn map_layer(
             if range.start < inside {
                 image
                     .extents(range.start, inside - range.start, slice, emit)
-                    .map_err(|e| e.prefixed(&format!("'{}'", layer.path.display())))?;
+                    .map_err(|e| e.prefixed(&format!("'{}'", shown(&layer.path))))?;
             }
             for (piece, source) in pieces {
                 match source {

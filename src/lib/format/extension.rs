@@ -1,8 +1,12 @@
 //! Header extensions (spec, "Header extensions").
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use super::header::Encryption;
 use super::{u32_at, u64_at};
 use crate::error::{Error, Result};
+use crate::name::shown;
 use crate::units::ClusterBits;
 
 /// End of the extension area.
@@ -109,8 +113,7 @@ pub(super) fn feature_names(unknown: u64, extensions: &[Extension]) -> String {
         rows.iter().find_map(|row| match row {
             [0, b, name @ ..] if u32::from(*b) == bit => {
                 let end = name.iter().position(|&c| c == 0).unwrap_or(name.len());
-                let name = String::from_utf8_lossy(name.get(..end)?);
-                Some(name.chars().filter(|c| !c.is_control()).collect::<String>())
+                Some(shown(OsStr::from_bytes(name.get(..end)?)))
             }
             _ => None,
         })

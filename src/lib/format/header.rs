@@ -366,12 +366,12 @@ impl Header {
         match self.encryption {
             Some(Encryption::Aes) => {
                 return Err(Error::unsupported(
-                    "AES encrypted images cannot be deduplicated; decrypt with qemu-img convert first",
+                    "AES encrypted images are not read here; decrypt with qemu-img convert first",
                 ));
             }
             Some(Encryption::Luks) => {
                 return Err(Error::unsupported(
-                    "LUKS encrypted images cannot be deduplicated; decrypt with qemu-img convert first",
+                    "LUKS encrypted images are not read here; decrypt with qemu-img convert first",
                 ));
             }
             None => {}
@@ -391,7 +391,7 @@ impl Header {
         }
         if self.incompatible & incompatible::DATA_FILE != 0 {
             return Err(Error::unsupported(
-                "images with an external data file cannot be deduplicated; merge with qemu-img convert first",
+                "images with an external data file are not read here; merge with qemu-img convert first",
             ));
         }
         if self.incompatible & incompatible::CORRUPT != 0 {

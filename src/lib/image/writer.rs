@@ -3,7 +3,8 @@
 //! The file has no name yet (see [`crate::storage::atomic_file`]), so the order of these writes is free: whatever happens, there
 //! is no image until all of it is there. The header is written last all the same.
 
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -39,7 +40,7 @@ pub struct Traits {
 #[derive(Debug, Clone)]
 pub struct Backing {
     /// Its name, relative to the image's directory.
-    pub name: String,
+    pub name: PathBuf,
     /// Its format.
     pub format: Format,
     /// Which files behind it are opened.
@@ -75,7 +76,7 @@ impl Traits {
     pub(crate) fn open_backing(&self, target: &Path) -> Result<Option<Disk>> {
         let Some(backing) = &self.backing else { return Ok(None) };
         // What could not be opened again later is not written.
-        refuse_protocol(backing.name.as_bytes())?;
+        refuse_protocol(backing.name.as_os_str().as_bytes())?;
         let path = target.parent().unwrap_or(Path::new("")).join(&backing.name);
         let options =
             DiskOptions { format: Some(backing.format), backing: backing.behind.clone(), ..DiskOptions::default() };
@@ -405,7 +406,7 @@ fn header(layout: &Layout, traits: &Traits) -> Header {
         Some(backing) => {
             let data = backing.format.to_string().into_bytes();
             let format = Extension { magic: extension::BACKING_FORMAT, data };
-            (Some(backing.name.clone().into_bytes()), vec![format])
+            (Some(backing.name.as_os_str().as_bytes().to_vec()), vec![format])
         }
     };
     Header {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::report::{CurvePoint, Forecast, ImageStats};
 use crate::convert::size::{CANDIDATES, is_better};
 use crate::disk::Format;
+use crate::name::quoted;
 use crate::units::ClusterBits;
 
 /// What saves less than this percentage of the space that the file occupies now is not worth it: shared clusters are copied when a
@@ -88,7 +89,7 @@ pub(super) fn advise(image: &ImageStats, path: &Path, curve: &[CurvePoint], conv
             let format = if image.format == Format::Raw { " -f raw" } else { "" };
             // Not among the devices.
             let beside = if is_device { Path::new(path.file_name().unwrap_or_default()) } else { path };
-            let names = quoted(path).zip(quoted(&free_name(beside)));
+            let names = quoted(path).zip(quoted(free_name(beside)));
             names.map(|(path, target)| format!("dedup-img convert{format} -o cluster_size={size}k {path} {target}"))
         }
     };
@@ -116,30 +117,9 @@ fn free_name(path: &Path) -> PathBuf {
     std::iter::once(plain).chain(numbered).find(|name| name.symlink_metadata().is_err()).unwrap_or_default()
 }
 
-/// `path` as a shell reads it back. What is no text, or would need more than quotes, has no such form.
-fn quoted(path: &Path) -> Option<String> {
-    let text = path.to_str().filter(|text| !text.is_empty() && !text.contains(char::is_control))?;
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%=".contains(c);
-    // What begins with a dash is no option.
-    let text = if text.starts_with('-') { format!("./{text}") } else { text.to_owned() };
-    Some(match text.chars().all(is_plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_quoted_for_a_shell() {
-        let cases = [("/a/b-1.raw", "/a/b-1.raw"), ("my disk", "'my disk'"), ("it's", r"'it'\''s'"), ("-o", "./-o")];
-        for (name, expected) in cases {
-            assert_eq!(quoted(Path::new(name)).as_deref(), Some(expected));
-        }
-        assert_eq!(quoted(Path::new("a\x1b[31m")), None);
-    }
 
     #[test]
     fn a_name_that_is_taken_is_not_suggested() {

@@ -61,6 +61,7 @@ use crate::disk::{Disk, Format, Reader};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::extension;
 use crate::image::Qcow2;
+use crate::name::shown;
 use crate::storage::Storage;
 use crate::units::ClusterBits;
 use crate::work::Work;
@@ -94,7 +95,7 @@ pub struct Named<T> {
 
 impl<T> Named<T> {
     fn said(&self) -> impl Fn(Error) -> Error + use<T> {
-        let name = self.path.display().to_string();
+        let name = shown(&self.path);
         move |e| e.prefixed(&format!("'{name}'"))
     }
 }

@@ -13,6 +13,7 @@ use super::lock::{LockMode, lock};
 use super::open::{FileId, open_locked};
 use super::{FileStorage, Storage, drop_cache};
 use crate::error::{Error, ErrorKind, Result};
+use crate::name::shown;
 
 /// A new file beside its final name, without a name of its own where the file system can (`O_TMPFILE`): whatever ends the
 /// process, nothing is left behind. [`AtomicFile::commit`] gives it the name.
@@ -53,7 +54,7 @@ impl AtomicFile {
                 let kind = if metadata.file_type().is_block_device() { "a block device" } else { "not a regular file" };
                 return Err(Error::unsupported(format!(
                     "Could not create '{}': it is {kind}; write to a regular file and copy it there",
-                    path.display()
+                    shown(path)
                 )));
             }
         };
@@ -105,8 +106,7 @@ impl AtomicFile {
             let ours = FileId::of(&old.metadata().map_err(said)?);
             let named = fs::metadata(&self.target).map(|metadata| FileId::of(&metadata));
             if !named.is_ok_and(|named| named == ours) {
-                let message =
-                    format!("'{}' was replaced or removed meanwhile by another program", self.target.display());
+                let message = format!("'{}' was replaced or removed meanwhile by another program", shown(&self.target));
                 return Err(Error::new(ErrorKind::Locked, message));
             }
         }
@@ -125,7 +125,7 @@ impl AtomicFile {
         }
         if durable && let Some(directory) = self.opened_directory {
             directory.sync_all().map_err(|e| {
-                Error::io(format_args!("'{}' is complete, but could not sync its directory", self.target.display()), e)
+                Error::io(format_args!("'{}' is complete, but could not sync its directory", shown(&self.target)), e)
             })?;
         }
         self.storage.allocated().map_err(said)
@@ -133,7 +133,7 @@ impl AtomicFile {
 }
 
 fn creating(path: &Path, source: io::Error) -> Error {
-    Error::io(format_args!("Could not create '{}'", path.display()), source)
+    Error::io(format_args!("Could not create '{}'", shown(path)), source)
 }
 
 /// The path behind symbolic links, also where the last one points to nothing yet.

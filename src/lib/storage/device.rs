@@ -19,6 +19,7 @@ use nix::sys::stat::{major, minor};
 use super::lock::{LockMode, lock};
 use super::{FileStorage, Storage, drop_cache, no_such_call};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::name::shown;
 
 /// What is written last, in bytes.
 const HEAD: usize = 512;
@@ -81,7 +82,7 @@ impl Device {
         if length <= self.size {
             return Ok(());
         }
-        let (path, size) = (self.path.display(), self.size);
+        let (path, size) = (shown(&self.path), self.size);
         let message =
             format!("'{path}' is too small: it has {size} bytes, and {length} are needed; nothing was written");
         Err(Error::new(ErrorKind::Limit, message))
@@ -123,7 +124,7 @@ impl Device {
     }
 
     fn writing(&self, source: io::Error) -> Error {
-        Error::io(format_args!("Could not write '{}'", self.path.display()), source)
+        Error::io(format_args!("Could not write '{}'", shown(&self.path)), source)
     }
 
     /// Runs `job` on the part of the first sector that begins at `offset` and has at most `len` bytes; returns how many it has.

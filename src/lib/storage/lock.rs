@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::name::shown;
 
 const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
@@ -91,7 +92,7 @@ pub(crate) fn lock(file: &File, path: &Path, mode: LockMode) -> Result<()> {
 }
 
 fn locked(path: &Path, message: &str) -> Error {
-    let hint = format!("Is another process using the image [{}]?", path.display());
+    let hint = format!("Is another process using the image [{}]?", shown(path));
     Error::new(ErrorKind::Locked, format!("{message}\n{hint}"))
 }
 
@@ -128,6 +129,9 @@ mod tests {
         let _writer = open(LockMode::Write).unwrap();
         let error = open(LockMode::Read).unwrap_err();
         assert!(error.to_string().starts_with("Failed to get shared \"write\" lock"));
+        let file = File::open(&path).unwrap();
+        let error = lock(&file, Path::new("a\nb\x1b"), LockMode::Read).unwrap_err();
+        assert!(error.to_string().ends_with("\nIs another process using the image [a\\nb\\u{1b}]?"));
         assert!(open(LockMode::ReadShared).is_ok());
     }
 }

@@ -153,6 +153,11 @@ impl FileStorage {
         &self.file
     }
 
+    /// Takes what was read of the file out of the host's page cache, as far as the system follows the advice.
+    pub fn drop_cache(&self) {
+        drop_cache(&self.file);
+    }
+
     fn data(&self) -> MutexGuard<'_, Range<u64>> {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }

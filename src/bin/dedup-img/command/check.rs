@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use dedup_img::check::finding::Finding;
 use dedup_img::check::{CheckOptions, Repair, Repaired, Report, check, repair};
 use dedup_img::disk::{Format, open_image};
+use dedup_img::name::shown;
 use dedup_img::storage::LockMode;
 use dedup_img::work::DEFAULT_MEMORY;
 use dedup_img::{Error, ErrorKind};
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let Some(file) = &args.file else {
         return Err(Failure::Usage { command: "check", message: "Expecting one image file name".to_owned() });
     };
-    let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", file.display()));
+    let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(file)));
     let format = args.format.as_deref().map(str::parse).transpose().map_err(opening)?;
     let mode = match (args.repair, args.force_share) {
         (Some(_), true) => {
@@ -35,10 +36,21 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
         (None, true) => LockMode::ReadShared,
         (None, false) => LockMode::Read,
     };
-    let (storage, format) = open_image(file, format, mode)?;
+    let uncached = args.qemu.uncached()?;
+    let (storage, format) = match open_image(file, format, mode) {
+        Err(error) if error.kind() == ErrorKind::Format => {
+            view::failure(&format_args!("{error}, or check it with qemu-img"));
+            return Ok(Exit::NotCheckable);
+        }
+        opened => opened?,
+    };
     if format != Format::Qcow2 {
-        view::failure(&"This image format does not support checks");
+        let reason = "This image format does not support checks: a raw image has no metadata";
+        view::failure(&format_args!("'{}': {reason}", shown(file)));
         return Ok(Exit::NotCheckable);
+    }
+    if uncached {
+        storage.drop_cache();
     }
 
     let options = CheckOptions { data: args.data };
@@ -62,9 +74,12 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
         let _ = lines.flush();
         result
     });
+    if uncached {
+        storage.drop_cache();
+    }
     let repaired = match result? {
         Err(error) if args.repair.is_some() && error.kind() == ErrorKind::Corrupt => {
-            view::failure(&format_args!("'{}': {error}", file.display()));
+            view::failure(&format_args!("'{}': {error}", shown(file)));
             return Ok(Exit::Corruption);
         }
         Err(error) => return Err(opening(error)),

@@ -11,6 +11,7 @@ use dedup_img::convert::{
 use dedup_img::disk::{Disk, DiskOptions, Format, Unreadable};
 use dedup_img::image::{CompressionLevel, RefcountBits, SnapshotName};
 use dedup_img::inplace::OverwriteReport;
+use dedup_img::name::shown;
 use dedup_img::pool::Pin;
 use dedup_img::units::ClusterBits;
 use dedup_img::work::Work;
@@ -25,16 +26,18 @@ use crate::view::{self, summary};
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     if wants_help(&args.options) {
-        return view::print(&help(For::Convert));
+        return match args.target_format.as_str() {
+            "raw" => view::print("A raw image has no options.\n"),
+            _ => view::print(&help(For::Convert)),
+        };
     }
     let Some((target, sources)) = args.files.split_last().filter(|(_, sources)| !sources.is_empty()) else {
         return Err(Failure::Usage { command: "convert", message: "Must specify image file name".to_owned() });
     };
     refuse_with_snapshots(args, sources)?;
-    let target_format: Format = args
-        .target_format
-        .parse()
-        .map_err(|_| Failure::new(format_args!("Unknown file format '{}' (known: qcow2, raw)", args.target_format)))?;
+    let target_format: Format = args.target_format.parse().map_err(|_| {
+        Failure::new(format_args!("Unknown file format '{}' (known: qcow2, raw)", shown(&args.target_format)))
+    })?;
     let job = Job {
         args,
         sources,
@@ -216,7 +219,7 @@ fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<
     if format == Format::Raw && (!args.options.is_empty() || args.pin.is_some() || args.backing_file.is_some()) {
         return Err(Failure::new(format_args!(
             "{}: a raw image has no options (-o), no backing file (-B) and no pool (--pin)",
-            target.display()
+            shown(target)
         )));
     }
     if args.plain {
@@ -262,7 +265,7 @@ fn refuse_with_plain(args: &ConvertArgs, format: Format) -> Result<(), Failure> 
 }
 
 fn source_format(source: &Path, name: &str) -> Result<Format, Failure> {
-    name.parse().map_err(|e| Failure::new(format_args!("Could not open '{}': {e}", source.display())))
+    name.parse().map_err(|e| Failure::new(format_args!("Could not open '{}': {e}", shown(source))))
 }
 
 fn snapshot_name(text: &str) -> SnapshotName {

@@ -6,6 +6,7 @@ use dedup_img::convert::ClusterSize;
 use dedup_img::create::{CreateOptions, create};
 use dedup_img::disk::BackingRule;
 use dedup_img::image::{CompressionType, RefcountBits};
+use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
 
 use crate::cli::CreateArgs;
@@ -20,6 +21,11 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
         return view::print(&help(For::Create));
     }
     let file = args.file.ok_or_else(|| usage("Expecting image file name"))?;
+    args.qemu.refuse()?;
+    if let Some(format) = args.format.filter(|format| format != "qcow2") {
+        let what = "only qcow2 images are created";
+        return Err(Failure::new(format_args!("{}: -f {}: {what}", shown(&file), shown(&format))));
+    }
     let mut options = ImageOptions::parse(&args.options, For::Create, &file)?;
     options.backing_file = args.backing_file.or(options.backing_file);
     options.backing_format = args.backing_format.or(options.backing_format);
@@ -27,7 +33,7 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
     let traits = options.traits(&file)?;
     if traits.backing.is_some() && options.preallocate_metadata {
         let message = "Backing file and preallocation can only be used at the same time if extended_l2 is on";
-        return Err(Failure::new(format_args!("{}: {message}", file.display())));
+        return Err(Failure::new(format_args!("{}: {message}", shown(file))));
     }
     let size = args.size.as_deref().map(parse_image_size).transpose()?.or(options.size);
     let cluster_bits = match options.cluster_size {
@@ -49,7 +55,8 @@ fn parse_image_size(text: &str) -> Result<u64, Failure> {
     parse_size(text).map_err(|error| match error {
         SizeError::TooLarge => Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807."),
         SizeError::Invalid => Failure::new(format_args!(
-            "Invalid image size specified: '{text}'. Give bytes, or a suffix k, M, G, T, P or E."
+            "Invalid image size specified: '{}'. Give bytes, or a suffix k, M, G, T, P or E.",
+            shown(text)
         )),
     })
 }
@@ -70,11 +77,11 @@ fn formatted(file: &Path, options: &CreateOptions, size: u64) -> String {
         .traits
         .backing
         .as_ref()
-        .map_or(String::new(), |backing| format!(" backing_file={} backing_fmt={}", backing.name, backing.format));
+        .map_or(String::new(), |b| format!(" backing_file={} backing_fmt={}", shown(&b.name), b.format));
     format!(
         "Formatting '{}', fmt=qcow2 cluster_size={} extended_l2=off{preallocation} compression_type={compression} \
          size={size}{backing} lazy_refcounts={} refcount_bits={}\n",
-        file.display(),
+        shown(file),
         options.cluster_bits.bytes(),
         on_off(options.traits.lazy_refcounts),
         options.refcount_bits.bits(),

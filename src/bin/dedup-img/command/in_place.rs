@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dedup_img::disk::{Format, open_image};
+use dedup_img::name::shown;
 use dedup_img::storage::LockMode;
 use dedup_img::storage::Storage;
 use dedup_img::work::Work;
@@ -27,7 +28,7 @@ pub(super) fn run_in_place(
     args: &InPlace<'_>,
     operation: impl FnOnce(&dyn Storage, &Path, &Work<'_>) -> Result<String>,
 ) -> std::result::Result<(), Failure> {
-    let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", args.file.display()));
+    let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(args.file)));
     let format = args.format.map(str::parse::<Format>).transpose().map_err(opening)?;
     let run_on = |work: &Work<'_>| open_and(args, format, |storage, scratch| operation(storage, scratch, work));
     let summary = run::run(args.run, args.memory, run_on)??;
@@ -42,8 +43,8 @@ fn open_and(
     let mode = if args.dry_run { LockMode::Read } else { LockMode::Write };
     let (storage, format) = open_image(args.file, format, mode)?;
     let said = |e: Error| match e.kind() {
-        ErrorKind::Format => e.prefixed(&format!("Could not open '{}'", args.file.display())),
-        _ => e.prefixed(&format!("'{}'", args.file.display())),
+        ErrorKind::Format => e.prefixed(&format!("Could not open '{}'", shown(args.file))),
+        _ => e.prefixed(&format!("'{}'", shown(args.file))),
     };
     if format != Format::Qcow2 {
         let message = format!("a {format} image cannot be worked on in place; use dedup-img convert");

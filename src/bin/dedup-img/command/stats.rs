@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use dedup_img::ErrorKind;
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
 use dedup_img::image::Qcow2;
+use dedup_img::name::shown;
 use dedup_img::stats::{Named, StatsOptions, StatsReport, quick, stats};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
@@ -65,9 +66,7 @@ fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img:
     let scratch = scratch.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let format = |file: &Path| {
         let name = args.format.as_deref();
-        name.map(str::parse::<Format>)
-            .transpose()
-            .map_err(|e| e.prefixed(&format!("Could not open '{}'", file.display())))
+        name.map(str::parse::<Format>).transpose().map_err(|e| e.prefixed(&format!("Could not open '{}'", shown(file))))
     };
     if args.quick {
         let open = |file: &PathBuf| open_quick(file, format(file)?, args.force_share);
@@ -93,13 +92,13 @@ fn open_quick(file: &Path, format: Option<Format>, force_share: bool) -> dedup_i
     match open_image(file, format, mode)? {
         (storage, Format::Qcow2) => {
             let opened = Qcow2::open(Box::new(storage), None);
-            let item = opened.map_err(|e| e.prefixed(&format!("Could not open '{}'", file.display())))?;
+            let item = opened.map_err(|e| e.prefixed(&format!("Could not open '{}'", shown(file))))?;
             Ok(Named { path: file.to_owned(), item })
         }
         (_, Format::Raw) => {
             let message = "--quick answers from the metadata of a QCOW2 image; a raw image has to be read";
             let error = dedup_img::Error::new(ErrorKind::Unsupported, message);
-            Err(error.prefixed(&format!("'{}'", file.display())))
+            Err(error.prefixed(&format!("'{}'", shown(file))))
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use dedup_img::Result;
 use dedup_img::inplace::{DedupReport, Plan};
+use dedup_img::name::shown;
 use serde::Serialize;
 
 use super::summary::{Rows, SCHEMA_VERSION, peak_memory, pretty};
@@ -77,23 +78,22 @@ fn human(file: &Path, report: &DedupReport, dry_run: bool) -> String {
     let clusters = |n| count(n, "cluster");
     let mut rows = Rows::new();
     let mut add = |label: &str, n: u64, remark: &str| {
-        let remark = if remark.is_empty() { clusters(n) } else { format!("{}, {remark}", clusters(n)) };
-        rows.add(label, size(n), &remark);
+        rows.add(label, size(n), &format!("{}{remark}", clusters(n)));
     };
-    add("data", report.scanned_clusters, "that the disk or a snapshot uses");
+    add("data", report.scanned_clusters, " that the disk or a snapshot uses");
     add("read", report.read_clusters, "");
-    add("zeros", report.zero_clusters, "which need not be stored");
-    add("duplicates", report.duplicate_clusters, "each has another one's content");
-    add("newly shared", report.newly_shared_clusters, "each can stand for duplicates");
-    add("in the pool", report.pool_members, &format!("{} in use before", grouped(report.already_shared_clusters)));
+    add("zeros", report.zero_clusters, ", not to be stored");
+    add("duplicates", report.duplicate_clusters, " with the content of another");
+    add("newly shared", report.newly_shared_clusters, " taking the place of duplicates");
+    add("in the pool", report.pool_members, &format!(", {} in use before", grouped(report.already_shared_clusters)));
     if report.leaked_clusters > 0 {
-        add("leaked", report.leaked_clusters, "refcount too high");
+        add("leaked", report.leaked_clusters, ", refcount too high");
     }
-    add("freed", report.freed_clusters, if dry_run { "would be given back" } else { "given back" });
+    add("freed", report.freed_clusters, if dry_run { ", would be given back" } else { ", given back" });
     if dry_run {
-        rows.add("on disk", bytes(report.allocated_before_bytes), &format!("{}; nothing was written", file.display()));
+        rows.add("on disk", bytes(report.allocated_before_bytes), &format!("{}; nothing was written", shown(file)));
     } else if report.allocated_before_bytes > 0 {
-        let before = format!("{} before; {}", bytes(report.allocated_before_bytes), file.display());
+        let before = format!("{} before; {}", bytes(report.allocated_before_bytes), shown(file));
         rows.add("on disk", bytes(report.allocated_after_bytes), &before);
     }
     if !dry_run {

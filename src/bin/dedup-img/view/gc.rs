@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dedup_img::inplace::{GcOptions, GcReport};
+use dedup_img::name::shown;
 use serde::Serialize;
 
 use super::summary::{Rows, SCHEMA_VERSION, peak_memory, pretty};
@@ -33,30 +34,35 @@ pub(crate) fn summary(file: &Path, report: &GcReport, options: GcOptions, dry_ru
     let mut rows = Rows::new();
     let mut add = |label: &str, n: u64, noun: &str, remark: &str| {
         let size = bytes(n * report.cluster_size_bytes);
-        rows.add(label, size, &format!("{}, {remark}", count(n, noun)));
+        rows.add(label, size, &format!("{}{remark}", count(n, noun)));
     };
-    add("leaked", report.leaked_clusters, "cluster", "refcount too high");
-    add("garbage", report.garbage_members, "pool member", "nothing else used them");
-    add("un-pooled", report.unpooled_members, "pool member", "with one user left");
-    add("freed", report.freed_clusters, "cluster", "the pool's own not counted");
+    add("leaked", report.leaked_clusters, "cluster", ", refcount too high");
+    add("garbage", report.garbage_members, "pool member", " that nothing else used");
+    add("un-pooled", report.unpooled_members, "pool member", " with one user left");
+    add("freed", report.freed_clusters, "cluster", ", the pool's own not counted");
     if options.compact {
-        add("moved", report.moved_clusters, "cluster", "into holes");
+        add("moved", report.moved_clusters, "cluster", ", into holes");
     }
     let members = match (report.pool_dropped, report.directory_rebuilt) {
         (true, _) => "the pool is removed",
         (_, true) => "its directory was lost and is made anew",
-        _ => "of the pool that stay",
+        _ => "kept in the pool",
     };
     rows.add("members", grouped(report.pool_members), members);
-    let before = format!("{} before; {}", bytes(report.file_length_before_bytes), file.display());
+    let before = format!("{} before; {}", bytes(report.file_length_before_bytes), shown(file));
     rows.add("file length", bytes(report.file_length_after_bytes), &before);
-    if dry_run {
+    // A block device does not say what it occupies.
+    let is_device = report.allocated_before_bytes == 0;
+    if dry_run && !is_device {
         rows.add("on disk", bytes(report.allocated_before_bytes), "nothing was written");
-    } else {
+    } else if !is_device {
         let before = format!("{} before", bytes(report.allocated_before_bytes));
         rows.add("on disk", bytes(report.allocated_after_bytes), &before);
     }
     let mut text = rows.finish(report.seconds);
+    if dry_run && is_device {
+        text += "\nNothing was written.\n";
+    }
     if !report.changed {
         text += "\nThere was nothing to do.\n";
     }

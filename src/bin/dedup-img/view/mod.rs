@@ -8,11 +8,13 @@ pub(crate) mod stats;
 pub(crate) mod summary;
 mod units;
 
+use std::error::Error as _;
 use std::fmt::Display;
 use std::io::{self, Write};
 
 use clap::CommandFactory;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use dedup_img::name::shown;
 
 use crate::cli::Cli;
 use crate::exit::Exit;
@@ -29,11 +31,6 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-/// A name from a stranger, without what a terminal would obey.
-fn shown(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Says why the program fails.
@@ -55,21 +52,51 @@ pub(crate) fn usage(error: &clap::Error) -> Exit {
             Ok(()) => Exit::Done,
             Err(e) => failure(&e),
         },
-        kind => {
+        _ => {
             let typed = std::env::args_os().nth(1).unwrap_or_default();
             let commands = Cli::command();
             let command = commands.get_subcommands().map(clap::Command::get_name).find(|&name| typed == name);
-            let text = error.render().to_string();
-            let message = match kind {
-                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-                    "Not enough arguments".to_owned()
-                }
-                ErrorKind::InvalidSubcommand => format!("Command not found: {}{}", typed.display(), tip(&text)),
-                ErrorKind::MissingRequiredArgument => "Not enough arguments".to_owned(),
-                _ => format!("{}{}", first_sentence(&text), tip(&text)),
-            };
-            failure(&format_args!("{message}\n{}", hint(command)))
+            failure(&format_args!("{}\n{}", misuse(error), hint(command)))
         }
+    }
+}
+
+/// What is wrong with a command line, in a line.
+fn misuse(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => shown(word),
+        _ => String::new(),
+    };
+    let (option, value) = (word(ContextKind::InvalidArg), word(ContextKind::InvalidValue));
+    match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        | ErrorKind::MissingSubcommand
+        | ErrorKind::MissingRequiredArgument => "Not enough arguments".to_owned(),
+        ErrorKind::InvalidSubcommand => {
+            format!("Command not found: {}{}", word(ContextKind::InvalidSubcommand), tip(&text))
+        }
+        ErrorKind::UnknownArgument if option.starts_with('-') => match word(ContextKind::SuggestedArg).as_str() {
+            "" => format!("unknown option '{option}'"),
+            near => format!("unknown option '{option}' (a similar one exists: '{near}')"),
+        },
+        ErrorKind::UnknownArgument => format!("unexpected argument '{option}'"),
+        ErrorKind::ValueValidation => {
+            let option = option.split(' ').next().unwrap_or_default();
+            let due = error.source().map(ToString::to_string).unwrap_or_default();
+            format!("{option} {due}, not '{value}'")
+        }
+        ErrorKind::InvalidValue => {
+            let name = option.split(' ').next().unwrap_or_default().trim_matches(['<', '>']);
+            match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(known)) if !known.is_empty() => {
+                    format!("{name} expects {}, not '{value}'", known.join(" or "))
+                }
+                _ if option.starts_with('-') => format!("{name} expects a value"),
+                _ => "A file name is empty".to_owned(),
+            }
+        }
+        _ => shown(format!("{}{}", first_sentence(&text), tip(&text))),
     }
 }
 
@@ -81,8 +108,6 @@ fn first_sentence(text: &str) -> &str {
 
 /// What clap suggests for a typo.
 fn tip(text: &str) -> String {
-    let lines = || text.lines().map(str::trim);
-    let tip = lines().find_map(|line| line.strip_prefix("tip: ").map(|tip| format!(" ({tip})")));
-    tip.or_else(|| lines().find(|line| line.starts_with("[possible values:")).map(|values| format!(" {values}")))
-        .unwrap_or_default()
+    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    tip.map(|tip| format!(" ({tip})")).unwrap_or_default()
 }

@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use dedup_img::convert::{ConvertReport, RawReport};
 use dedup_img::disk::{Format, Unreadable};
 use dedup_img::inplace::OverwriteReport;
+use dedup_img::name::shown;
 use serde::Serialize;
 
 use super::units::{bytes, count};
@@ -40,7 +41,7 @@ impl Context<'_> {
 /// A part of a source that could not be read, in the words of qemu-img and with how much it is.
 pub(crate) fn unreadable(part: &Unreadable) -> String {
     // Where a table or a compressed cluster is damaged the reason names the file.
-    let file = if part.reason.starts_with('\'') { String::new() } else { format!("'{}': ", part.path.display()) };
+    let file = if part.reason.starts_with('\'') { String::new() } else { format!("'{}': ", shown(&part.path)) };
     let (start, length) = (part.range.start, part.range.end - part.range.start);
     format!("error while reading offset {start}: {} ({file}{length} bytes, zeros in the target)", part.reason)
 }
@@ -92,7 +93,7 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
         rows.add(
             "shared",
             size(report.shared_clusters),
-            &format!("{}, each with two or more users", clusters(report.shared_clusters)),
+            &format!("{} with two or more users", clusters(report.shared_clusters)),
         );
     }
     if report.compressed_clusters > 0 {
@@ -102,7 +103,7 @@ pub(crate) fn convert(context: &Context<'_>, report: &ConvertReport, output: Out
     if !report.plain {
         rows.add("saved", bytes(report.saved_bytes), &format!("{:.1} % of the data", report.saved_percent));
     }
-    rows.add("file", bytes(report.file_length_bytes), &context.target.display().to_string());
+    rows.add("file", bytes(report.file_length_bytes), &shown(context.target));
     rows.add("cluster size", bytes(report.cluster_size_bytes), reason(report));
     let hint = report.l2_cache_size_bytes.map_or(String::new(), |size| {
         let size = size.div_ceil(1 << 20);
@@ -137,7 +138,7 @@ pub(crate) fn into(context: &Context<'_>, report: &OverwriteReport, output: Outp
         true => String::new(),
         false => format!(", {} before", bytes(report.file_length_before_bytes)),
     };
-    rows.add("file", bytes(report.file_length_after_bytes), &format!("{}{before}", context.target.display()));
+    rows.add("file", bytes(report.file_length_after_bytes), &format!("{}{before}", shown(context.target)));
     if report.upgraded {
         rows.add("version", "3".to_owned(), "2 before");
     }
@@ -154,7 +155,7 @@ pub(crate) fn raw(context: &Context<'_>, report: &RawReport, output: OutputArg) 
     rows.add("read", bytes(report.read_bytes), "the rest is known to be zeros");
     context.add_unreadable(&mut rows);
     rows.add("written", bytes(report.written_bytes), "the rest is zeros");
-    rows.add("file", bytes(report.allocated_bytes), &context.target.display().to_string());
+    rows.add("file", bytes(report.allocated_bytes), &shown(context.target));
     rows.finish(report.seconds)
 }
 

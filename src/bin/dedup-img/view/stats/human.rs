@@ -1,12 +1,12 @@
 //! Statistics for people: tables of at most 80 columns.
 
+use dedup_img::name::shown;
 use dedup_img::stats::{
     Action, Advice, Content, CurvePoint, Forecast, ImageStats, Occurrences, Qcow2Stats, Repeated, StatsReport, hex,
 };
 
 use super::map;
 use super::table::Figures;
-use crate::view::shown;
 use crate::view::summary::{Rows, peak_memory};
 use crate::view::units::{bytes, count, grouped};
 
@@ -159,12 +159,12 @@ fn file(qcow2: &Qcow2Stats) -> String {
         Some(Forecast::Refused { .. }) => rows.add("dedup frees", "-".to_owned(), "refused, see below"),
         Some(Forecast::Done(done)) => {
             let remark =
-                format!("{} duplicates, {} of zeros", grouped(done.duplicate_clusters), grouped(done.zero_clusters));
+                format!("{}, {} of zeros", count(done.duplicate_clusters, "duplicate"), grouped(done.zero_clusters));
             rows.add("dedup frees", bytes(done.freed_bytes), &remark);
             rows.add(
                 "dedup leaves",
                 bytes(done.file_allocated_after_bytes),
-                &format!("on the disk, with {} pool members", grouped(done.pool_members)),
+                &format!("on the disk, with {}", count(done.pool_members, "pool member")),
             );
         }
     }
@@ -172,7 +172,8 @@ fn file(qcow2: &Qcow2Stats) -> String {
         None => rows.add("pool", "none".to_owned(), ""),
         Some(pool) => {
             let (garbage, single) = (grouped(pool.garbage_members), grouped(pool.single_user_members));
-            let remark = format!("members; {garbage} garbage, {single} with one user");
+            let noun = if pool.members == 1 { "member" } else { "members" };
+            let remark = format!("{noun}; {garbage} garbage, {single} with one user");
             rows.add("pool", grouped(pool.members), &remark);
             if !pool.directory_valid {
                 rows.add("directory", "lost".to_owned(), "dedup and gc make a new one");
@@ -417,5 +418,5 @@ fn recommended(advice: &Advice) -> String {
     let what = if advice.action == Action::Dedup { "dedup" } else { "convert" };
     let command = advice.command.as_ref().map_or(String::new(), |command| format!("\n  {command}\n"));
     let (now, then) = (bytes(now), bytes(then));
-    format!("\nRecommended: {what}, {then} instead of {now}, {left:.0} %\n({})\n{command}", advice.reason)
+    format!("\nRecommended: {what}, {then} instead of {now}, {left:.0} % of it\n({})\n{command}", advice.reason)
 }

@@ -6,10 +6,10 @@ mod table;
 
 use std::fmt;
 
+use dedup_img::name::shown;
 use dedup_img::stats::StatsReport;
 use serde::Serialize;
 
-use super::shown;
 use super::summary::{SCHEMA_VERSION, peak_memory, pretty};
 use crate::cli::OutputArg;
 
