@@ -112,7 +112,7 @@ fn run(words: &[OsString]) -> (i32, String) {
     (ended.status.code().unwrap_or(-1), said)
 }
 
-/// Length and SHA-256 of the first MiB, which is the whole of most images, and all metadata of the others but one.
+/// Length and SHA-256 of the first MiB, which is the whole of most images.
 fn state(path: &Path) -> (u64, Vec<u8>) {
     let mut bytes = Vec::new();
     File::open(path).unwrap().take(M).read_to_end(&mut bytes).unwrap();
