@@ -228,3 +228,15 @@ fn an_image_on_a_device_is_written_into() {
     convert(&["-n", "-f", "raw", "-O", "raw"], &source, &device).ok();
     assert!(fs::read(&*device).unwrap()[..noise.len()] == noise);
 }
+
+/// How much of a device an image occupies nobody can tell, so that gc has no figure for it.
+#[test]
+fn gc_of_an_image_on_a_device_does_not_say_what_it_occupies() {
+    let home = scratch();
+    let device = Loop::used(&home.path().join("device"), 16 * M);
+    qemu::create("qcow2", &device, M, "");
+    let dry_run = dedup_img(args!["gc", "--dry-run", &*device]).ok().stdout;
+    assert!(dry_run.contains("Nothing was written.") && !dry_run.contains("on disk"), "{dry_run}");
+    let done = dedup_img(args!["gc", &*device]).ok().stdout;
+    assert!(done.contains("file length") && !done.contains("on disk"), "{done}");
+}

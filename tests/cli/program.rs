@@ -2,6 +2,7 @@
 
 use super::{dedup_img_in, wrong_usage};
 use crate::args;
+use crate::support::corpus::patch;
 use crate::support::{dedup_img, qemu, scratch};
 use std::ffi::OsString;
 use std::fs;
@@ -115,7 +116,7 @@ fn names_cannot_play_with_the_terminal() {
         if format == NAME {
             let bytes = fs::read(&overlay).unwrap();
             let extension = bytes.windows(4).position(|word| word == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
-            crate::support::corpus::patch(&overlay, extension as u64, &[0; 8]);
+            patch(&overlay, extension as u64, &[0; 8]);
         }
         for words in [
             &["convert", "-f", "qcow2", "overlay", "o"][..],
@@ -127,6 +128,17 @@ fn names_cannot_play_with_the_terminal() {
             refused(words);
         }
     }
+
+    // The name of a snapshot whose L2 table is not where one can be.
+    let image = home.path().join("image");
+    qemu::create("qcow2", &image, 1 << 20, "");
+    qemu::io("qcow2", &image, &["write 0 64k".to_owned()]);
+    qemu::snapshot("-c", NAME, &image).ok();
+    let bytes = fs::read(&image).unwrap();
+    let word = |at: u64| u64::from_be_bytes(*bytes[at as usize..].first_chunk().unwrap());
+    patch(&image, word(word(64)) + 6, &[2]);
+    let checked = run(&["check", "image"]);
+    assert!(checked.code == 2 && checked.stderr.contains(SHOWN) && is_tame(&checked.stderr), "{}", checked.told());
 
     // What is said of work that is done.
     for words in [
