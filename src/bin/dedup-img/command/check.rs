@@ -95,7 +95,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let verdict = verdict(&report);
     if verdict == Exit::Failed {
         let advice = "not all could be checked; see the lines above, and check -r all";
-        view::failure(&format_args!("'{}': Check failed: {advice}", file.display()));
+        view::failure(&format_args!("'{}': Check failed: {advice}", shown(file)));
     }
     Ok(verdict)
 }
