@@ -43,6 +43,7 @@ impl CompressedExtent {
     /// Bits 0 to 61 of the descriptor.
     #[must_use]
     pub fn encode(self, cluster_bits: ClusterBits) -> u64 {
+        debug_assert!(self.has_descriptor(cluster_bits), "{self:?} has no descriptor");
         self.host.0 | self.more_sectors << Self::split(cluster_bits)
     }
 
