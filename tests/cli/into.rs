@@ -56,6 +56,8 @@ fn what_says_how_to_make_an_image_is_refused() {
     }
     let ran = dedup_img(args!["convert", "--target-is-zero", "-f", "raw", &source, &target]);
     wrong_usage(ran, "convert", &["--target-is-zero requires use of -n flag"]);
+    let ran = dedup_img(args!["convert", "--compression-level", "3", "-f", "raw", &source, &target]);
+    wrong_usage(ran, "convert", &["--compression-level requires use of -c flag"]);
     wrong_usage(dedup_img(args!["convert", "-n", &source]), "convert", &["Must specify image file name"]);
     // -o help asks for help, with -n too.
     dedup_img(args!["convert", "-n", "-o", "help"]).ok();

@@ -139,7 +139,6 @@ pub(crate) struct ConvertArgs {
         value_parser = number::<u32>(1, 19),
         allow_negative_numbers = true,
         help_heading = "Target",
-        requires = "compress",
         hide_short_help = true
     )]
     pub(crate) compression_level: Option<u32>,

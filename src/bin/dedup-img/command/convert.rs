@@ -216,6 +216,9 @@ fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<
     if format == Format::Raw && args.compress {
         return Err(Failure::new("Compression not supported for this file format"));
     }
+    if args.compression_level.is_some() && !args.compress {
+        return Err(Failure::new("--compression-level requires use of -c flag"));
+    }
     if format == Format::Raw && (!args.options.is_empty() || args.pin.is_some() || args.backing_file.is_some()) {
         return Err(Failure::new(format_args!(
             "{}: a raw image has no options (-o), no backing file (-B) and no pool (--pin)",
