@@ -147,7 +147,7 @@ fn copy(storage: &dyn Storage, header: &Header, moves: &Moves, work: &Work<'_>) 
         copied.into_iter().collect::<Result<()>>()?;
         work.progress.advance(batch.iter().map(|(_, _, count)| count << bits.bits()).sum());
     }
-    moves.copy_packed(storage, header)
+    moves.copy_packed(storage)
 }
 
 /// Points what refers to things that move at their new places: in the copies of what moves itself, or in what stays.

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::check::Inspection;
 use crate::check::counts::Counts;
 use crate::disk::Inflater;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::compressed::{CompressedExtent, SECTOR};
 use crate::format::header::Header;
 use crate::format::table::{L2Entry, with_offset};
 use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
-use crate::storage::{Storage, write};
+use crate::storage::{Storage, read_padded, write};
 use crate::survey::bits::{Bits, Ranked};
 use crate::survey::tables::L2Tables;
 use crate::survey::units::{Units, order};
@@ -32,6 +32,8 @@ pub(super) struct Moves {
 struct Packed {
     old: CompressedExtent,
     new: CompressedExtent,
+    /// Bytes that it needs: in the old place the rest of its last sector may be another's.
+    len: u64,
     references: u64,
 }
 
@@ -76,11 +78,13 @@ impl Moves {
     }
 
     /// Copies the compressed data.
-    pub(super) fn copy_packed(&self, storage: &dyn Storage, header: &Header) -> Result<()> {
-        let mut inflater = Inflater::default();
+    pub(super) fn copy_packed(&self, storage: &dyn Storage) -> Result<()> {
+        let mut buffer = Vec::new();
         for packed in &self.packed {
-            inflater.cluster(storage, header, 0, packed.old)?;
-            write(storage, inflater.compressed(), packed.new.host.0)?;
+            let at = packed.old.host.0;
+            buffer.resize(usize::try_from(packed.len).unwrap_or(usize::MAX), 0);
+            read_padded(storage, &mut buffer, at).at(format_args!("Could not read at {at:#x}"))?;
+            write(storage, &buffer, packed.new.host.0)?;
         }
         Ok(())
     }
@@ -321,7 +325,7 @@ fn pack(
         }
         let Some(new) = new.filter(|_| packed.len() < most) else { break };
         gap.fill(new, len, *references);
-        packed.push(Packed { old: *old, new, references: *references });
+        packed.push(Packed { old: *old, new, len, references: *references });
     }
     Ok(packed)
 }
