@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::panic::Location;
 use std::path::Path;
 
 use crate::name::shown;
@@ -29,6 +30,8 @@ pub enum ErrorKind {
     Changed,
     /// The caller asked to stop.
     Cancelled,
+    /// The library contradicts itself: what cannot happen has happened. Nothing was written after it.
+    Internal,
 }
 
 /// A failure: what happened, and to what. [`fmt::Display`] gives one sentence in lower case, without a full stop.
@@ -58,6 +61,20 @@ impl Error {
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// What cannot happen has happened: `what` is wrong, at the place in the source that calls this. It is never turned into a default
+    /// value, an empty result or an entry left out (I11).
+    #[track_caller]
+    #[must_use]
+    pub(crate) fn internal(what: impl fmt::Display) -> Self {
+        let place = Location::caller();
+        Self::new(
+            ErrorKind::Internal,
+            format!(
+                "internal error at {place}: {what}\nThis is a bug in dedup-img; nothing was written after it. Please report it with this line."
+            ),
+        )
     }
 
     /// An operating system error, worded as QEMU words it (`what: No such file or directory`).
@@ -130,6 +147,22 @@ pub(crate) fn io_reason(error: &dyn fmt::Display) -> String {
     }
 }
 
+/// Says that something which must be there is not: a bug of the library, see [`Error::internal`].
+pub(crate) trait OrInternal<T> {
+    /// The value, or an internal error that names the caller's place and `what` is wrong.
+    fn or_internal(self, what: &str) -> Result<T>;
+}
+
+impl<T> OrInternal<T> for Option<T> {
+    #[track_caller]
+    fn or_internal(self, what: &str) -> Result<T> {
+        match self {
+            Some(value) => Ok(value),
+            None => Err(Error::internal(what)),
+        }
+    }
+}
+
 /// Adds "what was being done" to an [`io::Result`].
 pub(crate) trait IoContext<T> {
     fn at(self, what: impl fmt::Display) -> Result<T>;
@@ -150,5 +183,14 @@ mod tests {
         let error = Error::io("x", io::Error::from_raw_os_error(2)).opening(Path::new("a"));
         assert_eq!(error.to_string(), "Could not open 'a': x: No such file or directory");
         assert_eq!(error.kind(), ErrorKind::Io);
+    }
+
+    #[test]
+    fn an_internal_error_says_where_and_that_it_is_a_bug() {
+        let (error, line) = (None::<u8>.or_internal("no table").unwrap_err(), line!());
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("internal error at {}:{line}:", file!())), "{text}");
+        assert!(text.contains(": no table\nThis is a bug in dedup-img;"), "{text}");
+        assert_eq!(error.kind(), ErrorKind::Internal);
     }
 }

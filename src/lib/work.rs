@@ -11,6 +11,7 @@ use crate::cancel::Cancel;
 use crate::dedup::sequence::Spill;
 use crate::error::{Error, Result, io_reason};
 use crate::progress::Progress;
+use crate::units::to_usize;
 
 /// Memory for tables where the user does not say: enough for 64 GiB of data at 4 KiB before anything is spilled.
 pub const DEFAULT_MEMORY: u64 = 1 << 30;
@@ -75,7 +76,7 @@ impl<'a> Work<'a> {
     /// the memory where that is scarce.
     pub(crate) fn held(&self, bytes: u64) -> usize {
         let threads = self.threads.current_num_threads();
-        let fits = usize::try_from(self.memory / 16 / bytes.max(1)).unwrap_or(usize::MAX);
+        let fits = to_usize(self.memory / 16 / bytes.max(1));
         fits.clamp(threads.div_ceil(2), threads * 3)
     }
 

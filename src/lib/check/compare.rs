@@ -12,7 +12,7 @@ use super::tables::Tables;
 use crate::error::Result;
 use crate::format::table::{is_copied, l1_target};
 use crate::image::refcounts::{Block, Refcounts};
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::{GuestOffset, HostOffset, to_usize};
 
 /// Clusters whose refcounts one thread compares at once, and all of them: bounds what is found at once.
 const SHARE: u64 = 1 << 15;
@@ -50,7 +50,7 @@ impl Checker<'_> {
         // Both are powers of two: a share lies in one refcount block.
         let share = SHARE.min(refcounts.per_block());
         let mut highest = 0;
-        for first in (0..clusters).step_by(usize::try_from(BATCH).unwrap_or(1)) {
+        for first in (0..clusters).step_by(to_usize(BATCH)) {
             self.work.cancel.check()?;
             let counts = &self.counts;
             let shares = first.div_ceil(share)..clusters.min(first + BATCH).div_ceil(share);
@@ -109,7 +109,7 @@ fn compare_share(
     let block = refcounts.block(clusters.start / refcounts.per_block());
     let mut compared = Compared::default();
     let mut is_read = false;
-    for first in clusters.clone().step_by(usize::try_from(SIDE_BY_SIDE).unwrap_or(1)) {
+    for first in clusters.clone().step_by(to_usize(SIDE_BY_SIDE)) {
         let share = first..clusters.end.min(first + SIDE_BY_SIDE);
         if let Some(common) = states.common(first)
             && counts.common(first) == Some(common)

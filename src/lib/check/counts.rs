@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, to_usize};
 
 /// The largest count that lies in the small table; larger ones are rare.
 const SMALL: u8 = u8::MAX;
@@ -46,7 +46,7 @@ pub(super) fn by_word(numbers: Range<u64>, per_word: u64) -> impl Iterator<Item 
 
 /// The word of a number and how far its byte is shifted in it.
 fn place(number: u64) -> (usize, u64) {
-    (usize::try_from(number / PER_WORD).unwrap_or(usize::MAX), number % PER_WORD * 8)
+    (to_usize(number / PER_WORD), number % PER_WORD * 8)
 }
 
 /// The byte of a count.
@@ -64,7 +64,7 @@ impl Tally {
 
     fn grow(&mut self, limit: u64) {
         self.limit = limit;
-        self.small.resize_with(usize::try_from(limit.div_ceil(PER_WORD)).unwrap_or(usize::MAX), AtomicU64::default);
+        self.small.resize_with(to_usize(limit.div_ceil(PER_WORD)), AtomicU64::default);
     }
 
     /// Counts `number` so many times; returns how many do not fit.
@@ -261,7 +261,7 @@ impl Counts {
 
 /// The words of a set of so many numbers.
 fn words_for(numbers: u64) -> usize {
-    usize::try_from(numbers.div_ceil(64)).unwrap_or(usize::MAX)
+    to_usize(numbers.div_ceil(64))
 }
 
 fn word(set: &[AtomicU64], cluster: u64) -> Option<&AtomicU64> {

@@ -11,7 +11,7 @@ use crate::format::table::{L2Entry, is_copied, l1_target, with_copied};
 use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
 use crate::storage::{Storage, flush, read_padded, write};
-use crate::units::HostOffset;
+use crate::units::{HostOffset, to_usize};
 
 /// The refcounts that clusters should have.
 struct Expected<'a> {
@@ -175,7 +175,7 @@ impl<'a> Mender<'a> {
             write(self.storage, &block, offset)?;
             words.extend_from_slice(&offset.to_be_bytes());
         }
-        words.resize(usize::try_from(table * bits.bytes()).unwrap_or(0), 0);
+        words.resize(to_usize(table * bits.bytes()), 0);
         write(self.storage, &words, start << bits.bits())?;
         flush(self.storage)?;
         let header = Header {

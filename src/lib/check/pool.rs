@@ -19,7 +19,7 @@ use crate::format::u64_at;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, RECORD_LENGTH, Record};
 use crate::pool::{self, NAME};
 use crate::storage::{Storage, flush, read_padded, write};
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::{GuestOffset, HostOffset, to_usize};
 
 /// Members that are read and compared at once.
 const BATCH: usize = 4096;
@@ -176,7 +176,7 @@ impl Checker<'_> {
     /// members are distinct, and so are the clusters of its directory.
     fn pool_entries(&self, pool: &Snapshot) -> Result<Option<Vec<(u64, u64)>>> {
         let bits = self.header.cluster_bits;
-        let mut l1 = vec![0; usize::try_from((u64::from(pool.l1_entries) * 8).min(self.file_len)).unwrap_or(0)];
+        let mut l1 = vec![0; to_usize((u64::from(pool.l1_entries) * 8).min(self.file_len))];
         let read = |buffer: &mut Vec<u8>, offset: u64| {
             read_padded(self.storage, buffer, offset).map_err(|e| Error::io("Could not read the pool's tables", e))
         };
@@ -327,7 +327,7 @@ impl Checker<'_> {
             self.counts.is_data(cluster) && !self.counts.is_packed(cluster) && self.counts.get(cluster) > 1
         };
         let clusters = self.counts.clusters();
-        let groups = (0..clusters).step_by(usize::try_from(SIDE_BY_SIDE).unwrap_or(1));
+        let groups = (0..clusters).step_by(to_usize(SIDE_BY_SIDE));
         let groups = groups.filter(|&first| self.counts.common(first).is_none());
         let unpooled = groups
             .flat_map(|first| first..clusters.min(first + SIDE_BY_SIDE))

@@ -5,6 +5,7 @@ use super::finding::{Kind, Severity, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::storage::read_padded;
+use crate::units::to_usize;
 
 /// Room for one entry: fixed part, extra data, id and name at their longest.
 const ENTRY: u64 = 40 + 1024 + 2 * 65536;
@@ -15,7 +16,7 @@ impl Checker<'_> {
         let start = self.header.snapshots_offset.0;
         let mut snapshots = Vec::new();
         let mut at = 0;
-        let mut bytes = vec![0; usize::try_from(ENTRY).unwrap_or(usize::MAX)];
+        let mut bytes = vec![0; to_usize(ENTRY)];
         for index in 0..self.header.snapshots as usize {
             read_padded(self.storage, &mut bytes, start.saturating_add(at))
                 .map_err(|e| Error::io("Could not read the snapshot table", e))?;

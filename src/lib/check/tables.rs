@@ -12,7 +12,7 @@ use crate::format::table::{l1_reserved, l1_target};
 use crate::name::shown;
 use crate::pool;
 use crate::storage::read_padded;
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::{GuestOffset, HostOffset, to_usize};
 
 /// Characters that are shown of a snapshot's id or name; QEMU keeps 255 of a name.
 const MAX_SHOWN: usize = 255;
@@ -74,7 +74,7 @@ impl Checker<'_> {
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
         self.claim(offset.0, bytes, Use::L1(name.clone()), None);
-        let mut table = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        let mut table = vec![0; to_usize(bytes)];
         read_padded(self.storage, &mut table, offset.0)
             .map_err(|e| Error::io(format_args!("Could not read the L1 table at {offset:#x}"), e))?;
         let words: Vec<u64> = table.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect();

@@ -15,7 +15,7 @@ use crate::format::header::{Header, incompatible};
 use crate::format::table::{L2Entry, Subclusters, is_copied, l2_reserved};
 use crate::format::u64_at;
 use crate::storage::Storage;
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::{GuestOffset, HostOffset, to_usize};
 
 /// L2 tables that are read at once, as bytes: bounds the memory of a batch.
 const BATCH: u64 = 4 << 20;
@@ -104,7 +104,7 @@ impl Checker<'_> {
     /// Counts what all L2 tables refer to.
     pub(super) fn walk(&mut self, tables: &Tables, states: &States) -> Result<Allocation> {
         let mut groups = tables.references.chunk_by(|a, b| a.table == b.table);
-        let per_batch = usize::try_from(BATCH / self.header.cluster_bits.bytes()).unwrap_or(1).max(8);
+        let per_batch = to_usize(BATCH / self.header.cluster_bits.bytes()).max(8);
         let mut all = Walked::default();
         loop {
             let batch: Vec<&[L2Reference]> = groups.by_ref().take(per_batch).collect();

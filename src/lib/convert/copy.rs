@@ -12,7 +12,7 @@ use crate::image::layout::Layout;
 use crate::image::writer::{NewImage, Traits};
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, to_usize};
 use crate::work::Work;
 
 /// Writes the image that `plan` describes to `storage`, which is empty.
@@ -27,7 +27,7 @@ pub(super) fn write(
 ) -> Result<()> {
     let bits = layout.parts.cluster_bits;
     let per_task = (TASK >> bits.bits()).max(1);
-    let buffers = BufferPool::new(usize::try_from(per_task * bits.bytes()).unwrap_or(usize::MAX));
+    let buffers = BufferPool::new(to_usize(per_task * bits.bytes()));
     let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
     let mut tasks = Tasks::new(per_task);
     let run = |tasks: &mut Vec<Task>, image: &mut NewImage<'_>| -> Result<()> {
@@ -67,7 +67,7 @@ fn copy(
     work: &Work<'_>,
 ) -> Result<Vec<Sha>> {
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
-    let len = usize::try_from(task.count * bits.bytes()).unwrap_or(usize::MAX);
+    let len = to_usize(task.count * bits.bytes());
     let Some(content) = buffer.get_mut(..len) else { return Ok(Vec::new()) };
     task.read(&mut Reader::sequential(disk), bits, content)?;
     let offset = layout.stored(task.first).offset(bits).0;
@@ -75,7 +75,7 @@ fn copy(
     work.progress.advance(task.count * bits.bytes());
     let clusters = content.chunks_exact(bits.len());
     let names = task.members.iter().map(|member| {
-        let at = usize::try_from(member.at).unwrap_or(usize::MAX);
+        let at = to_usize(member.at);
         clusters.clone().nth(at).map(sha256).unwrap_or_default()
     });
     Ok(names.collect())

@@ -22,7 +22,7 @@ use crate::image::writer::{NewImage, Traits};
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::region::RegionWriter;
-use crate::units::{ClusterBits, GuestCluster, HostOffset};
+use crate::units::{ClusterBits, GuestCluster, HostOffset, to_usize};
 use crate::work::Work;
 
 /// Bytes of clusters that did not become smaller, which wait until it pays to leave the rest of a cluster unused for them.
@@ -62,7 +62,7 @@ pub(super) fn write(
         None => parts.refcount_bits.max(),
     };
     let per_task = (TASK >> bits.bits()).max(1);
-    let buffers = BufferPool::new(usize::try_from(per_task * bits.bytes()).unwrap_or(usize::MAX));
+    let buffers = BufferPool::new(to_usize(per_task * bits.bytes()));
     let mut packer = Packer::new(storage, bits, limit, plan.stored, spill)?;
     let mut tasks = Tasks::new(per_task);
     let run = |tasks: &mut Vec<Task>, packer: &mut Packer<'_>| -> Result<()> {
@@ -103,7 +103,7 @@ fn pack(
     work: &Work<'_>,
 ) -> Result<Done> {
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
-    let len = usize::try_from(task.count * bits.bytes()).unwrap_or(usize::MAX);
+    let len = to_usize(task.count * bits.bytes());
     let content = buffer.get_mut(..len).unwrap_or_default();
     let mut reader = Reader::sequential(disk);
     let mut compressor = Compressor::new(level)?;

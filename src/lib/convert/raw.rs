@@ -18,6 +18,7 @@ use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::rate::Paced;
 use crate::storage::target::Target;
+use crate::units::{to_usize};
 use crate::work::Work;
 
 /// The grain in which zeros are looked for where file systems have no finer holes anyway.
@@ -98,7 +99,7 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
     }
     work.progress.phase(0, 1, "writing", disk.size());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
-    let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(0));
+    let buffers = BufferPool::new(to_usize(CHUNK));
     let copy = Copy { disk, storage: &storage, options, was_empty: file.is_empty(), buffers };
     let mut chunks = Chunks::new(disk);
     let (mut read_bytes, mut written_bytes, mut position) = (0, 0, 0);
@@ -177,14 +178,14 @@ impl Copy<'_> {
         reader.data_runs(chunk, grain, &mut runs)?;
         let mut copied = Copied::default();
         for run in runs {
-            let len = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
+            let len = to_usize(run.end - run.start);
             let Some(content) = buffer.get_mut(..len) else { break };
             reader.read(run.start, content)?;
             copied.read += len as u64;
             // What goes out in one write.
             let mut open: Option<Range<u64>> = None;
             let mut at = run.start;
-            for piece in content.chunks(usize::try_from(grain).unwrap_or(usize::MAX)) {
+            for piece in content.chunks(to_usize(grain)) {
                 let end = at + piece.len() as u64;
                 if !is_zero(piece) {
                     match &mut open {
@@ -214,7 +215,7 @@ impl Copy<'_> {
                 false => copied.written += self.write_zeros(gap)?,
             }
         }
-        let index = |at: u64| usize::try_from(at - base).unwrap_or(usize::MAX);
+        let index = |at: u64| to_usize(at - base);
         let piece = content.get(index(range.start)..index(range.end)).unwrap_or_default();
         self.put(piece, range.start)?;
         copied.written += piece.len() as u64;
@@ -257,7 +258,7 @@ impl Copy<'_> {
     /// Writes zeros over a range within a chunk.
     fn write_zeros(&self, range: Range<u64>) -> Result<u64> {
         let len = range.end - range.start;
-        self.put(&vec![0; usize::try_from(len).unwrap_or(0)], range.start)?;
+        self.put(&vec![0; to_usize(len)], range.start)?;
         Ok(len)
     }
 

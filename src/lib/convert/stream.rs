@@ -27,7 +27,7 @@ use crate::image::writer::{NewImage, Traits};
 use crate::pool::Pin;
 use crate::storage::buffer::{Buffer, BufferPool};
 use crate::storage::{Storage, write};
-use crate::units::{ClusterBits, HostOffset};
+use crate::units::{ClusterBits, HostOffset, to_usize};
 use crate::work::Work;
 
 /// Bytes that are read or compared at once: small enough to stay in the processor's cache until they are hashed.
@@ -79,8 +79,8 @@ pub(super) fn stream(
         pin,
         storage,
         data: Layout::new(parts)?.data.start.offset(bits),
-        buffers: BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX)),
-        pieces: BufferPool::new(usize::try_from(PIECE.max(bits.bytes())).unwrap_or(usize::MAX)),
+        buffers: BufferPool::new(to_usize(CHUNK)),
+        pieces: BufferPool::new(to_usize(PIECE.max(bits.bytes()))),
     };
     let small = spill.share(4);
     let mut index = Index { limit, contents: HashMap::default(), stored: 0 };
@@ -242,7 +242,7 @@ impl Copier<'_> {
         let mut runs = Vec::new();
         reader.data_runs(range.clone(), bits.bytes(), &mut runs)?;
         let most: u64 = runs.iter().map(|run| bits.clusters(run.end - run.start)).sum();
-        let mut clusters = Vec::with_capacity(usize::try_from(most).unwrap_or(0));
+        let mut clusters = Vec::with_capacity(to_usize(most));
         let step = PIECE.max(self.disk.preferred_read()).max(bits.bytes());
         let mut bytes_read = 0;
         for run in runs {
@@ -351,7 +351,7 @@ fn take(buffers: &BufferPool) -> Result<Buffer<'_>> {
 
 /// A range of a buffer.
 fn bytes(range: Range<u64>) -> Range<usize> {
-    let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+    let [start, end] = [range.start, range.end].map(to_usize);
     start..end
 }
 

@@ -3,7 +3,7 @@
 use crate::dedup::plan::Step;
 use crate::disk::Reader;
 use crate::error::Result;
-use crate::units::{ClusterBits, GuestCluster};
+use crate::units::{ClusterBits, GuestCluster, to_usize};
 
 /// Bytes that a worker reads, names and writes in one go.
 pub(super) const TASK: u64 = 1 << 20;
@@ -100,7 +100,7 @@ impl Task {
     pub(super) fn read(&self, reader: &mut Reader<'_>, bits: ClusterBits, content: &mut [u8]) -> Result<()> {
         let mut rest = content;
         for (guest, count) in &self.pieces {
-            let (piece, after) = rest.split_at_mut(usize::try_from(count * bits.bytes()).unwrap_or(usize::MAX));
+            let (piece, after) = rest.split_at_mut(to_usize(count * bits.bytes()));
             reader.read(guest.offset(bits).0, piece)?;
             rest = after;
         }

@@ -12,7 +12,7 @@ use crate::disk::{Disk, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Place;
 use crate::storage::buffer::{Buffer, BufferPool};
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, to_usize};
 use crate::work::Work;
 
 /// Bytes read at once: small enough to stay in the processor's cache until they are hashed.
@@ -104,7 +104,7 @@ struct ChunkScan {
 
 impl<'a> Scanner<'a> {
     fn new(disk: &'a Disk, other: Option<Other<'a>>, grain: ClusterBits, name: fn(&[u8]) -> u128) -> Self {
-        let buffers = BufferPool::new(usize::try_from(CHUNK).unwrap_or(usize::MAX));
+        let buffers = BufferPool::new(to_usize(CHUNK));
         Self { disk, other, grain, name, buffers }
     }
 
@@ -181,7 +181,7 @@ impl<'a> Scanner<'a> {
             without(&all, &in_common, &mut runs);
         }
         let clusters: u64 = runs.iter().map(|run| grain.clusters(run.end - run.start)).sum();
-        let records = Vec::with_capacity(usize::try_from(clusters).unwrap_or(0));
+        let records = Vec::with_capacity(to_usize(clusters));
         let mut found = ChunkScan { records, in_common, ..ChunkScan::default() };
         let step = PIECE.max(disk.preferred_read()).max(grain.bytes());
         for run in runs {
@@ -190,7 +190,7 @@ impl<'a> Scanner<'a> {
             while at < run.end {
                 // Pieces end where larger clusters of the source do. The last cluster of the disk is padded with zeros.
                 let end = ((at + step) & !(step - 1)).min(run.end);
-                let len = usize::try_from((end - at).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
+                let len = to_usize((end - at).next_multiple_of(grain.bytes()));
                 let Some(piece) = buffer.get_mut(..len) else { break };
                 reader.read(at, piece)?;
                 for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
@@ -208,7 +208,7 @@ impl<'a> Scanner<'a> {
     fn compare(&self, other: Other<'_>, run: Range<u64>, found: &mut ChunkScan) -> Result<()> {
         let Self { disk, grain, .. } = *self;
         let (mut ours, mut theirs) = (self.buffer()?, self.buffer()?);
-        let len = usize::try_from((run.end - run.start).next_multiple_of(grain.bytes())).unwrap_or(usize::MAX);
+        let len = to_usize((run.end - run.start).next_multiple_of(grain.bytes()));
         let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(()) };
         Reader::sequential(disk).read(run.start, ours)?;
         found.bytes_read += run.end - run.start;
@@ -221,7 +221,7 @@ impl<'a> Scanner<'a> {
                 is_disk = behind.is_some();
                 let behind = behind.unwrap_or(0..0);
                 // What the backing file has behind the end of the disk nobody reads.
-                let end = usize::try_from(behind.end - behind.start).unwrap_or(usize::MAX).min(len);
+                let end = to_usize(behind.end - behind.start).min(len);
                 let (shown, hidden) = theirs.split_at_mut(end);
                 Reader::sequential(backing).read(behind.start, shown)?;
                 hidden.fill(0);
@@ -229,7 +229,7 @@ impl<'a> Scanner<'a> {
             Other::Target(target) => {
                 Reader::sequential(target).read(run.start, theirs)?;
                 // What the target has behind the end of the disk stays.
-                let end = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
+                let end = to_usize(run.end - run.start);
                 let behind = theirs.get(end..).unwrap_or_default();
                 ours.get_mut(end..).unwrap_or_default().copy_from_slice(behind);
                 shareable = own_clusters(target, grain, &run)?;

@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::error::{Error, Result};
 use crate::name::shown;
+use crate::units::to_usize;
 
 const WORD: u64 = size_of::<u128>() as u64;
 
@@ -27,7 +28,7 @@ impl Spill {
     /// Sequences of up to `bytes` bytes stay in memory; longer ones go to unnamed files in `directory`.
     #[must_use]
     pub fn new(bytes: u64, directory: &Path) -> Self {
-        let words = usize::try_from(bytes / WORD).unwrap_or(usize::MAX).max(1024);
+        let words = to_usize(bytes / WORD).max(1024);
         Self { words, directory: directory.to_owned() }
     }
 
@@ -293,7 +294,7 @@ impl<'a> Run<'a> {
 
     fn next(&mut self) -> Option<Result<u128>> {
         if self.at == self.buffer.len() {
-            let words = usize::try_from(self.rest.end - self.rest.start).unwrap_or(usize::MAX).min(self.capacity);
+            let words = to_usize(self.rest.end - self.rest.start).min(self.capacity);
             if words == 0 {
                 return None;
             }

@@ -10,6 +10,7 @@ use super::sequence::{Sequence, Spill, Words};
 use super::{INDEX_BITS, index};
 use crate::disk::history::Weave;
 use crate::error::Result;
+use crate::units::{to_usize};
 
 /// What follows from the places of the layers' clusters.
 pub(crate) struct Woven {
@@ -194,8 +195,8 @@ struct Loom {
 impl Loom {
     fn new(weave: Weave, entries: u64, spill: &Spill) -> Self {
         let unit = || Unit {
-            owners: vec![NONE; usize::try_from(weave.unit).unwrap_or(0)],
-            tables: vec![Table::default(); usize::try_from(weave.unit / entries).unwrap_or(0)],
+            owners: vec![NONE; to_usize(weave.unit)],
+            tables: vec![Table::default(); to_usize(weave.unit / entries)],
         };
         let small = spill.share(4);
         let woven = Woven {
@@ -243,7 +244,7 @@ impl Loom {
             Kind::Zero => {}
         }
         for row in start..start + len {
-            let at = usize::try_from(row % self.weave.unit).unwrap_or(usize::MAX);
+            let at = to_usize(row % self.weave.unit);
             let above = self.above.owners.get(at).copied().unwrap_or(NONE);
             let owner = match kind {
                 Kind::Zero => ZERO,
@@ -263,7 +264,7 @@ impl Loom {
             if let Some(now) = self.now.owners.get_mut(at) {
                 *now = owner;
             }
-            let table = usize::try_from(row % self.weave.unit / self.entries).unwrap_or(usize::MAX);
+            let table = to_usize(row % self.weave.unit / self.entries);
             if let Some(table) = self.now.tables.get_mut(table) {
                 table.mapped += 1;
                 table.own |= !inherited;
@@ -340,7 +341,7 @@ impl Loom {
 }
 
 fn step(entries: u64) -> usize {
-    usize::try_from(entries).unwrap_or(usize::MAX)
+    to_usize(entries)
 }
 
 fn end_run(run: &mut (u64, u64), tables: &mut Sequence) -> Result<()> {

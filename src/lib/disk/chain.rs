@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Format;
 use super::salvage::{Damage, SECTOR, Unreadable};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::CompressionType;
 use crate::image::Qcow2;
 use crate::name::shown;
@@ -100,6 +100,19 @@ impl Chain {
     /// The file of the chain that is the file `id`, if any.
     pub(super) fn find(&self, id: FileId) -> Option<&Path> {
         self.layers.iter().find(|layer| layer.id == id).map(|layer| layer.path.as_path())
+    }
+
+    /// The layer of this number, which a segment names.
+    pub(super) fn layer(&self, number: usize) -> Result<&Layer> {
+        self.layers.get(number).map(Arc::as_ref).or_internal("a segment names no layer of the chain")
+    }
+
+    /// The image of this number, which a segment of compressed data names.
+    pub(super) fn image(&self, number: usize) -> Result<&Qcow2> {
+        match &self.layer(number)?.content {
+            Content::Qcow2(image) => Ok(image),
+            Content::Raw { .. } => Err(Error::internal("a segment names a compressed cluster of a raw file")),
+        }
     }
 
     /// Whether `other`, a snapshot of the same image with the same files behind it, surely maps all of `range` as this one does:

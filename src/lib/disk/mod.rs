@@ -42,7 +42,7 @@ use crate::format::header::CompressionType;
 use crate::image::Qcow2;
 use crate::storage::Storage;
 use crate::storage::open::FileId;
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, to_usize};
 
 /// A disk open for reading, with all the files that its content comes from, locked.
 pub struct Disk {
@@ -114,7 +114,7 @@ impl Disk {
         let weave = history.row();
         match weave.locate(offset) {
             Some((layer, place)) => {
-                let layer = usize::try_from(layer).unwrap_or(usize::MAX);
+                let layer = to_usize(layer);
                 let part = |layer: usize| layer.checked_sub(1).map_or(Some(&self.first), |at| self.others.get(at));
                 let into = place % weave.unit;
                 Span {

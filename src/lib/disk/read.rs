@@ -8,13 +8,13 @@ use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 use super::chain::{Chain, Content, Layer};
 use super::chunks::CHUNK;
 use super::salvage::{Damage, SECTOR};
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::{CompressionType, Header};
 use crate::image::{Extent, Place};
 use crate::name::shown;
 use crate::storage::{Storage, read_padded, will_read};
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, to_usize};
 
 /// Bytes for which the system is told that they are going to be read.
 const WORTH_A_CALL: u64 = 256 << 10;
@@ -120,10 +120,8 @@ impl<'a> ChainReader<'a> {
                 self.map(window..end.min(self.chain.size()))?;
             }
             let index = self.segments.partition_point(|s| s.end() <= at);
-            let Some(&segment) = self.segments.get(index) else {
-                return Err(Error::corrupt(format!("guest offset {at:#x} is not mapped")));
-            };
-            let len = usize::try_from(segment.end() - at).unwrap_or(usize::MAX).min(rest.len());
+            let &segment = self.segments.get(index).or_internal("a mapped offset has no segment")?;
+            let len = to_usize(segment.end() - at).min(rest.len());
             let (piece, remaining) = rest.split_at_mut(len);
             let chain = self.chain;
             match &chain.salvage {
@@ -147,9 +145,10 @@ impl<'a> ChainReader<'a> {
             self.map(range.clone())?;
         }
         let index = self.segments.partition_point(|s| s.end() <= start);
-        let Some(&Segment { start: first, len, source }) = self.segments.get(index) else { return Ok(None) };
+        let &Segment { start: first, len, source } =
+            self.segments.get(index).or_internal("a mapped offset has no segment")?;
         let Source::Compressed { layer, extent, skip: 0 } = source else { return Ok(None) };
-        let Some(Content::Qcow2(image)) = self.chain.layers.get(layer).map(|l| &l.content) else { return Ok(None) };
+        let image = self.chain.image(layer)?;
         let header = image.header();
         if (first, len, header.cluster_bits, header.compression) != (start, bits.bytes(), bits, kind) {
             return Ok(None);
@@ -255,7 +254,7 @@ impl<'a> ChainReader<'a> {
         }
         let (mut at, mut rest) = (segment.start + skip, buf);
         while !rest.is_empty() {
-            let len = usize::try_from(SECTOR - at % SECTOR).unwrap_or(usize::MAX).min(rest.len());
+            let len = to_usize(SECTOR - at % SECTOR).min(rest.len());
             let (sector, remaining) = rest.split_at_mut(len);
             if let Err(error) = self.fill(segment, at - segment.start, sector) {
                 sector.fill(0);
@@ -277,26 +276,25 @@ impl<'a> ChainReader<'a> {
                 return Ok(());
             }
             Source::File { layer, offset } => {
-                let Some(storage) = self.chain.layers.get(layer).map(|layer| layer.storage()) else { return Ok(()) };
+                let storage = self.chain.layer(layer)?.storage();
                 let read = read_padded(storage, buf, offset + skip);
                 (layer, read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", offset + skip), e)))
             }
             Source::Compressed { layer, extent, skip: before } => {
-                let Some(Content::Qcow2(image)) = self.chain.layers.get(layer).map(|l| &l.content) else {
-                    return Ok(());
-                };
+                let image = self.chain.image(layer)?;
                 let guest = segment.start + skip;
-                let result = self.inflater.cluster(image.storage(), image.header(), layer, extent).map(|cluster| {
-                    let from = usize::try_from(before + skip).unwrap_or(usize::MAX);
-                    if let Some(source) = cluster.get(from..).and_then(|c| c.get(..buf.len())) {
-                        buf.copy_from_slice(source);
-                    }
-                });
+                let result =
+                    self.inflater.cluster(image.storage(), image.header(), layer, extent).and_then(|cluster| {
+                        let from = to_usize(before + skip);
+                        let source = cluster.get(from..).and_then(|c| c.get(..buf.len()));
+                        buf.copy_from_slice(source.or_internal("a segment is longer than its compressed cluster")?);
+                        Ok(())
+                    });
                 (layer, result.map_err(|e| e.prefixed(&format!("compressed cluster of guest offset {guest:#x}"))))
             }
         };
-        let path = self.chain.layers.get(layer).map(|l| shown(&l.path)).unwrap_or_default();
-        result.map_err(|e| e.prefixed(&format!("'{path}'")))
+        let layer = self.chain.layer(layer)?;
+        result.map_err(|e| e.prefixed(&format!("'{}'", shown(&layer.path))))
     }
 }
 
@@ -415,7 +413,7 @@ impl Inflater {
             self.key = None;
             self.cluster.resize(header.cluster_bits.len(), 0);
             // The last sector may lie past the end of the file: a writer need not pad it.
-            self.compressed.resize(usize::try_from(extent.len()).unwrap_or(0), 0);
+            self.compressed.resize(to_usize(extent.len()), 0);
             let read = storage.read_at(&mut self.compressed, extent.host.0);
             let read = read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", extent.host), e))?;
             self.compressed.truncate(read);
@@ -444,7 +442,7 @@ impl Inflater {
         let zlib = self.zlib.get_or_insert_with(|| Decompress::new(false));
         zlib.reset(false);
         let status = zlib.decompress(&self.compressed, &mut self.cluster, FlushDecompress::Finish).ok()?;
-        self.consumed = usize::try_from(zlib.total_in()).unwrap_or(usize::MAX);
+        self.consumed = to_usize(zlib.total_in());
         let full = zlib.total_out() == self.cluster.len() as u64;
         (full && matches!(status, Status::StreamEnd | Status::BufError | Status::Ok)).then_some(())
     }

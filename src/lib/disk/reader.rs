@@ -7,7 +7,7 @@ use super::read::ChainReader;
 use super::{Disk, Part, Span};
 use crate::error::Result;
 use crate::format::header::CompressionType;
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, to_usize};
 
 /// Reads a [`Disk`]; each thread has its own, with its scratch memory and decoders.
 pub struct Reader<'a> {
@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
         let (mut at, mut rest) = (start, buf);
         while !rest.is_empty() {
             let Span { row, at: from, .. } = self.enter(at);
-            let len = usize::try_from(row.end - at).unwrap_or(usize::MAX).min(rest.len());
+            let len = to_usize(row.end - at).min(rest.len());
             let (piece, remaining) = rest.split_at_mut(len);
             self.chain.read(from + (at - row.start), piece)?;
             at += len as u64;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::units::to_usize;
 
 /// What is tried on its own where a larger read fails, in bytes.
 pub(super) const SECTOR: u64 = 512;
@@ -77,7 +78,7 @@ impl Damage {
             return;
         }
         let end = start + buf.len() as u64;
-        let index = |at: u64| usize::try_from(at.clamp(start, end) - start).unwrap_or(usize::MAX);
+        let index = |at: u64| to_usize(at.clamp(start, end) - start);
         for (&from, (to, _)) in self.parts().range(..end).rev().take_while(|(_, (to, _))| *to > start) {
             if let Some(part) = buf.get_mut(index(from)..index(*to)) {
                 part.fill(0);

@@ -8,7 +8,7 @@ pub(crate) use super::feature::{autoclear, compatible, incompatible};
 use super::refcount::RefcountBits;
 use super::{array_at, snapshot, u32_at};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{ClusterBits, HostOffset};
+use crate::units::{ClusterBits, HostOffset, to_usize};
 
 /// `QFI\xfb`.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -181,7 +181,7 @@ impl Header {
             return Err(Error::corrupt("Invalid backing file offset"));
         }
         let extensions_end = if backing_offset == 0 { cluster_bits.bytes() } else { backing_offset };
-        let window = usize::try_from(extensions_end).unwrap_or(usize::MAX).min(cluster.len());
+        let window = to_usize(extensions_end).min(cluster.len());
         let extensions = extension::decode(cluster.get(header_length..window).unwrap_or_default())?;
 
         let incompatible = raw.incompatible_features.get();
@@ -429,7 +429,7 @@ fn raw_header(start: &[u8]) -> Result<RawHeader> {
     let length = match version {
         2 => V2_LENGTH,
         3 => match u32_at(start, 100) {
-            Some(length) => usize::try_from(length).unwrap_or(usize::MAX).clamp(V3_MIN_LENGTH, V3_LENGTH),
+            Some(length) => to_usize(length.into()).clamp(V3_MIN_LENGTH, V3_LENGTH),
             None => return Err(Error::corrupt("qcow2 header too short")),
         },
         other => return Err(Error::unsupported(format!("Unsupported qcow2 version {other}"))),

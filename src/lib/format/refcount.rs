@@ -1,5 +1,7 @@
 //! Widths and encoding of reference counts (spec, "Refcount blocks").
 
+use crate::units::to_usize;
+
 /// The width of a reference count: 1, 2, 4, 8, 16, 32 or 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RefcountBits(u8);
@@ -78,7 +80,7 @@ impl RefcountBits {
     #[must_use]
     pub(crate) fn ones(self, counts: u64) -> Vec<u8> {
         let mut encoded = Vec::new();
-        self.encode(&vec![1; usize::try_from(counts).unwrap_or(0)], &mut encoded);
+        self.encode(&vec![1; to_usize(counts)], &mut encoded);
         encoded
     }
 

@@ -7,7 +7,7 @@ use crate::format::compressed::CompressedExtent;
 use crate::format::table::{L2Entry, Subcluster, Subclusters, l1_target};
 use crate::format::u64_at;
 use crate::storage::read_exact;
-use crate::units::HostOffset;
+use crate::units::{HostOffset, to_usize};
 
 use super::Qcow2;
 
@@ -69,9 +69,9 @@ impl Qcow2 {
                 )));
             }
             let count = bits.clusters(stop) - cluster;
-            slice.resize(usize::try_from(count * entry_size).unwrap_or(usize::MAX), 0);
+            slice.resize(to_usize(count * entry_size), 0);
             read_exact(&*self.storage, slice, table.0 + l2_index * entry_size, "L2 table")?;
-            for entry in slice.chunks_exact(usize::try_from(entry_size).unwrap_or(8)) {
+            for entry in slice.chunks_exact(to_usize(entry_size)) {
                 let cluster_start = at & !(bits.bytes() - 1);
                 let piece_end = stop.min(cluster_start + bits.bytes());
                 self.cluster(entry, cluster_start, at..piece_end, &mut emit)?;

@@ -7,7 +7,7 @@ use crate::disk::history::{History, L1Size, Weave};
 use crate::error::Result;
 use crate::format::snapshot::Snapshot;
 use crate::pool;
-use crate::units::{ClusterBits, GuestCluster, HostOffset};
+use crate::units::{ClusterBits, GuestCluster, HostOffset, to_usize};
 
 use super::layout::Parts;
 
@@ -67,8 +67,8 @@ impl<'a> Layers<'a> {
             Some(start)
         });
         let unit = || Unit {
-            entries: vec![0; usize::try_from(woven.weave.unit).unwrap_or(0)],
-            tables: vec![HostOffset(0); usize::try_from(woven.weave.unit / bits.entries()).unwrap_or(0)],
+            entries: vec![0; to_usize(woven.weave.unit)],
+            tables: vec![HostOffset(0); to_usize(woven.weave.unit / bits.entries())],
         };
         Ok(Self {
             history,
@@ -147,11 +147,11 @@ impl<'a> Layers<'a> {
     pub(super) fn l1_index(&self, cluster: GuestCluster) -> usize {
         let (layer, guest) = self.locate(cluster);
         let start = usize::try_from(layer).ok().and_then(|layer| self.starts.get(layer)).copied().unwrap_or(usize::MAX);
-        start.saturating_add(usize::try_from(guest.0 / self.bits.entries()).unwrap_or(usize::MAX))
+        start.saturating_add(to_usize(guest.0 / self.bits.entries()))
     }
 
     fn at(&self, cluster: u64) -> usize {
-        usize::try_from(cluster % self.weave.unit).unwrap_or(usize::MAX)
+        to_usize(cluster % self.weave.unit)
     }
 
     /// Remembers the L2 entry of `cluster`.

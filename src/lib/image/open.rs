@@ -10,7 +10,7 @@ use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::l1_target;
 use crate::pool;
 use crate::storage::{Storage, read_exact};
-use crate::units::HostOffset;
+use crate::units::{HostOffset, to_usize};
 
 use super::Qcow2;
 
@@ -90,7 +90,7 @@ impl Qcow2 {
 
     /// Reads entries of an L1 table; the caller has bounded their number.
     fn l1_entries(&self, table: HostOffset, entries: Range<u64>) -> Result<Vec<u64>> {
-        let count = usize::try_from(entries.end - entries.start).unwrap_or(0);
+        let count = to_usize(entries.end - entries.start);
         let start = HostOffset(table.0.saturating_add(entries.start * 8));
         let l1 = read_words(&*self.storage, start, count, "L1 table")?;
         // Every L2 table takes a cluster. Without this a small file with one table a million times could keep a reader busy for
@@ -176,7 +176,7 @@ pub(super) fn read_snapshots(storage: &dyn Storage, header: &Header, file_len: u
     let available = file_len.saturating_sub(header.snapshots_offset.0).min(MAX_TABLE_BYTES);
     let mut length = 4096.min(available);
     loop {
-        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        let mut bytes = vec![0; to_usize(length)];
         read_exact(storage, &mut bytes, header.snapshots_offset.0, "snapshot table")?;
         match decode_snapshots(&bytes, header.snapshots) {
             Err(_) if length < available => length = (length * 2).min(available),

@@ -20,7 +20,7 @@ use crate::pool::directory::{DirectoryHeader, Record};
 use crate::storage::Storage;
 use crate::storage::open::FileId;
 use crate::storage::region::RegionWriter;
-use crate::units::{GuestCluster, HostCluster, HostOffset};
+use crate::units::{GuestCluster, HostCluster, HostOffset, to_usize};
 
 use super::layers::Layers;
 use super::layout::{Layout, Region};
@@ -323,7 +323,7 @@ impl<'a> NewImage<'a> {
         let at = self.l2.position();
         let begins_table = at & (self.layout.parts.cluster_bits.bytes() - 1) == 0;
         let mut word = word;
-        let (mut index, mut copied) = (usize::try_from(self.next.0 / entries).unwrap_or(usize::MAX), true);
+        let (mut index, mut copied) = (to_usize(self.next.0 / entries), true);
         if let Some(layers) = &mut self.layers {
             layers.enter(self.next);
             // The flag means nothing in a snapshot's tables; QEMU leaves it cleared there, and sets it when it reverts to one.
@@ -372,7 +372,7 @@ impl<'a> NewImage<'a> {
         let mut left = clusters;
         while left > 0 {
             let some = left.min(4096);
-            self.counts.resize(self.counts.len() + usize::try_from(some).unwrap_or(0), refcount);
+            self.counts.resize(self.counts.len() + to_usize(some), refcount);
             left -= some;
             if self.counts.len() >= 4096 {
                 self.flush_counts()?;

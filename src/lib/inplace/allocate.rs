@@ -9,7 +9,7 @@ use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT}
 use crate::image::refcounts::{Block, Refcounts};
 use crate::storage::{Storage, flush, write};
 use crate::survey::bits::Bits;
-use crate::units::{ClusterBits, HostCluster, HostOffset};
+use crate::units::{ClusterBits, HostCluster, HostOffset, to_usize};
 
 /// Gives out clusters: free ones inside the file first, then new ones at its end. Decides only; nothing is written.
 pub(super) struct Allocator {
@@ -156,7 +156,7 @@ impl Growth {
             return flush(storage);
         };
         let mut words = refcounts.entries().to_vec();
-        words.resize(usize::try_from(clusters * bits.entries()).unwrap_or(usize::MAX), 0);
+        words.resize(to_usize(clusters * bits.entries()), 0);
         for (index, place) in &self.blocks {
             if let Some(word) = usize::try_from(*index).ok().and_then(|index| words.get_mut(index)) {
                 *word = place.offset(bits).0;

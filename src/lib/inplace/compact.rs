@@ -36,6 +36,7 @@ use crate::storage::latch::Latch;
 use crate::storage::{Storage, flush, read_padded, write};
 use crate::survey::tables::L2Tables;
 use crate::survey::{Ground, sound};
+use crate::units::to_usize;
 use crate::work::Work;
 
 /// Bytes that are copied at once.
@@ -138,7 +139,7 @@ fn copy(storage: &dyn Storage, header: &Header, moves: &Moves, work: &Work<'_>) 
         let copied: Vec<Result<()>> = batch
             .par_iter()
             .map(|(from, to, count)| {
-                let mut buffer = vec![0; usize::try_from(count << bits.bits()).unwrap_or(usize::MAX)];
+                let mut buffer = vec![0; to_usize(count << bits.bits())];
                 let at = from << bits.bits();
                 read_padded(storage, &mut buffer, at).at(format_args!("Could not read at {at:#x}"))?;
                 write(storage, &buffer, to << bits.bits())
@@ -214,7 +215,7 @@ fn surplus_blocks(
 /// How many clusters move in a pass: a part of the file, for until the pass is settled the file system holds them twice; and no
 /// more than some 50 MB of memory can plan. What is given for memory has no say: the file must not depend on it (I5).
 fn most_at_once(inspection: &Inspection) -> usize {
-    usize::try_from(inspection.counts.clusters() / 16).unwrap_or(usize::MAX).clamp(1 << 14, 1 << 20)
+    to_usize(inspection.counts.clusters() / 16).clamp(1 << 14, 1 << 20)
 }
 
 /// Whether there is anything to move, to drop or to cut.

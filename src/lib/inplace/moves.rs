@@ -16,7 +16,7 @@ use crate::storage::{Storage, read_padded, write};
 use crate::survey::bits::{Bits, Ranked};
 use crate::survey::tables::L2Tables;
 use crate::survey::units::{Units, order};
-use crate::units::{ClusterBits, HostOffset};
+use crate::units::{ClusterBits, HostOffset, to_usize};
 
 /// The moves of a pass.
 pub(super) struct Moves {
@@ -82,7 +82,7 @@ impl Moves {
         let mut buffer = Vec::new();
         for packed in &self.packed {
             let at = packed.old.host.0;
-            buffer.resize(usize::try_from(packed.len).unwrap_or(usize::MAX), 0);
+            buffer.resize(to_usize(packed.len), 0);
             read_padded(storage, &mut buffer, at).at(format_args!("Could not read at {at:#x}"))?;
             write(storage, &buffer, packed.new.host.0)?;
         }

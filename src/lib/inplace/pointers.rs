@@ -9,7 +9,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_target, with_offset};
 use crate::format::{array_at, u16_at, u32_at, u64_at};
 use crate::storage::{Storage, read_padded};
-use crate::units::{HostCluster, HostOffset};
+use crate::units::{HostCluster, HostOffset, to_usize};
 
 /// A table that holds offsets of clusters.
 pub(super) struct Container {
@@ -22,7 +22,7 @@ pub(super) struct Container {
 
 impl Container {
     fn read(storage: &dyn Storage, at: u64, len: u64, pointers: impl Fn(&[u8]) -> Vec<usize>) -> Result<Self> {
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        let mut bytes = vec![0; to_usize(len)];
         read_padded(storage, &mut bytes, at).at(format_args!("Could not read at {at:#x}"))?;
         let pointers = pointers(&bytes);
         Ok(Self { at, bytes, pointers })

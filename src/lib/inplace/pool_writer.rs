@@ -18,7 +18,7 @@ use crate::pool;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
 use crate::storage::{Storage, write};
 use crate::survey::units::Content;
-use crate::units::{ClusterBits, GuestOffset, HostCluster, HostOffset};
+use crate::units::{ClusterBits, GuestOffset, HostCluster, HostOffset, to_usize};
 
 /// Members that are named and written at once.
 const BATCH: usize = 16384;
@@ -73,8 +73,7 @@ impl Places {
             self.tables.iter().flat_map(|table| l1_entry(table.offset(bits), false).to_be_bytes()).collect();
         write(storage, &words, self.l1.offset(bits).0)?;
 
-        let (member_tables, directory_tables) =
-            self.tables.split_at(usize::try_from(self.member_tables).unwrap_or(usize::MAX));
+        let (member_tables, directory_tables) = self.tables.split_at(to_usize(self.member_tables));
         let mut entries = Scattered::new(storage, bits, member_tables);
         let mut directory = Scattered::new(storage, bits, &self.directory);
         directory.append(&[0; HEADER_LENGTH])?;

@@ -14,7 +14,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::storage::buffer::BufferPool;
 use crate::survey::bits::Bits;
 use crate::survey::units::Content;
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, to_usize};
 use crate::work::Work;
 
 /// Bytes that a worker reads in one go.
@@ -51,7 +51,7 @@ pub(crate) fn scan(content: &Content<'_>, wanted: &Bits, key: Key, spill: &Spill
     let units = content.units;
     let bits = content.cluster_bits();
     let per_task = (TASK >> bits.bits()).max(1);
-    let buffers = BufferPool::new(usize::try_from(per_task << bits.bits()).unwrap_or(usize::MAX));
+    let buffers = BufferPool::new(to_usize(per_task << bits.bits()));
     let mut scan = Scan { records: Sequence::new(spill), zeros: Bits::new(units.limit()), read: 0 };
     let mut tasks = Tasks { content, wanted: wanted.iter(), data: Some(0..0), per_task };
     loop {
@@ -139,7 +139,7 @@ fn scan_task(content: &Content<'_>, key: Key, task: &[Range<u64>], buffers: &Buf
     let mut records = Vec::new();
     let mut parts = Vec::new();
     for run in task {
-        let len = usize::try_from((run.end - run.start) << bits.bits()).unwrap_or(usize::MAX);
+        let len = to_usize((run.end - run.start) << bits.bits());
         let Some(piece) = buffer.get_mut(..len) else { break };
         reader.read(run.start, piece)?;
         for (unit, cluster) in run.clone().zip(piece.chunks_exact(bits.len())) {

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::storage::{Storage, read_padded};
 use crate::survey::Ground;
 use crate::survey::bits::Bits;
+use crate::units::{to_usize};
 use crate::work::Work;
 
 /// L2 tables that are read at once, as bytes: bounds the memory of a batch.
@@ -58,7 +59,7 @@ pub(super) fn join(
     };
     let end = if whole < total { unit_at(&metadata.ground, storage, &references, whole)? } else { NONE };
     let mut words = words.peekable();
-    let per_batch = usize::try_from(BATCH / header.cluster_bits.bytes()).unwrap_or(1).max(8);
+    let per_batch = to_usize(BATCH / header.cluster_bits.bytes()).max(8);
     for batch in references.chunks(per_batch) {
         work.cancel.check()?;
         let tables: Vec<Result<Vec<u64>>> =
@@ -97,7 +98,7 @@ fn unit_at(ground: &Ground, storage: &dyn Storage, references: &[L2Reference], g
     let Some(reference) = references.iter().find(|reference| u64::from(reference.index) == guest / entries) else {
         return Ok(NONE);
     };
-    let at = usize::try_from(guest % entries).unwrap_or(usize::MAX);
+    let at = to_usize(guest % entries);
     Ok(units_of(ground, storage, *reference)?.get(at).copied().unwrap_or(NONE))
 }
 

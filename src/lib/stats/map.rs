@@ -1,6 +1,7 @@
 //! A disk cut into pieces.
 
 use super::report::{Cell, Map};
+use crate::units::to_usize;
 
 /// Pieces of a map.
 const CELLS: u64 = 64;
@@ -16,7 +17,7 @@ pub(super) struct Cells {
 impl Cells {
     /// The pieces of a disk of `clusters` clusters.
     pub(super) fn new(clusters: u64) -> Self {
-        let count = usize::try_from(clusters.min(CELLS)).unwrap_or(0);
+        let count = to_usize(clusters.min(CELLS));
         Self { clusters, cells: vec![Cell::default(); count], odd: Vec::new() }
     }
 

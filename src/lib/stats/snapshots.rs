@@ -13,6 +13,7 @@ use crate::format::u64_at;
 use crate::storage::Storage;
 use crate::survey::Ground;
 use crate::survey::tables::L2Tables;
+use crate::units::to_usize;
 
 /// More than one layer refers to the cluster.
 const MANY: u32 = u32::MAX;
@@ -42,7 +43,7 @@ pub(super) fn exclusive(ground: &Ground, storage: &dyn Storage) -> Result<Vec<Sn
     if snapshots.is_empty() {
         return Ok(Vec::new());
     }
-    let limit = usize::try_from(units.plain().end).unwrap_or(usize::MAX);
+    let limit = to_usize(units.plain().end);
     // Zeroed memory that nothing touches is not taken: a file may be much longer than what it holds.
     let owners = AtomicU32::new_vec_zeroed(limit)
         .map_err(|_| Error::io("Could not get memory", ErrorKind::OutOfMemory.into()))?;
@@ -70,7 +71,7 @@ pub(super) fn exclusive(ground: &Ground, storage: &dyn Storage) -> Result<Vec<Sn
     let mut exclusive = vec![0u64; inspection.snapshots.len() + 2];
     let used = (0..inspection.counts.clusters()).filter(|&cluster| inspection.counts.get(cluster) > 0);
     for owner in used.filter_map(|cluster| owners.0.get(usize::try_from(cluster).ok()?)) {
-        let owner = usize::try_from(owner.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        let owner = to_usize(owner.load(Ordering::Relaxed).into());
         if let Some(count) = exclusive.get_mut(owner) {
             *count += 1;
         }

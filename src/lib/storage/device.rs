@@ -20,6 +20,7 @@ use super::lock::{LockMode, lock};
 use super::{FileStorage, Storage, drop_cache, no_such_call};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::name::shown;
+use crate::units::{to_usize};
 
 /// What is written last, in bytes.
 const HEAD: usize = 512;
@@ -104,7 +105,7 @@ impl Device {
         let sync = || if durable { self.file.sync() } else { Ok(()) };
         let length = self.length.load(Ordering::Relaxed);
         let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        let head = head.get(..usize::try_from(length).unwrap_or(HEAD).min(HEAD)).unwrap_or_default();
+        let head = head.get(..to_usize(length).min(HEAD)).unwrap_or_default();
         let wrote = sync().and_then(|()| self.file.write_at(head, 0)).and_then(|()| sync());
         wrote.map(|()| length).map_err(|e| self.writing(e))
     }
@@ -130,7 +131,7 @@ impl Device {
     /// Runs `job` on the part of the first sector that begins at `offset` and has at most `len` bytes; returns how many it has.
     fn with_head(&self, offset: u64, len: usize, job: impl FnOnce(&mut [u8])) -> usize {
         let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = usize::try_from(offset).unwrap_or(HEAD).min(HEAD);
+        let start = to_usize(offset).min(HEAD);
         let end = start.saturating_add(len).min(HEAD);
         job(head.get_mut(start..end).unwrap_or_default());
         end - start
@@ -158,10 +159,10 @@ impl Device {
     }
 
     fn write_zeros(&self, range: Range<u64>) -> io::Result<()> {
-        let zeros = vec![0; usize::try_from(range.end - range.start).unwrap_or(ZEROS).min(ZEROS)];
+        let zeros = vec![0; to_usize(range.end - range.start).min(ZEROS)];
         let mut at = range.start;
         while at < range.end {
-            let len = usize::try_from(range.end - at).unwrap_or(ZEROS).min(ZEROS);
+            let len = to_usize(range.end - at).min(ZEROS);
             self.file.write_at(zeros.get(..len).unwrap_or_default(), at)?;
             at += len as u64;
         }
@@ -207,7 +208,7 @@ impl Storage for Device {
 
     /// Makes `range` read as zeros, whatever was there, at any cost.
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
-        let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let len = to_usize(range.end.saturating_sub(range.start));
         let start = range.start + self.with_head(range.start, len, |head| head.fill(0)) as u64;
         let blocks = start.next_multiple_of(BLOCK)..range.end & !(BLOCK - 1);
         if blocks.is_empty() {

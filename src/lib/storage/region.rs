@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use super::Storage;
+use crate::units::to_usize;
 
 /// Collects small pieces and writes them in order as runs of up to [`RegionWriter::RUN`] bytes.
 pub(crate) struct RegionWriter<'a> {
@@ -56,7 +57,7 @@ impl<'a> RegionWriter<'a> {
     /// # Errors
     /// Those of the write that this may cause.
     pub(crate) fn zeros_until(&mut self, offset: u64) -> io::Result<()> {
-        let missing = usize::try_from(offset.saturating_sub(self.position())).unwrap_or(usize::MAX);
+        let missing = to_usize(offset.saturating_sub(self.position()));
         self.buffer.resize(self.buffer.len() + missing, 0);
         self.write(&[])
     }

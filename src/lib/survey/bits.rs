@@ -1,5 +1,7 @@
 //! A set of numbers that also tells which one in the set each is.
 
+use crate::units::to_usize;
+
 /// Words between two stored ranks.
 const STEP: usize = 8;
 
@@ -12,11 +14,11 @@ pub(crate) struct Bits {
 impl Bits {
     /// The empty set of numbers below `limit`.
     pub(crate) fn new(limit: u64) -> Self {
-        Self { words: vec![0; usize::try_from(limit.div_ceil(64)).unwrap_or(usize::MAX)], len: 0 }
+        Self { words: vec![0; to_usize(limit.div_ceil(64))], len: 0 }
     }
 
     fn place(number: u64) -> (usize, u64) {
-        (usize::try_from(number / 64).unwrap_or(usize::MAX), 1 << (number % 64))
+        (to_usize(number / 64), 1 << (number % 64))
     }
 
     /// Adds `number`, which is below the limit.

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::table::L2Entry;
 use crate::pool::directory::Record;
 use crate::storage::Storage;
-use crate::units::GuestCluster;
+use crate::units::{GuestCluster, to_usize};
 use crate::work::Work;
 
 use bits::{Bits, Ranked};
@@ -102,7 +102,7 @@ pub(crate) fn guests(
     let mut numbers = wanted.bits().iter();
     for first in (0..wanted.bits().len()).step_by(spill.words()) {
         work.cancel.check()?;
-        let batch = spill.words().min(usize::try_from(wanted.bits().len() - first).unwrap_or(usize::MAX));
+        let batch = spill.words().min(to_usize(wanted.bits().len() - first));
         let lowest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(u64::MAX)).collect();
         let highest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(0)).collect();
         tables.visit(

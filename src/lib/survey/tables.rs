@@ -7,7 +7,7 @@ use crate::check::tables::{L2Reference, Tables};
 use crate::error::{Error, Result};
 use crate::format::header::Header;
 use crate::storage::{Storage, read_padded};
-use crate::units::{GuestCluster, HostOffset};
+use crate::units::{GuestCluster, HostOffset, to_usize};
 
 /// L2 tables that are read at once, as bytes: bounds the memory of a batch.
 const BATCH: u64 = 16 << 20;
@@ -79,7 +79,7 @@ impl<'a> L2Tables<'a> {
             .chunk_by(|a, b| a.table == b.table)
             .map(|references| L2Table { references, entries })
             .collect();
-        let per_batch = usize::try_from(BATCH / self.header.cluster_bits.bytes()).unwrap_or(1).max(8);
+        let per_batch = to_usize(BATCH / self.header.cluster_bits.bytes()).max(8);
         for batch in tables.chunks(per_batch) {
             let visited: Vec<Result<T>> = batch
                 .par_iter()

@@ -14,7 +14,7 @@ use crate::format::header::Header;
 use crate::format::table::L2Entry;
 use crate::format::u64_at;
 use crate::storage::{Storage, read_padded};
-use crate::units::{ClusterBits, HostOffset};
+use crate::units::{ClusterBits, HostOffset, to_usize};
 
 /// The distinct data clusters that L2 entries lead to, the pool's included.
 ///
@@ -211,7 +211,7 @@ impl ReadClusters for UnitReader<'_> {
         let Content { storage, header, units } = *self.content;
         let bits = units.bits;
         let plain = units.plain.saturating_sub(first).min((buffer.len() >> bits.bits()) as u64);
-        let (run, packed) = buffer.split_at_mut(usize::try_from(plain << bits.bits()).unwrap_or(usize::MAX));
+        let (run, packed) = buffer.split_at_mut(to_usize(plain << bits.bits()));
         if !run.is_empty() {
             let at = first << bits.bits();
             read_padded(storage, run, at).map_err(|e| Error::io(format_args!("Could not read at {at:#x}"), e))?;

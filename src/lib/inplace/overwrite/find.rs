@@ -17,6 +17,7 @@ use crate::format::table::{L2Entry, l1_target};
 use crate::storage::buffer::BufferPool;
 use crate::storage::{Storage, read_padded};
 use crate::survey::Ground;
+use crate::units::to_usize;
 use crate::work::Work;
 
 /// Marks the class of content that the target does not have: the rest is the guest cluster that it is read from. Other classes are
@@ -123,7 +124,7 @@ pub(super) fn in_pool(
     }
     let bits = source.cluster_bits();
     let per_task = (TASK >> bits.bits()).max(1);
-    let buffers = BufferPool::new(usize::try_from(per_task << bits.bits()).unwrap_or(usize::MAX));
+    let buffers = BufferPool::new(to_usize(per_task << bits.bits()));
     loop {
         work.cancel.check()?;
         let batch = tasks(&mut heads, per_task, work.batch())?;
@@ -178,7 +179,7 @@ fn search(
     let mut other = vec![0; bits.len()];
     let mut found = Vec::new();
     for run in task {
-        let len = usize::try_from((run.end - run.start) << bits.bits()).unwrap_or(usize::MAX);
+        let len = to_usize((run.end - run.start) << bits.bits());
         let Some(piece) = buffer.get_mut(..len) else { break };
         reader.read(run.start, piece)?;
         for (guest, cluster) in run.clone().zip(piece.chunks_exact(bits.len())) {

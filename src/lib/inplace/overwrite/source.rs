@@ -11,7 +11,7 @@ use crate::disk::{Disk, Reader};
 use crate::error::{Error, Result};
 use crate::storage::buffer::BufferPool;
 use crate::storage::{Storage, write};
-use crate::units::{ClusterBits, HostCluster};
+use crate::units::{ClusterBits, HostCluster, to_usize};
 use crate::work::Work;
 
 /// Bytes that a worker reads and writes in one go.
@@ -35,7 +35,7 @@ impl<'a> Source<'a> {
         }
         let mut content = vec![0; bits.len()];
         Reader::sequential(present).read(start, &mut content)?;
-        let own = usize::try_from(end - start).unwrap_or(usize::MAX);
+        let own = to_usize(end - start);
         Reader::sequential(disk).read(start, content.get_mut(..own).unwrap_or_default())?;
         Ok(Self { disk, bits, last: Some((last, content)) })
     }
@@ -43,19 +43,17 @@ impl<'a> Source<'a> {
     /// Writes the new clusters of `stores`: host cluster, and guest cluster with the content.
     pub(super) fn copy(&self, stores: &Sequence, storage: &dyn Storage, work: &Work<'_>) -> Result<()> {
         let per_task = (TASK >> self.bits.bits()).max(1);
-        let buffers = BufferPool::new(usize::try_from(per_task << self.bits.bits()).unwrap_or(usize::MAX));
+        let buffers = BufferPool::new(to_usize(per_task << self.bits.bits()));
         let mut words = stores.iter();
         loop {
             work.cancel.check()?;
-            let most = usize::try_from(per_task).unwrap_or(1) * work.batch();
+            let most = to_usize(per_task) * work.batch();
             let batch = words.by_ref().take(most).map(|word| word.map(split_run)).collect::<Result<Vec<_>>>()?;
             if batch.is_empty() {
                 return Ok(());
             }
-            let runs: Vec<&[(u64, u64)]> = batch
-                .chunk_by(|a, b| a.0 + 1 == b.0)
-                .flat_map(|run| run.chunks(usize::try_from(per_task).unwrap_or(1)))
-                .collect();
+            let runs: Vec<&[(u64, u64)]> =
+                batch.chunk_by(|a, b| a.0 + 1 == b.0).flat_map(|run| run.chunks(to_usize(per_task))).collect();
             runs.par_iter().try_for_each(|run| self.copy_run(run, storage, &buffers))?;
             work.progress.advance((batch.len() as u64) << self.bits.bits());
         }
