@@ -24,7 +24,7 @@ use crate::pool::Record;
 use crate::storage::Storage;
 use crate::survey::tables::L2Tables;
 use crate::survey::{Ground, sound};
-use crate::units::{GuestCluster, GuestOffset, HostOffset};
+use crate::units::{GuestCluster, GuestOffset, HostOffset, halves};
 use crate::work::Work;
 
 /// The clusters of the active disk that share what is stored for them.
@@ -139,6 +139,6 @@ fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work
 
 /// The unit and the guest cluster of a word.
 fn parts(word: u128) -> (u64, GuestCluster) {
-    let half = |word: u128| u64::try_from(word & u128::from(u64::MAX)).unwrap_or(u64::MAX);
-    (half(word >> 64), GuestCluster(half(word)))
+    let (unit, guest) = halves(word);
+    (unit, GuestCluster(guest))
 }

@@ -19,6 +19,12 @@ pub(crate) const fn to_usize(number: u64) -> usize {
     number as usize
 }
 
+/// The high and the low half of a word.
+#[expect(clippy::cast_possible_truncation, reason = "the two halves of a word are what is left of it")]
+pub(crate) const fn halves(word: u128) -> (u64, u64) {
+    ((word >> 64) as u64, word as u64)
+}
+
 macro_rules! position {
     ($(#[$doc:meta])* $vis:vis $name:ident) => {
         $(#[$doc])*

@@ -3,22 +3,23 @@
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::layers;
-use super::tasks::{TASK, Task, Tasks};
+use super::tasks::{Held, Member, TASK, Task, Tasks};
 use crate::dedup::plan::Plan;
+use crate::dedup::reading::FirstReading;
 use crate::digest::{Sha, sha256};
-use crate::disk::{Disk, Reader};
-use crate::error::{Error, Result};
+use crate::disk::Disk;
+use crate::error::{Error, OrInternal, Result};
 use crate::image::layout::Layout;
 use crate::image::writer::{NewImage, Traits};
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
-use crate::units::{ClusterBits, to_usize};
+use crate::units::to_usize;
 use crate::work::Work;
 
 /// Writes the image that `plan` describes to `storage`, which is empty.
 pub(super) fn write(
     disk: &Disk,
-    plan: &Plan,
+    (plan, first): (&Plan, &FirstReading),
     layout: Layout,
     traits: &Traits,
     limit: u64,
@@ -29,11 +30,11 @@ pub(super) fn write(
     let per_task = (TASK >> bits.bits()).max(1);
     let buffers = BufferPool::new(to_usize(per_task * bits.bytes()));
     let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
-    let mut tasks = Tasks::new(per_task);
+    let mut tasks = Tasks::new(per_task, first.expected(bits));
     let run = |tasks: &mut Vec<Task>, image: &mut NewImage<'_>| -> Result<()> {
         work.cancel.check()?;
         let named: Vec<Result<Vec<Sha>>> =
-            tasks.par_iter().map(|task| copy(disk, bits, &layout, task, storage, &buffers, work)).collect();
+            tasks.par_iter().map(|task| copy((disk, first), &layout, task, storage, &buffers, work)).collect();
         for (task, names) in tasks.drain(..).zip(named) {
             for (member, sha) in task.members.iter().zip(names?) {
                 image.member(sha, member.place, member.sharers >= limit)?;
@@ -46,7 +47,7 @@ pub(super) fn write(
     for step in plan.steps(per_task * batch as u64) {
         let step = step?;
         image.step(&step)?;
-        tasks.step(&step);
+        tasks.step(&step)?;
         if tasks.done.len() >= batch {
             run(&mut tasks.done, &mut image)?;
         }
@@ -58,25 +59,25 @@ pub(super) fn write(
 
 /// Copies the clusters of `task`; returns the SHA-256 of its members.
 fn copy(
-    disk: &Disk,
-    bits: ClusterBits,
+    (disk, first): (&Disk, &FirstReading),
     layout: &Layout,
     task: &Task,
     storage: &dyn Storage,
     buffers: &BufferPool,
     work: &Work<'_>,
 ) -> Result<Vec<Sha>> {
+    let bits = layout.parts.cluster_bits;
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
     let len = to_usize(task.count * bits.bytes());
-    let Some(content) = buffer.get_mut(..len) else { return Ok(Vec::new()) };
-    task.read(&mut Reader::sequential(disk), bits, content)?;
+    let content = buffer.get_mut(..len).or_internal("a task is longer than its buffer")?;
+    task.read(&mut Held::new(disk, first, bits), content)?;
     let offset = layout.stored(task.first).offset(bits).0;
     storage.write_at(content, offset).map_err(|e| Error::io(format_args!("Could not write at {offset:#x}"), e))?;
     work.progress.advance(task.count * bits.bytes());
-    let clusters = content.chunks_exact(bits.len());
-    let names = task.members.iter().map(|member| {
-        let at = to_usize(member.at);
-        clusters.clone().nth(at).map(sha256).unwrap_or_default()
-    });
-    Ok(names.collect())
+    let name = |member: &Member| {
+        let at = to_usize(member.at) << bits.bits();
+        let cluster = content.get(at..at + bits.len()).or_internal("a member lies outside of its task")?;
+        Ok(sha256(cluster))
+    };
+    task.members.iter().map(name).collect()
 }

@@ -317,22 +317,18 @@ impl Job<'_> {
     /// Writes the image in one pass over the disk, where that can be done.
     fn stream(&self, parts: &impl Fn(ClusterBits) -> Result<Parts>) -> Result<Option<Written>> {
         let Self { disk, options, work, .. } = *self;
-        let (ClusterSize::Fixed(bits), Sharing::Pooled(pin), None) =
-            (options.cluster_size, options.sharing, options.compress)
-        else {
-            return Ok(None);
-        };
+        let (ClusterSize::Fixed(bits), None) = (options.cluster_size, options.compress) else { return Ok(None) };
         // A device keeps what it holds until it is sure to have room, and with --salvage all passes must read the same.
         if self.backing.is_some() || disk.history().is_some() || disk.salvages() || !self.file.is_empty() {
             return Ok(None);
         }
         let parts = parts(bits)?;
         let streamed = work.run(|| {
-            if !stream::fits(disk, bits, work)? {
+            if options.sharing != Sharing::Plain && !stream::fits(disk, bits, work)? {
                 return Ok(None);
             }
             work.progress.phase(0, 1, "converting", disk.size());
-            stream::stream(disk, parts, pin, (&options.traits, self.limit), self.storage, &self.spill, work)
+            stream::stream(disk, parts, options.sharing, (&options.traits, self.limit), self.storage, &self.spill, work)
         })?;
         match streamed {
             Some(Streamed { plan, layout, bytes_read }) => {
@@ -354,7 +350,7 @@ impl Job<'_> {
     ) -> Result<Written> {
         let Self { disk, file, backing, options, limit, records, storage, work, .. } = *self;
         let spill = &self.spill;
-        let (plan, bits, seen) = work.run(|| {
+        let (plan, first, bits, seen) = work.run(|| {
             let found = size::scan_and_choose(disk, backing, options, records, spill, work)?;
             let bits = found.level.cluster_bits;
             let (links, pin) = match options.sharing {
@@ -367,7 +363,7 @@ impl Job<'_> {
                 }
             };
             let plan = Plan::new(found.level, &links, pin, spill)?;
-            Ok::<_, Error>((plan, bits, found.seen))
+            Ok::<_, Error>((plan, found.first, bits, found.seen))
         })?;
 
         let members = options.sharing.members(plan.members());
@@ -378,12 +374,15 @@ impl Job<'_> {
                 let layout = Layout::new(parts).map_err(said)?;
                 file.ensure_room(layout.file_len())?;
                 file.begin()?;
-                work.run(|| copy::write(disk, &plan, layout, &options.traits, limit, storage, work)).map_err(said)?;
+                work.run(|| copy::write(disk, (&plan, &first), layout, &options.traits, limit, storage, work))
+                    .map_err(said)?;
                 (layout, 0, 0)
             }
             Some(level) => {
                 let write = |storage: &dyn Storage| {
-                    work.run(|| packed::write(disk, &plan, parts, (&options.traits, level), storage, spill, work))
+                    work.run(|| {
+                        packed::write(disk, (&plan, &first), parts, (&options.traits, level), storage, spill, work)
+                    })
                 };
                 // Compressed it is shorter, but how much is known when it is done. Where not even that is sure to have room it is done
                 // twice, so that a device that is too small keeps what it holds.

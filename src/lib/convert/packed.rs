@@ -7,14 +7,15 @@
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::layers;
-use super::tasks::{Member, TASK, Task, Tasks};
+use super::tasks::{Held, Member, TASK, Task, Tasks};
 use crate::compress::{CompressionLevel, Compressor};
 use crate::dedup::numbers::Numbers;
 use crate::dedup::plan::{Plan, Step};
+use crate::dedup::reading::FirstReading;
 use crate::dedup::sequence::{Sequence, Spill};
 use crate::digest::{Sha, sha256};
-use crate::disk::{Disk, Reader};
-use crate::error::{Error, Result};
+use crate::disk::Disk;
+use crate::error::{Error, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::table::L2Entry;
 use crate::image::layout::{Layout, Parts};
@@ -22,7 +23,7 @@ use crate::image::writer::{NewImage, Traits};
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::region::RegionWriter;
-use crate::units::{ClusterBits, GuestCluster, HostOffset, to_usize};
+use crate::units::{ClusterBits, GuestCluster, HostOffset, halves, to_usize};
 use crate::work::Work;
 
 /// Bytes of clusters that did not become smaller, which wait until it pays to leave the rest of a cluster unused for them.
@@ -49,7 +50,7 @@ struct Done {
 /// Writes the image that `plan` describes to `storage`, which is empty. `parts` are those of the image but for its data.
 pub(super) fn write(
     disk: &Disk,
-    plan: &Plan,
+    (plan, first): (&Plan, &FirstReading),
     parts: Parts,
     (traits, level): (&Traits, CompressionLevel),
     storage: &dyn Storage,
@@ -64,11 +65,11 @@ pub(super) fn write(
     let per_task = (TASK >> bits.bits()).max(1);
     let buffers = BufferPool::new(to_usize(per_task * bits.bytes()));
     let mut packer = Packer::new(storage, bits, limit, plan.stored, spill)?;
-    let mut tasks = Tasks::new(per_task);
+    let mut tasks = Tasks::new(per_task, first.expected(bits));
     let run = |tasks: &mut Vec<Task>, packer: &mut Packer<'_>| -> Result<()> {
         work.cancel.check()?;
         let done: Vec<Result<Done>> =
-            tasks.par_iter().map(|task| pack(disk, bits, level, task, &buffers, work)).collect();
+            tasks.par_iter().map(|task| pack((disk, first), bits, level, task, &buffers, work)).collect();
         for (task, done) in tasks.drain(..).zip(done) {
             packer.add(&task, done?)?;
         }
@@ -77,7 +78,7 @@ pub(super) fn write(
     // What is compressed waits in memory for its place, and compressing takes long enough that few tasks keep a thread busy.
     let batch = (work.batch() / 8).max(1);
     for step in plan.steps(per_task * batch as u64) {
-        tasks.step(&step?);
+        tasks.step(&step?)?;
         if tasks.done.len() >= batch {
             run(&mut tasks.done, &mut packer)?;
         }
@@ -95,7 +96,7 @@ pub(super) fn write(
 
 /// Reads, names and compresses the clusters of `task`.
 fn pack(
-    disk: &Disk,
+    (disk, first): (&Disk, &FirstReading),
     bits: ClusterBits,
     level: CompressionLevel,
     task: &Task,
@@ -104,24 +105,23 @@ fn pack(
 ) -> Result<Done> {
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
     let len = to_usize(task.count * bits.bytes());
-    let content = buffer.get_mut(..len).unwrap_or_default();
-    let mut reader = Reader::sequential(disk);
+    let content = buffer.get_mut(..len).or_internal("a task is longer than its buffer")?;
+    let mut reader = Held::new(disk, first, bits);
     let mut compressor = Compressor::new(level)?;
     let mut done = Done { bytes: Vec::with_capacity(len), lengths: Vec::new(), names: Vec::new() };
     let reuses = disk.may_have_packed(bits, level.kind());
     if !reuses {
-        task.read(&mut reader, bits, content)?;
+        task.read(&mut reader, content)?;
     }
-    let guests = task.pieces.iter().flat_map(|&(first, count)| (first.0..first.0 + count).map(GuestCluster));
     let mut members = task.members.iter().peekable();
-    for ((cluster, guest), at) in content.chunks_exact_mut(bits.len()).zip(guests).zip(0u64..) {
+    for ((cluster, (guest, record)), at) in content.chunks_exact_mut(bits.len()).zip(task.guests()).zip(0u64..) {
         let start = done.bytes.len();
         let mut length = None;
         if reuses {
-            let offset = guest.offset(bits).0;
-            reader.read(offset, cluster)?;
-            if let Some(packed) = reader.packed(offset, bits, level.kind())?.filter(|packed| packed.len() < bits.len())
-            {
+            reader.read(guest, cluster, &[record])?;
+            // What was just decompressed: it is not read once more.
+            let packed = reader.reader.packed(guest.offset(bits).0, bits, level.kind())?;
+            if let Some(packed) = packed.filter(|packed| packed.len() < bits.len()) {
                 done.bytes.extend_from_slice(packed);
                 length = Some(packed.len());
             }
@@ -307,19 +307,19 @@ impl<'a> Packer<'a> {
 
     /// Writes refcounts, pool and mapping.
     fn write_tables(&self, plan: &Plan, most: u64, image: &mut NewImage<'_>) -> Result<()> {
-        let low = |word: u128| u64::try_from(word & u128::from(u64::MAX)).unwrap_or(u64::MAX);
-        let high = |word: u128| low(word >> 64);
         for word in self.counts.iter() {
-            let word = word?;
-            image.count(high(word), low(word))?;
+            let (count, clusters) = halves(word?);
+            image.count(count, clusters)?;
         }
         let mut words = self.members.iter();
         while let Some(word) = words.next().transpose()? {
-            let halves = [words.next().transpose()?, words.next().transpose()?];
-            let halves = halves.map(|half| half.unwrap_or_default().to_be_bytes());
-            let sha: Sha = halves.as_flattened().first_chunk().copied().unwrap_or_default();
-            image.pool_as(L2Entry::decode(high(word), self.bits, true))?;
-            image.member(sha, GuestCluster(low(word) >> 1), low(word) & 1 == 1)?;
+            let mut sha = Sha::default();
+            for half in sha.as_chunks_mut().0 {
+                *half = words.next().transpose()?.or_internal("a member has half a name")?.to_be_bytes();
+            }
+            let (entry, place) = halves(word);
+            image.pool_as(L2Entry::decode(entry, self.bits, true))?;
+            image.member(sha, GuestCluster(place >> 1), place & 1 == 1)?;
         }
         let mut next = 0;
         for step in plan.steps(most) {

@@ -18,7 +18,7 @@ use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::rate::Paced;
 use crate::storage::target::Target;
-use crate::units::{to_usize};
+use crate::units::to_usize;
 use crate::work::Work;
 
 /// The grain in which zeros are looked for where file systems have no finer holes anyway.

@@ -5,7 +5,8 @@ use serde::Serialize;
 use super::sample::Sample;
 use super::{ClusterSize, ConvertOptions, PHASES, Sharing};
 use crate::dedup::level::{Distinct, Level};
-use crate::dedup::scan::{Other, scan, scan_unnamed};
+use crate::dedup::reading::FirstReading;
+use crate::dedup::scan::{Other, scan};
 use crate::dedup::sequence::Spill;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
@@ -35,6 +36,8 @@ pub struct SizeChoice {
 /// The level to go on with.
 pub(super) struct Found {
     pub level: Level,
+    /// What later readings are held against.
+    pub first: FirstReading,
     pub seen: Seen,
 }
 
@@ -63,14 +66,12 @@ pub(super) fn scan_and_choose(
     work.progress.phase(0, PHASES, "scanning", disk.size());
     let history = disk.history();
     let other = backing.map(Other::Backing);
-    let scan = match options.sharing {
-        Sharing::Pooled(_) => scan(disk, other, grain, spill, work)?,
-        Sharing::Plain => scan_unnamed(disk, other, grain, spill, work)?,
-    };
+    let scan = scan(disk, other, grain, spill, work)?;
     let (bytes_read, same) = (scan.bytes_read, scan.same);
     if options.cluster_size != ClusterSize::Auto {
         let seen = Seen { bytes_read, same, choices: Vec::new() };
-        return Ok(Found { level: Level::of(scan, history, spill)?, seen });
+        let (level, first) = Level::of(scan, history, spill)?;
+        return Ok(Found { level, first, seen });
     }
 
     let mut choices = Vec::new();
@@ -108,9 +109,10 @@ pub(super) fn scan_and_choose(
     for bits in CANDIDATES.iter().filter_map(|&bits| ClusterBits::new(bits)).filter(|&bits| bits > grain) {
         consider(Level::derive(&scan, bits, history, spill)?, &mut best)?;
     }
-    consider(Level::of(scan, history, spill)?, &mut best)?;
+    let (level, first) = Level::of(scan, history, spill)?;
+    consider(level, &mut best)?;
     match best {
-        Some((level, _)) => Ok(Found { level, seen: Seen { bytes_read, same, choices } }),
+        Some((level, _)) => Ok(Found { level, first, seen: Seen { bytes_read, same, choices } }),
         None => Err(crate::Error::new(
             ErrorKind::Limit,
             "The image size is too large for every cluster size that auto considers; give cluster_size=2M",

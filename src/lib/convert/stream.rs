@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 
+use super::Sharing;
 use crate::dedup::group::Link;
 use crate::dedup::level::DataRuns;
 use crate::dedup::plan::{Plan, Step, split_run};
@@ -21,13 +22,13 @@ use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::digest::{Sha, fingerprint, is_zero, sha256};
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::{NewImage, Traits};
 use crate::pool::Pin;
 use crate::storage::buffer::{Buffer, BufferPool};
 use crate::storage::{Storage, write};
-use crate::units::{ClusterBits, HostOffset, to_usize};
+use crate::units::{ClusterBits, HostOffset, halves, to_usize};
 use crate::work::Work;
 
 /// Bytes that are read or compared at once: small enough to stay in the processor's cache until they are hashed.
@@ -66,7 +67,7 @@ pub(super) fn fits(disk: &Disk, bits: ClusterBits, work: &Work<'_>) -> Result<bo
 pub(super) fn stream(
     disk: &Disk,
     parts: Parts,
-    pin: Pin,
+    sharing: Sharing,
     (traits, limit): (&Traits, u64),
     storage: &dyn Storage,
     spill: &Spill,
@@ -76,14 +77,14 @@ pub(super) fn stream(
     let copier = Copier {
         disk,
         bits,
-        pin,
+        sharing,
         storage,
         data: Layout::new(parts)?.data.start.offset(bits),
         buffers: BufferPool::new(to_usize(CHUNK)),
         pieces: BufferPool::new(to_usize(PIECE.max(bits.bytes()))),
     };
     let small = spill.share(4);
-    let mut index = Index { limit, contents: HashMap::default(), stored: 0 };
+    let mut index = Index { sharing, limit, contents: HashMap::default(), stored: 0 };
     let mut runs = DataRuns::new(&small, bits);
     let (mut links, mut names) = (Sequence::new(spill), Names::new(spill));
     let mut bytes_read = 0;
@@ -123,8 +124,13 @@ pub(super) fn stream(
     }
     drop(index);
     let level = runs.into_level(Sorter::new(&small).finish()?, Sequence::new(&small))?;
+    let pin = match sharing {
+        Sharing::Plain => Pin::Shared,
+        Sharing::Pooled(pin) => pin,
+    };
     let plan = Plan::new(level, &links.into_sorted()?, pin, spill)?;
-    let parts = Parts { l2_tables: plan.l2_tables, members: Some(plan.members()), data: plan.stored, ..parts };
+    let members = sharing.members(plan.members());
+    let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts };
     let layout = Layout::new(parts)?;
     let mut image = NewImage::new(storage, layout, None)?;
     let names = names.finish()?;
@@ -172,6 +178,7 @@ type Name = (u64, Sha);
 
 /// What came before.
 struct Index {
+    sharing: Sharing,
     limit: u64,
     /// By fingerprint: the first cluster with it, and above that how many share it.
     contents: HashMap<u64, u64, BuildHasherDefault<Ready>>,
@@ -202,6 +209,11 @@ impl Index {
     /// [`group`]: crate::dedup::group::group
     fn look_up(&mut self, chunk: &mut Chunk<'_>) -> bool {
         chunk.first = self.stored;
+        if self.sharing == Sharing::Plain {
+            chunk.found.resize(chunk.clusters.len(), Found::New);
+            self.stored += chunk.found.len() as u64;
+            return true;
+        }
         for &(fingerprint, cluster) in &chunk.clusters {
             let known = self.contents.entry(fingerprint).or_insert(0);
             let (keeper, sharers) = (*known >> SHARER_BITS, *known & MAX_SHARERS);
@@ -225,7 +237,7 @@ impl Index {
 struct Copier<'a> {
     disk: &'a Disk,
     bits: ClusterBits,
-    pin: Pin,
+    sharing: Sharing,
     storage: &'a dyn Storage,
     /// Where the data begins.
     data: HostOffset,
@@ -252,12 +264,11 @@ impl Copier<'_> {
                 // Pieces end where larger clusters of the source do. The last cluster of the disk is padded with zeros.
                 let end = ((at + step) & !(step - 1)).min(run.end);
                 let place = bytes(at - range.start..(end - range.start).next_multiple_of(bits.bytes()));
-                let Some(piece) = content.get_mut(place) else { break };
+                let piece = content.get_mut(place).or_internal("a chunk is longer than its buffer")?;
                 reader.read(at, piece)?;
                 for (cluster, content) in (at >> bits.bits()..).zip(piece.chunks_exact(bits.len())) {
                     if !is_zero(content) {
-                        let high = u64::try_from(fingerprint(content) >> 64).unwrap_or(u64::MAX);
-                        clusters.push((high, cluster));
+                        clusters.push((self.key(content), cluster));
                     }
                 }
                 at = end;
@@ -265,6 +276,14 @@ impl Copier<'_> {
         }
         let found = Vec::with_capacity(clusters.len());
         Ok(Chunk { range, content, clusters, found, first: 0, new: 0, bytes_read })
+    }
+
+    /// The high half of the fingerprint; nobody asks for it where nothing is shared.
+    fn key(&self, content: &[u8]) -> u64 {
+        match self.sharing {
+            Sharing::Plain => 0,
+            Sharing::Pooled(_) => halves(fingerprint(content)).0,
+        }
     }
 
     /// Compares the duplicates of a chunk, names what enters the pool, and moves what is new together, to be written in one piece.
@@ -279,8 +298,9 @@ impl Copier<'_> {
             }
             let place =
                 bytes((cluster << bits.bits()) - chunk.range.start..((cluster + 1) << bits.bits()) - chunk.range.start);
-            if self.pin == Pin::All {
-                names.push((cluster, sha256(chunk.content.get(place.clone()).unwrap_or_default())));
+            if self.sharing == Sharing::Pooled(Pin::All) {
+                let content = chunk.content.get(place.clone()).or_internal("a cluster lies outside of its chunk")?;
+                names.push((cluster, sha256(content)));
             }
             if place.start > end {
                 chunk.content.copy_within(place, end);
@@ -294,7 +314,8 @@ impl Copier<'_> {
     /// Writes what is new.
     fn write(&self, chunk: &Chunk<'_>) -> Result<()> {
         match chunk.content.get(..chunk.new) {
-            None | Some([]) => Ok(()),
+            None => Err(Error::internal("what is new in a chunk is longer than the chunk")),
+            Some([]) => Ok(()),
             Some(new) => write(self.storage, new, self.data.0 + (chunk.first << self.bits.bits())),
         }
     }
@@ -325,7 +346,8 @@ impl Copier<'_> {
                 firsts.push(*first);
             }
             let len = firsts.len() << bits.bits();
-            let (Some(content), Some(other)) = (own(cluster, firsts.len()), other.get_mut(..len)) else { break };
+            let content = own(cluster, firsts.len()).or_internal("a cluster lies outside of its chunk")?;
+            let other = other.get_mut(..len).or_internal("a run of duplicates is longer than its buffer")?;
             let kept = match own(keeper, firsts.len()) {
                 Some(kept) => kept,
                 None => {
@@ -336,7 +358,7 @@ impl Copier<'_> {
             if content != kept {
                 return Ok(None);
             }
-            if self.pin == Pin::Shared {
+            if self.sharing == Sharing::Pooled(Pin::Shared) {
                 let named = (keeper..).zip(content.chunks_exact(bits.len())).zip(&firsts).filter(|(_, first)| **first);
                 names.extend(named.map(|((keeper, content), _)| (keeper, sha256(content))));
             }
@@ -386,7 +408,7 @@ fn next_name(words: &mut Words<'_>, cluster: u64) -> Result<Sha> {
         let (key, word) = split_run(words.next().transpose()?.unwrap_or_default());
         if key != cluster * WORDS + number {
             // Every member has been compared, and was named by that.
-            return Err(Error::new(ErrorKind::Changed, "a shared cluster has no name"));
+            return Err(Error::internal("a shared cluster has no name"));
         }
         *part = word.to_be_bytes();
     }

@@ -1,7 +1,10 @@
 //! What a plan stores, cut into tasks for workers.
 
 use crate::dedup::plan::Step;
-use crate::disk::Reader;
+use crate::dedup::reading::{Expected, FirstReading, Hold};
+use crate::disk::{Disk, Reader};
+#[cfg(doc)]
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::units::{ClusterBits, GuestCluster, to_usize};
 
@@ -17,6 +20,8 @@ pub(super) struct Task {
     pub(super) count: u64,
     /// Where they come from.
     pub(super) pieces: Vec<(GuestCluster, u64)>,
+    /// What each of them was when it was read first.
+    expected: Vec<u128>,
     /// Which of them, counted from `first`, enter the pool.
     pub(super) members: Vec<Member>,
     /// How many layers use those of the others that have not only one, as runs counted from `first`.
@@ -33,23 +38,27 @@ pub(super) struct Member {
 }
 
 /// Collects steps into tasks.
-pub(super) struct Tasks {
+pub(super) struct Tasks<'a> {
     per_task: u64,
+    expected: Expected<'a>,
     /// Those that are full.
     pub(super) done: Vec<Task>,
     open: Task,
 }
 
-impl Tasks {
-    /// Tasks of up to `per_task` clusters.
-    pub(super) fn new(per_task: u64) -> Self {
-        Self { per_task, done: Vec::new(), open: Task::default() }
+impl<'a> Tasks<'a> {
+    /// Tasks of up to `per_task` clusters, which were read before as `expected` says.
+    pub(super) fn new(per_task: u64, expected: Expected<'a>) -> Self {
+        Self { per_task, expected, done: Vec::new(), open: Task::default() }
     }
 
-    fn add(&mut self, guest: GuestCluster, count: u64, users: u64) {
+    fn add(&mut self, guest: GuestCluster, count: u64, users: u64) -> Result<()> {
         let (mut guest, mut count) = (guest, count);
         while count > 0 {
             let some = count.min(self.per_task - self.open.count);
+            for cluster in guest.0..guest.0 + some {
+                self.open.expected.push(self.expected.of(cluster)?);
+            }
             match self.open.pieces.last_mut() {
                 Some((start, len)) if start.0 + *len == guest.0 => *len += some,
                 _ => self.open.pieces.push((guest, some)),
@@ -64,17 +73,21 @@ impl Tasks {
                 self.close();
             }
         }
+        Ok(())
     }
 
     /// Adds what `step` stores.
-    pub(super) fn step(&mut self, step: &Step) {
+    ///
+    /// # Errors
+    /// Those of the temporary files.
+    pub(super) fn step(&mut self, step: &Step) -> Result<()> {
         match *step {
             Step::Private { guest, count, users } => self.add(guest, count, users),
             Step::Member { guest, sharers, place } => {
                 self.open.members.push(Member { at: self.open.count, place, sharers });
-                self.add(guest, 1, 1);
+                self.add(guest, 1, 1)
             }
-            Step::Shared { .. } | Step::Zero { .. } | Step::Inherited { .. } | Step::InheritedTable { .. } => {}
+            Step::Shared { .. } | Step::Zero { .. } | Step::Inherited { .. } | Step::InheritedTable { .. } => Ok(()),
         }
     }
 
@@ -88,6 +101,36 @@ impl Tasks {
     }
 }
 
+/// Reads clusters of a disk again, and holds them against the first reading (I10).
+pub(super) struct Held<'a> {
+    disk: &'a Disk,
+    pub(super) reader: Reader<'a>,
+    hold: Hold,
+    bits: ClusterBits,
+}
+
+impl<'a> Held<'a> {
+    /// A reader of clusters of `bits`, of which `first` was the first reading.
+    pub(super) fn new(disk: &'a Disk, first: &FirstReading, bits: ClusterBits) -> Self {
+        Self { disk, reader: Reader::sequential(disk), hold: first.hold(), bits }
+    }
+
+    /// Fills `content` with the clusters from `guest`, which are to be what `records` say.
+    ///
+    /// # Errors
+    /// Those of reading; [`ErrorKind::Changed`] where one is not.
+    pub(super) fn read(&mut self, guest: GuestCluster, content: &mut [u8], records: &[u128]) -> Result<()> {
+        let offset = guest.offset(self.bits).0;
+        self.reader.read(offset, content)?;
+        for ((cluster, record), at) in content.chunks_exact(self.bits.len()).zip(records).zip(0u64..) {
+            if !self.hold.is_same(cluster, *record) {
+                return Err(self.disk.changed_at(offset + (at << self.bits.bits())));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Task {
     /// How many layers use the cluster at `at`, counted from `first`, which is no member.
     pub(super) fn users_of(&self, at: u64) -> u64 {
@@ -97,13 +140,24 @@ impl Task {
     }
 
     /// Reads the clusters into `content`.
-    pub(super) fn read(&self, reader: &mut Reader<'_>, bits: ClusterBits, content: &mut [u8]) -> Result<()> {
+    ///
+    /// # Errors
+    /// Those of reading; [`ErrorKind::Changed`] where one is not what it was when it was read first.
+    pub(super) fn read(&self, reader: &mut Held<'_>, content: &mut [u8]) -> Result<()> {
         let mut rest = content;
+        let mut expected = self.expected.as_slice();
         for (guest, count) in &self.pieces {
-            let (piece, after) = rest.split_at_mut(to_usize(count * bits.bytes()));
-            reader.read(guest.offset(bits).0, piece)?;
-            rest = after;
+            let (piece, after) = rest.split_at_mut(to_usize(count * reader.bits.bytes()));
+            let (records, others) = expected.split_at(to_usize(*count));
+            reader.read(*guest, piece, records)?;
+            (rest, expected) = (after, others);
         }
         Ok(())
+    }
+
+    /// The clusters one by one: where each comes from, and what it was when it was read first.
+    pub(super) fn guests(&self) -> impl Iterator<Item = (GuestCluster, u128)> + '_ {
+        let guests = self.pieces.iter().flat_map(|&(first, count)| (first.0..first.0 + count).map(GuestCluster));
+        guests.zip(self.expected.iter().copied())
     }
 }

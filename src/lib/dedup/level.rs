@@ -6,6 +6,7 @@ use twox_hash::XxHash3_128;
 use zerocopy::IntoBytes;
 
 use super::plan::split_run;
+use super::reading::FirstReading;
 use super::scan::{Runs, Scan, record};
 use super::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use super::weave::{Woven, weave};
@@ -68,22 +69,26 @@ impl Level {
         level.woven(history, &scan.in_common, scan.grain, spill)
     }
 
-    /// The level of the scan's own grain, made of its records without a copy.
+    /// The level of the scan's own grain, and what later readings are held against.
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub(crate) fn of(scan: Scan, history: Option<&History>, spill: &Spill) -> Result<Self> {
+    pub(crate) fn of(scan: Scan, history: Option<&History>, spill: &Spill) -> Result<(Self, FirstReading)> {
         let mut runs = DataRuns::new(&spill.share(4), scan.grain);
+        let mut sorter = Sorter::new(spill);
         let mut zeros = scan.zeros.iter().peekable();
         for word in scan.records.iter() {
-            let cluster = index(word?);
+            let word = word?;
+            let cluster = index(word);
             runs.tables_of_zeros(&mut zeros, cluster)?;
             runs.push(cluster)?;
+            sorter.push(word)?;
         }
         runs.tables_of_zeros(&mut zeros, u64::MAX)?;
         drop(zeros);
-        let level = runs.into_level(scan.records.into_sorted()?, scan.zeros)?;
-        level.woven(history, &scan.in_common, scan.grain, spill)
+        let first = FirstReading::new(scan.records, scan.grain)?;
+        let level = runs.into_level(sorter.finish()?, scan.zeros)?;
+        Ok((level.woven(history, &scan.in_common, scan.grain, spill)?, first))
     }
 
     /// Finds what the layers of `history` have in common, of which a scan with clusters of `grain` found `in_common`.

@@ -11,10 +11,13 @@
 //! Every stage is a sequence of 128-bit words that is sorted or streamed, in memory or spilled to a temporary file, so that
 //! memory is bounded (I9) and the result does not depend on the number of threads (I5).
 
+use crate::units::halves;
+
 pub(crate) mod group;
 pub(crate) mod level;
 pub(crate) mod numbers;
 pub(crate) mod plan;
+pub(crate) mod reading;
 pub(crate) mod scan;
 pub(crate) mod sequence;
 pub(crate) mod verify;
@@ -27,5 +30,5 @@ pub(crate) const INDEX: u128 = (1 << INDEX_BITS) - 1;
 
 /// The low cluster index of a word.
 pub(crate) fn index(word: u128) -> u64 {
-    u64::try_from(word & INDEX).unwrap_or(u64::MAX)
+    halves(word & INDEX).1
 }

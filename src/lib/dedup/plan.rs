@@ -9,7 +9,7 @@ use super::weave::{Inherited, UserCounts, Woven};
 use super::{INDEX_BITS, index};
 use crate::error::Result;
 use crate::pool::Pin;
-use crate::units::{ClusterBits, GuestCluster};
+use crate::units::{ClusterBits, GuestCluster, halves};
 
 /// Which guest clusters are stored and which share them. Stored clusters are numbered from 0 in guest order.
 pub(crate) struct Plan {
@@ -42,7 +42,8 @@ impl Plan {
     /// # Errors
     /// Those of the temporary files.
     pub(crate) fn new(level: Level, links: &Sorted, pin: Pin, spill: &Spill) -> Result<Self> {
-        let Level { data_clusters, l2_tables, runs, zeros, end, woven, .. } = level;
+        let Level { data_clusters, l2_tables, runs, zeros, end, woven, records, cluster_bits: _ } = level;
+        drop(records);
         let mut by_keeper = Sorter::new(spill);
         let mut users = UserCounts::new(woven.as_ref());
         for word in links.iter() {
@@ -64,7 +65,7 @@ impl Plan {
         for word in by_keeper.iter() {
             let word = word?;
             let link = Link::from_keeper(word >> USERS_BITS);
-            let sharers = u64::try_from(word & ((1 << USERS_BITS) - 1)).unwrap_or(u64::MAX);
+            let sharers = halves(word & ((1 << USERS_BITS) - 1)).1;
             let (mut keeper, number) = match current {
                 Some((keeper, number)) if keeper.cluster == link.keeper => (keeper, number),
                 done => {
@@ -154,7 +155,7 @@ impl Keeper {
     }
 
     fn decode(word: u128) -> Self {
-        let sharers = u64::try_from(word >> INDEX_BITS & ((1 << 48) - 1)).unwrap_or(u64::MAX);
+        let sharers = halves(word >> INDEX_BITS & ((1 << 48) - 1)).1;
         Self { cluster: index(word >> 88), sharers: sharers >> 1, pooled: sharers & 1 == 1, place: index(word) }
     }
 }
@@ -198,9 +199,9 @@ impl<'a> Numbers<'a> {
     }
 }
 
+/// The first of a run of clusters, and how many they are.
 pub(crate) fn split_run(word: u128) -> (u64, u64) {
-    let low = u128::from(u64::MAX);
-    (u64::try_from(word >> 64).unwrap_or(u64::MAX), u64::try_from(word & low).unwrap_or(u64::MAX))
+    halves(word)
 }
 
 /// What happens to a piece of the disk.
@@ -332,7 +333,7 @@ impl Steps<'_> {
     }
 }
 
-pub(crate) fn peek(words: &mut Peekable<Words<'_>>) -> Result<Option<u128>> {
+pub(crate) fn peek<I: Iterator<Item = Result<u128>>>(words: &mut Peekable<I>) -> Result<Option<u128>> {
     match words.peek() {
         None => Ok(None),
         Some(Ok(word)) => Ok(Some(*word)),

@@ -65,29 +65,13 @@ pub(crate) fn scan(
     spill: &Spill,
     work: &Work<'_>,
 ) -> Result<Scan> {
-    Scanner::new(disk, other, grain, fingerprint).scan(spill, work)
-}
-
-/// The same for who wants to know only which clusters are not zero: their records have fingerprint 0, and nothing is hashed.
-///
-/// # Errors
-/// As [`scan`].
-pub(crate) fn scan_unnamed(
-    disk: &Disk,
-    other: Option<Other<'_>>,
-    grain: ClusterBits,
-    spill: &Spill,
-    work: &Work<'_>,
-) -> Result<Scan> {
-    Scanner::new(disk, other, grain, |_| 0).scan(spill, work)
+    Scanner::new(disk, other, grain).scan(spill, work)
 }
 
 struct Scanner<'a> {
     disk: &'a Disk,
     other: Option<Other<'a>>,
     grain: ClusterBits,
-    /// Gives a cluster's content its fingerprint.
-    name: fn(&[u8]) -> u128,
     buffers: BufferPool,
 }
 
@@ -103,9 +87,9 @@ struct ChunkScan {
 }
 
 impl<'a> Scanner<'a> {
-    fn new(disk: &'a Disk, other: Option<Other<'a>>, grain: ClusterBits, name: fn(&[u8]) -> u128) -> Self {
+    fn new(disk: &'a Disk, other: Option<Other<'a>>, grain: ClusterBits) -> Self {
         let buffers = BufferPool::new(to_usize(CHUNK));
-        Self { disk, other, grain, name, buffers }
+        Self { disk, other, grain, buffers }
     }
 
     fn scan(&self, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
@@ -195,7 +179,7 @@ impl<'a> Scanner<'a> {
                 reader.read(at, piece)?;
                 for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
                     if !is_zero(content) {
-                        found.records.push(record((self.name)(content), cluster));
+                        found.records.push(record(fingerprint(content), cluster));
                     }
                 }
                 at = end;
@@ -244,11 +228,11 @@ impl<'a> Scanner<'a> {
                     found.same += 1;
                     while shareable.next_if(|run| run.end <= cluster).is_some() {}
                     if shareable.peek().is_some_and(|run| run.contains(&cluster)) {
-                        found.unchanged.push(record((self.name)(content), cluster));
+                        found.unchanged.push(record(fingerprint(content), cluster));
                     }
                 }
                 (false, true) => found.zeros.push(cluster),
-                (false, false) => found.records.push(record((self.name)(content), cluster)),
+                (false, false) => found.records.push(record(fingerprint(content), cluster)),
             }
         }
         Ok(())

@@ -131,6 +131,18 @@ impl Sequence {
         Ok(())
     }
 
+    /// Moves what is in memory to the file, unless it is little: for words that are not asked for soon.
+    ///
+    /// # Errors
+    /// Those of the temporary file.
+    pub fn shelve(&mut self) -> Result<()> {
+        if self.0.memory.len() > self.0.spill.words / 4 {
+            self.0.flush()?;
+            self.0.memory = Vec::new();
+        }
+        Ok(())
+    }
+
     /// The number of words.
     #[must_use]
     pub fn len(&self) -> u64 {

@@ -10,7 +10,7 @@ use super::sequence::{Sequence, Spill, Words};
 use super::{INDEX_BITS, index};
 use crate::disk::history::Weave;
 use crate::error::Result;
-use crate::units::{to_usize};
+use crate::units::{halves, to_usize};
 
 /// What follows from the places of the layers' clusters.
 pub(crate) struct Woven {
@@ -64,7 +64,7 @@ impl Users {
     }
 
     fn decode(word: u128) -> Self {
-        let users = u64::try_from(word & ((1 << Self::BITS) - 1)).unwrap_or(u64::MAX);
+        let users = halves(word & ((1 << Self::BITS) - 1)).1;
         Self { start: index(word >> (Self::BITS + INDEX_BITS)), len: index(word >> Self::BITS), users }
     }
 }

@@ -187,16 +187,16 @@ impl Chain {
         for layer in &self.layers {
             let now = Stamp::of(&layer.file).map_err(|e| Self::reading(layer, 0, e))?;
             if now != layer.stamp {
-                return Err(Error::new(
-                    ErrorKind::Changed,
-                    format!(
-                        "'{}' changed while it was read; stop what writes to it, or read a snapshot of it",
-                        shown(&layer.path)
-                    ),
-                ));
+                return Err(changed(&layer.path, ""));
             }
         }
         Ok(())
+    }
+
+    /// The error where what lies at guest offset `offset` was something else when it was read first.
+    pub(super) fn changed_at(&self, offset: u64) -> Error {
+        let path = self.layers.first().map_or(Path::new(""), |layer| layer.path.as_path());
+        changed(path, &format!(" (at {offset:#x})"))
     }
 
     /// What could not be read so far.
@@ -225,6 +225,11 @@ impl Chain {
     pub(super) fn reading(layer: &Layer, offset: u64, source: io::Error) -> Error {
         Error::io(format_args!("Could not read '{}' at {offset:#x}", shown(&layer.path)), source)
     }
+}
+
+fn changed(path: &Path, place: &str) -> Error {
+    let advice = "stop what writes to it, or read a snapshot of it";
+    Error::new(ErrorKind::Changed, format!("'{}' changed while it was read{place}; {advice}", shown(path)))
 }
 
 impl Stamp {

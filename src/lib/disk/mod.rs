@@ -249,6 +249,12 @@ impl Disk {
         self.parts().try_for_each(|part| part.chain.ensure_unchanged())
     }
 
+    /// The error where what lies at `offset` was something else when it was read first.
+    pub(crate) fn changed_at(&self, offset: u64) -> Error {
+        let Span { part, row, at, .. } = self.span_at(offset);
+        part.chain.changed_at(at + (offset - row.start))
+    }
+
     /// What could not be read so far, in order; nothing where [`DiskOptions::salvage`] was not set.
     #[must_use]
     pub fn unreadable(&self) -> Vec<Unreadable> {

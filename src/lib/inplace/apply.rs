@@ -21,6 +21,7 @@ use crate::format::table::L2Entry;
 use crate::image::refcounts::Refcounts;
 use crate::storage::latch::Latch;
 use crate::storage::{Storage, flush, write};
+use crate::survey::Ground;
 use crate::survey::tables::L2Tables;
 use crate::units::{ClusterBits, HostCluster, HostOffset};
 use crate::work::Work;
@@ -37,6 +38,9 @@ pub(super) enum Punch {
     All,
 }
 
+/// Writes the content of new clusters to an image of which the ground is known.
+pub(super) type Fill<'a> = dyn Fn(&Ground, &dyn Storage) -> Result<()> + 'a;
+
 /// Said where the image is not clean after a failure.
 pub(super) const UNSETTLED: &str = "; no data is lost, but the image needs 'dedup-img check -r all'";
 
@@ -50,7 +54,7 @@ struct Prepared {
 
 /// Does what `change` says; returns the number of batches.
 pub(super) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, work: &Work<'_>) -> Result<u64> {
-    apply_with(change, storage, punch, &|_| Ok(()), work)
+    apply_with(change, storage, punch, &|_, _| Ok(()), work)
 }
 
 /// The same; `fill` writes the content of new clusters, when they lie in the file and nothing leads to them.
@@ -58,7 +62,7 @@ pub(super) fn apply_with(
     change: &mut Change,
     storage: &dyn Storage,
     punch: Punch,
-    fill: &dyn Fn(&dyn Storage) -> Result<()>,
+    fill: &Fill<'_>,
     work: &Work<'_>,
 ) -> Result<u64> {
     let storage = &Latch::new(storage);
@@ -160,7 +164,7 @@ fn write_change(
     change: &Change,
     prepared: &Prepared,
     storage: &dyn Storage,
-    fill: &dyn Fn(&dyn Storage) -> Result<()>,
+    fill: &Fill<'_>,
     work: &Work<'_>,
 ) -> Result<u64> {
     let mut header = set_dirty(storage, &change.ground.inspection.header)?;
@@ -168,7 +172,7 @@ fn write_change(
 
     let counts = &change.ground.inspection.counts;
     prepared.growth.extend(storage)?;
-    fill(storage)?;
+    fill(&change.ground, storage)?;
     Mender::new(storage, &header, counts).refcounts(&Refcounts::load(storage, &header)?, Pass::Raise)?;
     prepared.growth.write(storage, &mut header, counts)?;
     if let Some(pool) = &prepared.pool {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use super::allocate::Allocator;
 use super::members::NewMember;
+use super::scan::Key;
+use crate::dedup::reading::FirstReading;
 use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::error::Result;
 use crate::format::header::incompatible;
@@ -27,6 +29,8 @@ pub(super) struct Change {
     pub(super) frees_kept: bool,
     /// What enters the pool: [`NewMember`] words in unit order.
     pub(super) joining: Sequence,
+    /// What was read of those before, by which key, if they were.
+    pub(super) first: Option<(FirstReading, Key)>,
     /// All members that the pool will have.
     pub(super) members_after: Bits,
     /// Whether the pool goes.
@@ -60,6 +64,7 @@ impl Change {
             zeros: Bits::new(0),
             frees_kept: false,
             joining: Sequence::new(spill),
+            first: None,
             members_after: Bits::new(ground.units.limit()),
             drops_pool: false,
             may_upgrade: false,

@@ -9,7 +9,7 @@ use crate::pool::Pin;
 use crate::storage::Storage;
 use crate::survey::bits::Bits;
 use crate::survey::{Ground, guests};
-use crate::units::GuestCluster;
+use crate::units::{GuestCluster, halves};
 use crate::work::Work;
 
 /// A cluster that enters the pool.
@@ -27,8 +27,7 @@ impl NewMember {
     }
 
     pub(super) fn decode(word: u128) -> Self {
-        let [unit, guest] =
-            [word >> 64, word & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(u64::MAX));
+        let (unit, guest) = halves(word);
         Self { unit, guest: GuestCluster(guest) }
     }
 }

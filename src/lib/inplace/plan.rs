@@ -11,7 +11,8 @@ use super::scan::{Key, named, scan};
 use super::{DedupOptions, PHASES};
 use crate::check::Inspection;
 use crate::dedup::group::Link;
-use crate::dedup::sequence::{Sorted, Spill};
+use crate::dedup::reading::FirstReading;
+use crate::dedup::sequence::{Sorted, Sorter, Spill};
 use crate::dedup::verify::verify;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, MAX_SNAPSHOTS};
@@ -117,21 +118,27 @@ impl Plan {
         }
         work.progress.phase(1, PHASES, "scanning", wanted.len() << bits.bits());
         let key = if by_name { Key::Sha256 } else { Key::Fingerprint };
-        let mut found = scan(&content, &wanted, key, spill, work)?;
+        let found = scan(&content, &wanted, key, spill, work)?;
+        let mut records = Sorter::new(spill);
+        found.records.iter().try_for_each(|word| records.push(word?))?;
         if by_name {
             for unit in members.iter() {
                 if let Some(record) = ground.record(unit) {
-                    found.records.push(named(&record.sha256, unit))?;
+                    records.push(named(&record.sha256, unit))?;
                 }
             }
         }
-        let records = found.records.into_sorted()?;
+        let records = records.finish()?;
+        let first = FirstReading::new(found.records, bits)?;
         let choice = Choice::new(&ground, limit);
         let links = choice.links(&records, spill)?;
         drop(records);
         work.progress.phase(2, PHASES, "comparing", links.len() << bits.bits());
         let links = verify(&content, links, |records| choice.links(records, spill), spill, work)?;
-        Self::of(storage, options, ground, Found { links, zeros: found.zeros, read: found.read }, spill, work)
+        let found = Found { links, zeros: found.zeros, read: found.read };
+        let mut plan = Self::of(storage, options, ground, found, spill, work)?;
+        plan.change.first = Some((first, key));
+        Ok(plan)
     }
 
     /// The plan that follows from what was found in an image.

@@ -7,16 +7,19 @@ use sha2::{Digest, Sha256};
 use super::allocate::Allocator;
 use super::change::Change;
 use super::members::NewMember;
+use super::scan::{Key, named};
 use crate::check::counts::Counts;
+use crate::dedup::reading::Expected;
 use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, sha256};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::MAX_L1_BYTES;
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_entry};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
 use crate::storage::{Storage, write};
+use crate::survey::Ground;
 use crate::survey::units::Content;
 use crate::units::{ClusterBits, GuestOffset, HostCluster, HostOffset, to_usize};
 
@@ -80,12 +83,13 @@ impl Places {
         let mut digest = Sha256::new();
         let content = change.ground.content(storage);
         let mut members = Members::new(change);
+        let key = change.first.as_ref().map(|(_, key)| *key);
         loop {
             let batch = members.by_ref().take(BATCH).collect::<Result<Vec<Member>>>()?;
             if batch.is_empty() {
                 break;
             }
-            for (member, name) in batch.iter().zip(names(&content, &batch)?) {
+            for (member, name) in batch.iter().zip(names(&content, &batch, key)?) {
                 let sharers = change.ground.units.hosts(member.unit).map(|host| counts.get(host)).max().unwrap_or(0);
                 let record = Record { sha256: name, guest: member.guest, retired: sharers > limit }.encode();
                 entries.append(&change.ground.units.entry(member.unit).encode(bits).to_be_bytes())?;
@@ -120,6 +124,8 @@ struct Member {
     guest: GuestOffset,
     /// Its name, where that is known already.
     name: Option<Sha>,
+    /// What it was when it was read first, if it was.
+    expected: Option<u128>,
 }
 
 /// The members that the pool will have, in the order of the file.
@@ -128,17 +134,41 @@ struct Members<'a> {
     units: Box<dyn Iterator<Item = u64> + 'a>,
     /// What joins, from the front and from the first compressed one: in the order of the file they are mixed.
     joining: [Box<dyn Iterator<Item = Result<NewMember>> + 'a>; 2],
+    /// What was read of them before.
+    expected: [Option<Expected<'a>>; 2],
 }
 
 impl<'a> Members<'a> {
     fn new(change: &'a Change) -> Self {
         let compressed = change.ground.units.compressed().start;
-        let packed = change.joining().filter(move |new| new.as_ref().is_ok_and(|new| new.unit >= compressed));
+        let bits = change.ground.inspection.header.cluster_bits;
+        let packed = change.joining().filter(move |new| new.as_ref().map_or(true, |new| new.unit >= compressed));
         Self {
             change,
             units: Box::new(change.ground.units.in_file_order(&change.members_after)),
             joining: [Box::new(change.joining()), Box::new(packed)],
+            expected: [(); 2].map(|()| change.first.as_ref().map(|(first, _)| first.expected(bits))),
         }
+    }
+
+    fn try_next(&mut self) -> Result<Option<Member>> {
+        let Some(unit) = self.units.next() else { return Ok(None) };
+        let Ground { units, inspection, .. } = &self.change.ground;
+        if let Some(record) = self.change.ground.record(unit) {
+            return Ok(Some(Member { unit, guest: record.guest, name: Some(record.sha256), expected: None }));
+        }
+        let ([plain, packed], [expected_plain, expected_packed]) = (&mut self.joining, &mut self.expected);
+        let (joining, expected) = match units.plain().contains(&unit) {
+            true => (plain, expected_plain),
+            false => (packed, expected_packed),
+        };
+        let new = joining.next().or_internal("a member of the pool has no name and does not join it")??;
+        if new.unit != unit {
+            return Err(Error::internal("the members of the pool and those that join it are not in one order"));
+        }
+        let expected = expected.as_mut().map(|expected| expected.of(unit)).transpose()?;
+        let guest = new.guest.offset(inspection.header.cluster_bits);
+        Ok(Some(Member { unit, guest, name: None, expected }))
     }
 }
 
@@ -146,33 +176,40 @@ impl Iterator for Members<'_> {
     type Item = Result<Member>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let unit = self.units.next()?;
-        if let Some(record) = self.change.ground.record(unit) {
-            return Some(Ok(Member { unit, guest: record.guest, name: Some(record.sha256) }));
-        }
-        let [plain, packed] = &mut self.joining;
-        let new = if self.change.ground.units.plain().contains(&unit) { plain.next() } else { packed.next() };
-        let bits = self.change.ground.inspection.header.cluster_bits;
-        new.map(|new| Ok(Member { unit, guest: new?.guest.offset(bits), name: None }))
+        self.try_next().transpose()
     }
 }
 
-/// The names of `members`; those that are not known yet are read, neighbours together.
-fn names(content: &Content<'_>, members: &[Member]) -> Result<Vec<Sha>> {
+/// The names of `members`; those that are not known yet are read, neighbours together. What was compared before is held against
+/// what it was then, by `key`.
+fn names(content: &Content<'_>, members: &[Member], key: Option<Key>) -> Result<Vec<Sha>> {
     let bits = content.cluster_bits();
     let most = (READ >> bits.bits()).max(1);
     let read = |share: &[Member]| {
         let mut reader = content.in_order();
         let mut buffer = vec![0; bits.len() * most.min(share.len())];
         let mut names = Vec::with_capacity(share.len());
+        let mut parts = Vec::new();
         let runs = share.chunk_by(|a, b| a.name.is_none() && b.name.is_none() && a.unit + 1 == b.unit);
         for run in runs.flat_map(|run| run.chunks(most)) {
             match run {
                 [Member { name: Some(name), .. }] => names.push(*name),
                 [first, ..] => {
-                    let Some(clusters) = buffer.get_mut(..run.len() << bits.bits()) else { break };
+                    let clusters =
+                        buffer.get_mut(..run.len() << bits.bits()).or_internal("a run of members is too long")?;
                     reader.read(first.unit, clusters)?;
-                    names.extend(clusters.chunks_exact(bits.len()).map(sha256));
+                    for (member, cluster) in run.iter().zip(clusters.chunks_exact(bits.len())) {
+                        let name = sha256(cluster);
+                        let now = match key {
+                            None => None,
+                            Some(Key::Sha256) => Some(named(&name, member.unit)),
+                            Some(key) => Some(key.record(cluster, member.unit, &mut parts)),
+                        };
+                        if now != member.expected {
+                            return Err(changed(content, member.unit));
+                        }
+                        names.push(name);
+                    }
                 }
                 [] => {}
             }
@@ -185,6 +222,16 @@ fn names(content: &Content<'_>, members: &[Member]) -> Result<Vec<Sha>> {
         names.append(&mut share?);
     }
     Ok(names)
+}
+
+fn changed(content: &Content<'_>, unit: u64) -> Error {
+    let place = content.units.bytes(unit).start;
+    Error::new(
+        ErrorKind::Changed,
+        format!(
+            "the cluster at {place:#x} changed while the image was worked on; another program writes to it and ignores its locks"
+        ),
+    )
 }
 
 /// Writes bytes to clusters that need not lie together, from the first to the last.

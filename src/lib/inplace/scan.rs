@@ -10,7 +10,7 @@ use crate::dedup::scan::record;
 use crate::dedup::sequence::{Sequence, Spill};
 use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, fingerprint, is_zero, sha256};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, OrInternal, Result};
 use crate::storage::buffer::BufferPool;
 use crate::survey::bits::Bits;
 use crate::survey::units::Content;
@@ -29,6 +29,17 @@ pub(crate) enum Key {
     Sha256,
     /// What a scan of a disk in clusters of this size leads to.
     Parts(ClusterBits),
+}
+
+impl Key {
+    /// The record of a unit with this content, which is not zero. `parts` is scratch memory.
+    pub(super) fn record(self, content: &[u8], unit: u64, parts: &mut Vec<u128>) -> u128 {
+        match self {
+            Self::Fingerprint => record(fingerprint(content), unit),
+            Self::Sha256 => named(&sha256(content), unit),
+            Self::Parts(grain) => of_parts(content, grain, unit, parts),
+        }
+    }
 }
 
 /// What a scan found.
@@ -140,15 +151,11 @@ fn scan_task(content: &Content<'_>, key: Key, task: &[Range<u64>], buffers: &Buf
     let mut parts = Vec::new();
     for run in task {
         let len = to_usize((run.end - run.start) << bits.bits());
-        let Some(piece) = buffer.get_mut(..len) else { break };
+        let piece = buffer.get_mut(..len).or_internal("a run is longer than its buffer")?;
         reader.read(run.start, piece)?;
         for (unit, cluster) in run.clone().zip(piece.chunks_exact(bits.len())) {
             if !is_zero(cluster) {
-                records.push(match key {
-                    Key::Fingerprint => record(fingerprint(cluster), unit),
-                    Key::Sha256 => named(&sha256(cluster), unit),
-                    Key::Parts(grain) => of_parts(cluster, grain, unit, &mut parts),
-                });
+                records.push(key.record(cluster, unit, &mut parts));
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::storage::{Storage, read_padded};
 use crate::survey::Ground;
 use crate::survey::bits::Bits;
-use crate::units::{to_usize};
+use crate::units::to_usize;
 use crate::work::Work;
 
 /// L2 tables that are read at once, as bytes: bounds the memory of a batch.

@@ -20,7 +20,7 @@ use super::lock::{LockMode, lock};
 use super::{FileStorage, Storage, drop_cache, no_such_call};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::name::shown;
-use crate::units::{to_usize};
+use crate::units::to_usize;
 
 /// What is written last, in bytes.
 const HEAD: usize = 512;

@@ -8,7 +8,7 @@ use crate::check::counts::Counts;
 use crate::dedup::INDEX_BITS;
 use crate::dedup::verify::{Clusters, ReadClusters};
 use crate::disk::Inflater;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
 use crate::format::table::L2Entry;
@@ -217,9 +217,8 @@ impl ReadClusters for UnitReader<'_> {
             read_padded(storage, run, at).map_err(|e| Error::io(format_args!("Could not read at {at:#x}"), e))?;
         }
         for (unit, cluster) in (first + plain..).zip(packed.chunks_exact_mut(bits.len())) {
-            if let Some((extent, _)) = units.packed(unit) {
-                cluster.copy_from_slice(self.inflater.cluster(storage, header, 0, extent)?);
-            }
+            let (extent, _) = units.packed(unit).or_internal("a unit has no place in the file")?;
+            cluster.copy_from_slice(self.inflater.cluster(storage, header, 0, extent)?);
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ use crate::survey::{Ground, guests, sound};
 use crate::work::Work;
 
 use find::Heads;
-use place::Placed;
+use place::{Placed, Stores};
 use source::Source;
 
 /// What an overwriting did. Sizes are in bytes, clusters are those of the target.
@@ -155,8 +155,8 @@ pub fn overwrite(
             let (mut change, stores) =
                 Planner { storage, source, limit, pin, spill, work }.plan(scan, inspection, &mut report)?;
             work.progress.phase(3, PHASES, "writing", report.written_bytes);
-            let fill = |storage: &dyn Storage| {
-                source.copy(&stores, storage, work)?;
+            let fill = |ground: &Ground, storage: &dyn Storage| {
+                source.copy(&stores, ground, storage, work)?;
                 // What was compared is what was copied, or nothing will lead to it.
                 disk.ensure_unchanged()
             };
@@ -182,13 +182,13 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// The change that makes the disk read what `scan` found, and the clusters that it stores.
-    fn plan(&self, mut scan: Scan, inspection: Inspection, report: &mut OverwriteReport) -> Result<(Change, Sequence)> {
+    fn plan(&self, mut scan: Scan, inspection: Inspection, report: &mut OverwriteReport) -> Result<(Change, Stores)> {
         let Self { storage, source, limit, pin, spill, work } = *self;
         let bits = inspection.header.cluster_bits;
         let ground = Ground::with_room(storage, inspection, scan.records.len())?;
         let small = spill.share(4);
         let unchanged = std::mem::replace(&mut scan.unchanged, Sequence::new(&small)).into_sorted()?;
-        let changed = Level::of(scan, None, spill)?;
+        let (changed, first) = Level::of(scan, None, spill)?;
 
         let links = find::links(&changed.records, &unchanged, spill)?;
         drop(unchanged);
@@ -201,15 +201,15 @@ impl Planner<'_> {
         let header = &ground.inspection.header;
         let refcounts = Refcounts::load(storage, header)?;
         let free = Allocator::new(&refcounts, header, ground.inspection.file_len, &ground.inspection.counts)?;
-        let mut placed = place::place(&ground, &classes, &changed.zeros, (limit, pin), free, spill)?;
+        let mut placed = place::place(&ground, &classes, (&changed.zeros, &first), (limit, pin), free, spill)?;
         let tables = tables::new_tables(&ground, &placed.entries, &mut placed.free)?;
 
         let (joining, members_after) = self.members(&ground, placed.members, placed.shared)?;
         report.changed_clusters = changed.data_clusters;
         report.zeroed_clusters = placed.entries.len() - changed.data_clusters;
         report.reused_clusters = placed.reused;
-        report.written_clusters = placed.stores.len();
-        report.written_bytes = placed.stores.len() << bits.bits();
+        report.written_clusters = placed.stores.places.len();
+        report.written_bytes = placed.stores.places.len() << bits.bits();
         report.pool_members = members_after.len();
         report.changed = true;
         let Placed { entries, gains, free, stores, .. } = placed;

@@ -6,6 +6,7 @@ use super::super::allocate::Allocator;
 use super::super::members::NewMember;
 use super::find::NEW;
 use crate::dedup::plan::split_run;
+use crate::dedup::reading::{Expected, FirstReading, Hold};
 use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::error::Result;
 use crate::format::table::L2Entry;
@@ -18,8 +19,8 @@ use crate::units::{GuestCluster, HostCluster};
 pub(super) struct Placed {
     /// Guest cluster (high 64 bits) and its new L2 entry, ascending.
     pub(super) entries: Sorted,
-    /// New clusters: the host cluster (high 64 bits) and the guest cluster whose content it gets.
-    pub(super) stores: Sequence,
+    /// New clusters.
+    pub(super) stores: Stores,
     /// What clusters gain beside the first reference of a new one: unit (high 64 bits) and number.
     pub(super) gains: Sequence,
     /// New clusters that enter the pool, as [`NewMember`] words.
@@ -31,13 +32,23 @@ pub(super) struct Placed {
     pub(super) reused: u64,
 }
 
+/// New clusters, in the order in which they got their places.
+pub(super) struct Stores {
+    /// The host cluster (high 64 bits) and the class whose content it gets.
+    pub(super) places: Sequence,
+    /// What the content of each was when it was read first; 0 for one that the target has.
+    pub(super) records: Sequence,
+    pub(super) hold: Hold,
+}
+
 /// Gives out places.
 struct Placer<'a> {
     ground: &'a Ground,
     limit: u64,
     pin: Pin,
     entries: Sorter,
-    stores: Sequence,
+    stores: Stores,
+    expected: Expected<'a>,
     gains: Sequence,
     members: Sorter,
     shared: Bits,
@@ -55,11 +66,11 @@ struct New {
     users: u64,
 }
 
-/// Places what `classes` say, and zeros for the clusters in the runs `zeros`. No cluster gets more than `limit` sharers.
+/// Places what `classes` say, of which `first` was the first reading, and zeros for the clusters in the runs `zeros`. No cluster gets more than `limit` sharers.
 pub(super) fn place(
     ground: &Ground,
     classes: &Sorted,
-    zeros: &Sequence,
+    (zeros, first): (&Sequence, &FirstReading),
     (limit, pin): (u64, Pin),
     free: Allocator,
     spill: &Spill,
@@ -69,7 +80,8 @@ pub(super) fn place(
         limit,
         pin,
         entries: Sorter::new(spill),
-        stores: Sequence::new(spill),
+        stores: Stores { places: Sequence::new(spill), records: Sequence::new(spill), hold: first.hold() },
+        expected: first.expected(ground.inspection.header.cluster_bits),
         gains: Sequence::new(spill),
         members: Sorter::new(spill),
         shared: Bits::new(ground.units.limit()),
@@ -97,8 +109,7 @@ pub(super) fn place(
                 Some(new) => placer.one_more(new, user)?,
                 None => {
                     placer.end(new)?;
-                    let content = if class & NEW == 0 { user } else { class & !NEW };
-                    placer.store(content, user)?
+                    placer.store(class, user)?
                 }
             });
             guest = next()?.map(|(_, guest)| guest);
@@ -152,10 +163,11 @@ impl Placer<'_> {
         self.gains.push(u128::from(unit) << 64 | u128::from(users))
     }
 
-    /// A new cluster with the content of guest cluster `content`, for `user`.
-    fn store(&mut self, content: u64, user: u64) -> Result<New> {
+    /// A new cluster with the content of `class`, for `user`.
+    fn store(&mut self, class: u64, user: u64) -> Result<New> {
         let host = self.free.one();
-        self.stores.push(u128::from(host.0) << 64 | u128::from(content))?;
+        self.stores.places.push(u128::from(host.0) << 64 | u128::from(class))?;
+        self.stores.records.push(if class & NEW == 0 { 0 } else { self.expected.of(class & !NEW)? })?;
         Ok(New { host, first: user, users: 1 })
     }
 

@@ -4,13 +4,16 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
+use super::find::NEW;
+use super::place::Stores;
 use crate::dedup::plan::split_run;
-use crate::dedup::sequence::Sequence;
+use crate::dedup::reading::Hold;
 use crate::dedup::verify::{Clusters, ReadClusters};
 use crate::disk::{Disk, Reader};
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::storage::buffer::BufferPool;
 use crate::storage::{Storage, write};
+use crate::survey::Ground;
 use crate::units::{ClusterBits, HostCluster, to_usize};
 use crate::work::Work;
 
@@ -40,41 +43,91 @@ impl<'a> Source<'a> {
         Ok(Self { disk, bits, last: Some((last, content)) })
     }
 
-    /// Writes the new clusters of `stores`: host cluster, and guest cluster with the content.
-    pub(super) fn copy(&self, stores: &Sequence, storage: &dyn Storage, work: &Work<'_>) -> Result<()> {
+    /// Writes the new clusters of `stores` to the image in `storage`. What is read of the source is what was read of it before.
+    pub(super) fn copy(&self, stores: &Stores, ground: &Ground, storage: &dyn Storage, work: &Work<'_>) -> Result<()> {
         let per_task = (TASK >> self.bits.bits()).max(1);
         let buffers = BufferPool::new(to_usize(per_task << self.bits.bits()));
-        let mut words = stores.iter();
+        let copier = Copier { source: self, ground, hold: &stores.hold, storage, buffers };
+        let mut words = stores.places.iter().zip(stores.records.iter());
         loop {
             work.cancel.check()?;
             let most = to_usize(per_task) * work.batch();
-            let batch = words.by_ref().take(most).map(|word| word.map(split_run)).collect::<Result<Vec<_>>>()?;
+            let batch = words.by_ref().take(most).map(|(place, record)| Store::decode(place?, record?));
+            let batch = batch.collect::<Result<Vec<Store>>>()?;
             if batch.is_empty() {
                 return Ok(());
             }
-            let runs: Vec<&[(u64, u64)]> =
-                batch.chunk_by(|a, b| a.0 + 1 == b.0).flat_map(|run| run.chunks(to_usize(per_task))).collect();
-            runs.par_iter().try_for_each(|run| self.copy_run(run, storage, &buffers))?;
+            let runs: Vec<&[Store]> =
+                batch.chunk_by(|a, b| a.host + 1 == b.host).flat_map(|run| run.chunks(to_usize(per_task))).collect();
+            runs.par_iter().try_for_each(|run| copier.run(run))?;
             work.progress.advance((batch.len() as u64) << self.bits.bits());
         }
     }
+}
 
+/// A new cluster.
+struct Store {
+    host: u64,
+    /// Whose content it gets: a unit of the target, or a guest cluster of the source.
+    class: u64,
+    /// What that was when it was read first.
+    record: u128,
+}
+
+impl Store {
+    fn decode(place: u128, record: u128) -> Result<Self> {
+        let (host, class) = split_run(place);
+        Ok(Self { host, class, record })
+    }
+
+    fn is_new(&self) -> bool {
+        self.class & NEW != 0
+    }
+}
+
+/// Writes new clusters.
+struct Copier<'a> {
+    source: &'a Source<'a>,
+    ground: &'a Ground,
+    hold: &'a Hold,
+    storage: &'a dyn Storage,
+    buffers: BufferPool,
+}
+
+impl Copier<'_> {
     /// Writes clusters that follow each other in the file.
-    fn copy_run(&self, run: &[(u64, u64)], storage: &dyn Storage, buffers: &BufferPool) -> Result<()> {
-        let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
-        let (Some(content), Some((host, _))) = (buffer.get_mut(..run.len() << self.bits.bits()), run.first()) else {
-            return Ok(());
-        };
-        let mut reader = self.in_order();
+    fn run(&self, run: &[Store]) -> Result<()> {
+        let Self { source, ground, storage, .. } = *self;
+        let bits = source.bits;
+        let first = run.first().or_internal("a run of no clusters")?;
+        let mut buffer = self.buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+        let content = buffer.get_mut(..run.len() << bits.bits()).or_internal("a run is longer than its buffer")?;
+        let target = ground.content(storage);
+        let (mut guests, mut units) = (source.in_order(), target.at_random());
         let mut rest = &mut *content;
-        for guests in run.chunk_by(|a, b| a.1 + 1 == b.1) {
-            let (piece, after) = rest.split_at_mut(guests.len() << self.bits.bits());
-            if let Some((_, first)) = guests.first() {
-                reader.read(*first, piece)?;
+        for stores in run.chunk_by(|a, b| a.class + 1 == b.class) {
+            let (piece, after) = rest.split_at_mut(stores.len() << bits.bits());
+            let from = stores.first().or_internal("a run of no clusters")?;
+            match from.is_new() {
+                true => guests.read(from.class & !NEW, piece)?,
+                false => units.read(from.class, piece)?,
             }
             rest = after;
         }
-        write(storage, content, HostCluster(*host).offset(self.bits).0)
+        self.hold(run, content)?;
+        write(storage, content, HostCluster(first.host).offset(bits).0)
+    }
+
+    /// Fails where a cluster of the source is not what it was when it was compared.
+    fn hold(&self, run: &[Store], content: &[u8]) -> Result<()> {
+        let bits = self.source.bits;
+        let mut hold = self.hold.clone();
+        for (store, cluster) in run.iter().zip(content.chunks_exact(bits.len())).filter(|(store, _)| store.is_new()) {
+            if !hold.is_same(cluster, store.record) {
+                return Err(self.source.disk.changed_at((store.class & !NEW) << bits.bits()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -102,7 +155,7 @@ impl ReadClusters for SourceReader<'_> {
         let bits = self.source.bits;
         self.reader.read(first << bits.bits(), buffer)?;
         let Some((last, content)) = &self.source.last else { return Ok(()) };
-        let place = last.checked_sub(first).and_then(|at| usize::try_from(at << bits.bits()).ok());
+        let place = last.checked_sub(first).map(|at| to_usize(at << bits.bits()));
         if let Some(cluster) = place.and_then(|at| buffer.get_mut(Range { start: at, end: at + bits.len() })) {
             cluster.copy_from_slice(content);
         }
