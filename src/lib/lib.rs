@@ -70,6 +70,8 @@
 //! | I7 | *No surprise.* What fails or is stopped leaves an existing target as it was. What is not supported is refused by name before anything is written. |
 //! | I8 | *Hostile input.* No file makes the library panic, hang, read outside of the image, open what the caller did not allow, or take memory out of proportion. |
 //! | I9 | *Bounded.* Tables take no more than the memory that is given for them. |
+//! | I10 | *One source, one moment.* What is written is what was compared: what is read again is held against the first reading, and a difference is an error. |
+//! | I11 | *Nothing silent.* What cannot happen is an [`ErrorKind::Internal`] that says where, never a default value or an entry left out. |
 //!
 //! # Words
 //!

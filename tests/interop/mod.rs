@@ -33,6 +33,7 @@ mod into_random;
 mod into_writes;
 mod judge;
 mod limits;
+mod live_source;
 mod mutations;
 mod packed;
 mod plain;

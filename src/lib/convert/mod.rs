@@ -43,6 +43,8 @@ use stream::Streamed;
 use crate::compress::CompressionLevel;
 use crate::dedup::group::group;
 use crate::dedup::plan::Plan;
+use crate::dedup::reading::{Again, FirstReading};
+use crate::dedup::scan::Other;
 use crate::dedup::sequence::{Sorter, Spill};
 use crate::dedup::verify::{GuestClusters, verify};
 use crate::disk::Disk;
@@ -239,7 +241,10 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
         Some(written) => written,
         None => job.in_passes(&parts, said)?,
     };
-    let Written { plan, bits, seen, layout, compressed_clusters, compressed_bytes } = written;
+    let Written { plan, bits, first, seen, layout, compressed_clusters, compressed_bytes } = written;
+    if let Some(first) = first.filter(|_| disk.restless().next().is_some()) {
+        job.again().ensure_same(&first)?;
+    }
     disk.ensure_unchanged()?;
     if let Some(backing) = &backing {
         backing.ensure_unchanged()?;
@@ -307,6 +312,8 @@ struct Job<'a> {
 struct Written {
     plan: Plan,
     bits: ClusterBits,
+    /// What later readings are held against, where there may be any.
+    first: Option<FirstReading>,
     seen: Seen,
     layout: Layout,
     compressed_clusters: u64,
@@ -314,12 +321,19 @@ struct Written {
 }
 
 impl Job<'_> {
+    /// What reads the disk once more.
+    fn again(&self) -> Again<'_> {
+        Again { disk: self.disk, other: self.backing.map(Other::Backing), spill: &self.spill, work: self.work }
+    }
+
     /// Writes the image in one pass over the disk, where that can be done.
     fn stream(&self, parts: &impl Fn(ClusterBits) -> Result<Parts>) -> Result<Option<Written>> {
         let Self { disk, options, work, .. } = *self;
         let (ClusterSize::Fixed(bits), None) = (options.cluster_size, options.compress) else { return Ok(None) };
-        // A device keeps what it holds until it is sure to have room, and with --salvage all passes must read the same.
-        if self.backing.is_some() || disk.history().is_some() || disk.salvages() || !self.file.is_empty() {
+        // A device keeps what it holds until it is sure to have room, with --salvage all passes must read the same, and what is read
+        // once is held against nothing.
+        let read_twice = disk.salvages() || disk.restless().next().is_some();
+        if self.backing.is_some() || disk.history().is_some() || read_twice || !self.file.is_empty() {
             return Ok(None);
         }
         let parts = parts(bits)?;
@@ -333,7 +347,8 @@ impl Job<'_> {
         match streamed {
             Some(Streamed { plan, layout, bytes_read }) => {
                 let seen = Seen { bytes_read, same: 0, choices: Vec::new() };
-                Ok(Some(Written { plan, bits, seen, layout, compressed_clusters: 0, compressed_bytes: 0 }))
+                let (compressed_clusters, compressed_bytes) = (0, 0);
+                Ok(Some(Written { plan, bits, first: None, seen, layout, compressed_clusters, compressed_bytes }))
             }
             None => {
                 self.storage.set_len(0).at("Could not begin anew")?;
@@ -395,7 +410,7 @@ impl Job<'_> {
                 (packed.layout, packed.clusters, packed.bytes)
             }
         };
-        Ok(Written { plan, bits, seen, layout, compressed_clusters, compressed_bytes })
+        Ok(Written { plan, bits, first: Some(first), seen, layout, compressed_clusters, compressed_bytes })
     }
 }
 

@@ -9,10 +9,11 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use serde::Serialize;
 
 use super::refuse_own_source;
+use crate::dedup::reading::Again;
 use crate::digest::is_zero;
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::name::shown;
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
@@ -97,6 +98,10 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
     if disk.size() > 0 {
         file.begin()?;
     }
+    let spill = work.spill(file.directory());
+    // What is read once is held against nothing: where times do not tell, the disk is read before and after.
+    let again = Again { disk, other: None, spill: &spill, work };
+    let first = disk.restless().next().map(|_| again.first()).transpose()?;
     work.progress.phase(0, 1, "writing", disk.size());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
     let buffers = BufferPool::new(to_usize(CHUNK));
@@ -133,6 +138,9 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
         written_bytes += copy.zeros(zeros_from..disk.size(), work).map_err(said)?;
     } else {
         copy.hole(zeros_from..disk.size(), work).map_err(said)?;
+    }
+    if let Some(first) = first {
+        again.ensure_same(&first)?;
     }
     disk.ensure_unchanged()?;
     if options.uncached {
@@ -179,7 +187,7 @@ impl Copy<'_> {
         let mut copied = Copied::default();
         for run in runs {
             let len = to_usize(run.end - run.start);
-            let Some(content) = buffer.get_mut(..len) else { break };
+            let content = buffer.get_mut(..len).or_internal("a chunk is longer than its buffer")?;
             reader.read(run.start, content)?;
             copied.read += len as u64;
             // What goes out in one write.
@@ -216,7 +224,7 @@ impl Copy<'_> {
             }
         }
         let index = |at: u64| to_usize(at - base);
-        let piece = content.get(index(range.start)..index(range.end)).unwrap_or_default();
+        let piece = content.get(index(range.start)..index(range.end)).or_internal("a piece lies outside of its run")?;
         self.put(piece, range.start)?;
         copied.written += piece.len() as u64;
         let start = copied.data.as_ref().map_or(range.start, |data| data.start);

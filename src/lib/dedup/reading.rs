@@ -9,14 +9,60 @@ use std::iter::Peekable;
 use super::index;
 use super::level::{Larger, of_parts};
 use super::plan::peek;
-use super::sequence::{Sequence, Words};
-use crate::error::{Error, Result};
+use super::scan::{Other, scan};
+use super::sequence::{Sequence, Spill, Words};
+use crate::disk::Disk;
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::{Error, OrInternal, Result};
 use crate::units::ClusterBits;
+use crate::work::Work;
 
 /// The records of all clusters that were not zero when they were read first, in their order.
 pub(crate) struct FirstReading {
     records: Sequence,
     grain: ClusterBits,
+}
+
+/// Reads a disk once more where its files' times do not tell whether they were written, and holds all of it against the first reading.
+pub(crate) struct Again<'a> {
+    pub(crate) disk: &'a Disk,
+    pub(crate) other: Option<Other<'a>>,
+    pub(crate) spill: &'a Spill,
+    pub(crate) work: &'a Work<'a>,
+}
+
+impl Again<'_> {
+    /// The first reading of a disk that will be read once only.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(crate) fn first(&self) -> Result<FirstReading> {
+        let Self { disk, other, spill, work } = *self;
+        let scan = work.run(|| scan(disk, other, ClusterBits::GRAIN, spill, work))?;
+        FirstReading::new(scan.records, scan.grain)
+    }
+
+    /// Fails where the disk does not read as it did in the `first` reading.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Changed`]; those of reading.
+    pub(crate) fn ensure_same(&self, first: &FirstReading) -> Result<()> {
+        let Self { disk, other, spill, work } = *self;
+        let now = work.run(|| scan(disk, other, first.grain, spill, work))?;
+        let (mut before, mut now) = (first.records.iter(), now.records.iter());
+        loop {
+            match (before.next().transpose()?, now.next().transpose()?) {
+                (None, None) => return Ok(()),
+                (before, now) if before == now => {}
+                (before, now) => {
+                    let cluster =
+                        before.into_iter().chain(now).map(index).min().or_internal("nothing differs from nothing")?;
+                    return Err(disk.changed_at(cluster << first.grain.bits()));
+                }
+            }
+        }
+    }
 }
 
 impl FirstReading {
@@ -67,7 +113,6 @@ impl Expected<'_> {
 }
 
 /// Compares clusters that are read again with the records of the first reading. Each thread has its own.
-#[derive(Clone)]
 pub(crate) struct Hold {
     grain: ClusterBits,
     parts: Vec<u128>,

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Format;
 use super::salvage::{Damage, SECTOR, Unreadable};
+use super::stamp::Stamp;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::CompressionType;
 use crate::image::Qcow2;
@@ -31,14 +31,6 @@ pub(super) struct Layer {
     /// A second descriptor of the same open file, to look at it again.
     pub(super) file: Arc<std::fs::File>,
     pub(super) content: Content,
-}
-
-/// What changes when a file is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    len: u64,
-    /// When the content was last written, and when anything about the file was last changed: a writer may set the first back.
-    times: Option<[i64; 4]>,
 }
 
 pub(super) enum Content {
@@ -185,12 +177,16 @@ impl Chain {
     /// As said, and the operating system's.
     pub(super) fn ensure_unchanged(&self) -> Result<()> {
         for layer in &self.layers {
-            let now = Stamp::of(&layer.file).map_err(|e| Self::reading(layer, 0, e))?;
-            if now != layer.stamp {
+            if layer.stamp.has_changed(&layer.file).map_err(|e| Self::reading(layer, 0, e))? {
                 return Err(changed(&layer.path, ""));
             }
         }
         Ok(())
+    }
+
+    /// The files whose times move although nobody writes them.
+    pub(super) fn restless(&self) -> impl Iterator<Item = &Path> {
+        self.layers.iter().filter(|layer| layer.stamp.is_restless()).map(|layer| layer.path.as_path())
     }
 
     /// The error where what lies at guest offset `offset` was something else when it was read first.
@@ -230,15 +226,4 @@ impl Chain {
 fn changed(path: &Path, place: &str) -> Error {
     let advice = "stop what writes to it, or read a snapshot of it";
     Error::new(ErrorKind::Changed, format!("'{}' changed while it was read{place}; {advice}", shown(path)))
-}
-
-impl Stamp {
-    pub(super) fn of(file: &std::fs::File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        // A block device's times do not tell whether it was written.
-        let times = metadata
-            .is_file()
-            .then(|| [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()]);
-        Ok(Self { len: metadata.len(), times })
-    }
 }

@@ -22,6 +22,7 @@ mod probe;
 mod read;
 mod reader;
 mod salvage;
+mod stamp;
 
 use std::iter;
 use std::ops::Range;
@@ -37,7 +38,7 @@ pub use reader::Reader;
 use salvage::Damage;
 pub use salvage::Unreadable;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::CompressionType;
 use crate::image::Qcow2;
 use crate::storage::Storage;
@@ -106,10 +107,10 @@ impl Disk {
     }
 
     /// The run that `offset` lies in; the last one, which ends nowhere, for what lies behind all.
-    fn span_at(&self, offset: u64) -> Span<'_> {
+    fn span_at(&self, offset: u64) -> Result<Span<'_>> {
         let Some(history) = &self.history else {
             let (part, row) = self.part_at(&self.others, offset);
-            return Span { part, at: 0, backing: Some(row.start), above: None, row };
+            return Ok(Span { part, at: 0, backing: Some(row.start), above: None, row });
         };
         let weave = history.row();
         match weave.locate(offset) {
@@ -117,18 +118,18 @@ impl Disk {
                 let layer = to_usize(layer);
                 let part = |layer: usize| layer.checked_sub(1).map_or(Some(&self.first), |at| self.others.get(at));
                 let into = place % weave.unit;
-                Span {
-                    part: part(layer).unwrap_or(&self.first),
+                Ok(Span {
+                    part: part(layer).or_internal("a place of the row is in no layer")?,
                     row: offset - into..offset - into + weave.unit,
                     at: place - into,
                     backing: Some(place - into),
                     above: layer.checked_sub(1).and_then(part).map(|part| &part.chain),
-                }
+                })
             }
             None => {
-                let vm = self.others.get(history.snapshots().len()..).unwrap_or_default();
+                let vm = self.others.get(history.snapshots().len()..).or_internal("fewer layers than snapshots")?;
                 let (part, row) = self.part_at(vm, offset);
-                Span { part, at: 0, backing: None, above: None, row }
+                Ok(Span { part, at: 0, backing: None, above: None, row })
             }
         }
     }
@@ -202,7 +203,7 @@ impl Disk {
     fn next_data_over(&self, backing: Option<&Self>, offset: u64) -> Result<Option<Range<u64>>> {
         let mut at = offset;
         while at < self.size() {
-            let Span { part, row, at: from, backing: behind, .. } = self.span_at(at);
+            let Span { part, row, at: from, backing: behind, .. } = self.span_at(at)?;
             let into = at - row.start;
             let end = row.end.min(self.size());
             let ours = part.chain.next_data(from + into..from + (end - row.start))?;
@@ -230,12 +231,11 @@ impl Disk {
     }
 
     /// Where a backing file of this disk has `range`, which lies in one piece, as far as the disk goes; `None` in a VM state.
-    pub(crate) fn behind(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        let Span { part, row, at, backing, .. } = self.span_at(range.start);
+    pub(crate) fn behind(&self, range: &Range<u64>) -> Result<Option<Range<u64>>> {
+        let Span { part, row, at, backing, .. } = self.span_at(range.start)?;
         let into = range.start - row.start;
-        let start = backing? + into;
         let left = part.chain.size().saturating_sub(at + into);
-        Some(start..start + left.min(range.end - range.start))
+        Ok(backing.map(|start| start + into..start + into + left.min(range.end - range.start)))
     }
 
     /// Fails with [`ErrorKind::Changed`] where one of the files was written since it was opened.
@@ -249,10 +249,18 @@ impl Disk {
         self.parts().try_for_each(|part| part.chain.ensure_unchanged())
     }
 
+    /// The files whose times move although nobody writes them: they do not tell whether a file was written. What one pass has read of
+    /// such a disk is read twice, and compared.
+    pub fn restless(&self) -> impl Iterator<Item = &Path> {
+        self.parts().flat_map(|part| part.chain.restless())
+    }
+
     /// The error where what lies at `offset` was something else when it was read first.
     pub(crate) fn changed_at(&self, offset: u64) -> Error {
-        let Span { part, row, at, .. } = self.span_at(offset);
-        part.chain.changed_at(at + (offset - row.start))
+        match self.span_at(offset) {
+            Ok(Span { part, row, at, .. }) => part.chain.changed_at(at + (offset - row.start)),
+            Err(error) => error,
+        }
     }
 
     /// What could not be read so far, in order; nothing where [`DiskOptions::salvage`] was not set.

@@ -10,10 +10,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::backing::{BackingRule, backing_file};
-use super::chain::{Chain, Content, Layer, Stamp};
+use super::chain::{Chain, Content, Layer};
 use super::history::History;
 use super::probe::{PROBE_LENGTH, probe};
 use super::salvage::Damage;
+use super::stamp::Stamp;
 use super::{Disk, Part};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::snapshot::Snapshot;
@@ -173,7 +174,7 @@ fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Res
 }
 
 fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
-    let (id, stamp) = (FileId::of(&file.metadata().at("fstat")?), Stamp::of(&file).at("fstat")?);
+    let (id, stamp) = (FileId::of(&file.metadata().at("fstat")?), Stamp::before(&file).at("fstat")?);
     let content = open_content(file.try_clone().at("dup")?, format, options.snapshot.as_ref())?;
     Ok(Layer { path: path.to_owned(), id, stamp, file: Arc::new(file), content })
 }

@@ -105,6 +105,9 @@ impl Job<'_> {
         if self.options.qemu.source_uncached {
             disk.drop_cache();
         }
+        if !self.args.run.quiet {
+            disk.restless().for_each(|path| view::warning(&summary::restless(path)));
+        }
         let result = self.write(&disk, work);
         *unreadable = disk.unreadable();
         if self.options.qemu.source_uncached {

@@ -46,6 +46,14 @@ pub(crate) fn unreadable(part: &Unreadable) -> String {
     format!("error while reading offset {start}: {} ({file}{length} bytes, zeros in the target)", part.reason)
 }
 
+/// A source of which only its bytes tell whether it was written.
+pub(crate) fn restless(path: &Path) -> String {
+    format!(
+        "the times of '{}' change by themselves and do not tell whether it is written: it is read twice, and compared",
+        shown(path)
+    )
+}
+
 #[derive(Serialize)]
 struct Summary<'a, R: Serialize> {
     schema_version: u32,

@@ -29,6 +29,7 @@ use super::{PHASES, sizes};
 use crate::check::Inspection;
 use crate::dedup::group::group;
 use crate::dedup::level::Level;
+use crate::dedup::reading::Again;
 use crate::dedup::scan::{Other, Scan, scan};
 use crate::dedup::sequence::{Sequence, Sorter, Spill};
 use crate::dedup::verify::verify;
@@ -158,6 +159,9 @@ pub fn overwrite(
             let fill = |ground: &Ground, storage: &dyn Storage| {
                 source.copy(&stores, ground, storage, work)?;
                 // What was compared is what was copied, or nothing will lead to it.
+                if disk.restless().next().is_some() {
+                    Again { disk, other: Some(Other::Target(present)), spill, work }.ensure_same(&stores.first)?;
+                }
                 disk.ensure_unchanged()
             };
             apply_with(&mut change, storage, Punch::Freed, &fill, work)?;
@@ -201,7 +205,7 @@ impl Planner<'_> {
         let header = &ground.inspection.header;
         let refcounts = Refcounts::load(storage, header)?;
         let free = Allocator::new(&refcounts, header, ground.inspection.file_len, &ground.inspection.counts)?;
-        let mut placed = place::place(&ground, &classes, (&changed.zeros, &first), (limit, pin), free, spill)?;
+        let mut placed = place::place(&ground, &classes, (&changed.zeros, first), (limit, pin), free, spill)?;
         let tables = tables::new_tables(&ground, &placed.entries, &mut placed.free)?;
 
         let (joining, members_after) = self.members(&ground, placed.members, placed.shared)?;

@@ -6,7 +6,7 @@ use super::super::allocate::Allocator;
 use super::super::members::NewMember;
 use super::find::NEW;
 use crate::dedup::plan::split_run;
-use crate::dedup::reading::{Expected, FirstReading, Hold};
+use crate::dedup::reading::{Expected, FirstReading};
 use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::error::Result;
 use crate::format::table::L2Entry;
@@ -38,7 +38,8 @@ pub(super) struct Stores {
     pub(super) places: Sequence,
     /// What the content of each was when it was read first; 0 for one that the target has.
     pub(super) records: Sequence,
-    pub(super) hold: Hold,
+    /// The first reading of the source.
+    pub(super) first: FirstReading,
 }
 
 /// Gives out places.
@@ -47,7 +48,8 @@ struct Placer<'a> {
     limit: u64,
     pin: Pin,
     entries: Sorter,
-    stores: Stores,
+    places: Sequence,
+    records: Sequence,
     expected: Expected<'a>,
     gains: Sequence,
     members: Sorter,
@@ -70,7 +72,7 @@ struct New {
 pub(super) fn place(
     ground: &Ground,
     classes: &Sorted,
-    (zeros, first): (&Sequence, &FirstReading),
+    (zeros, first): (&Sequence, FirstReading),
     (limit, pin): (u64, Pin),
     free: Allocator,
     spill: &Spill,
@@ -80,7 +82,8 @@ pub(super) fn place(
         limit,
         pin,
         entries: Sorter::new(spill),
-        stores: Stores { places: Sequence::new(spill), records: Sequence::new(spill), hold: first.hold() },
+        places: Sequence::new(spill),
+        records: Sequence::new(spill),
         expected: first.expected(ground.inspection.header.cluster_bits),
         gains: Sequence::new(spill),
         members: Sorter::new(spill),
@@ -123,7 +126,8 @@ pub(super) fn place(
             placer.entry(guest, L2Entry::Zero { host: None, copied: false })?;
         }
     }
-    let Placer { entries, stores, gains, members, shared, free, reused, .. } = placer;
+    let Placer { entries, places, records, gains, members, shared, free, reused, .. } = placer;
+    let stores = Stores { places, records, first };
     Ok(Placed { entries: entries.finish()?, stores, gains, members, shared, free, reused })
 }
 
@@ -166,8 +170,8 @@ impl Placer<'_> {
     /// A new cluster with the content of `class`, for `user`.
     fn store(&mut self, class: u64, user: u64) -> Result<New> {
         let host = self.free.one();
-        self.stores.places.push(u128::from(host.0) << 64 | u128::from(class))?;
-        self.stores.records.push(if class & NEW == 0 { 0 } else { self.expected.of(class & !NEW)? })?;
+        self.places.push(u128::from(host.0) << 64 | u128::from(class))?;
+        self.records.push(if class & NEW == 0 { 0 } else { self.expected.of(class & !NEW)? })?;
         Ok(New { host, first: user, users: 1 })
     }
 

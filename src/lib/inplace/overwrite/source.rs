@@ -7,7 +7,7 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use super::find::NEW;
 use super::place::Stores;
 use crate::dedup::plan::split_run;
-use crate::dedup::reading::Hold;
+use crate::dedup::reading::FirstReading;
 use crate::dedup::verify::{Clusters, ReadClusters};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, OrInternal, Result};
@@ -39,7 +39,7 @@ impl<'a> Source<'a> {
         let mut content = vec![0; bits.len()];
         Reader::sequential(present).read(start, &mut content)?;
         let own = to_usize(end - start);
-        Reader::sequential(disk).read(start, content.get_mut(..own).unwrap_or_default())?;
+        Reader::sequential(disk).read(start, content.split_at_mut(own).0)?;
         Ok(Self { disk, bits, last: Some((last, content)) })
     }
 
@@ -47,7 +47,7 @@ impl<'a> Source<'a> {
     pub(super) fn copy(&self, stores: &Stores, ground: &Ground, storage: &dyn Storage, work: &Work<'_>) -> Result<()> {
         let per_task = (TASK >> self.bits.bits()).max(1);
         let buffers = BufferPool::new(to_usize(per_task << self.bits.bits()));
-        let copier = Copier { source: self, ground, hold: &stores.hold, storage, buffers };
+        let copier = Copier { source: self, ground, first: &stores.first, storage, buffers };
         let mut words = stores.places.iter().zip(stores.records.iter());
         loop {
             work.cancel.check()?;
@@ -89,7 +89,7 @@ impl Store {
 struct Copier<'a> {
     source: &'a Source<'a>,
     ground: &'a Ground,
-    hold: &'a Hold,
+    first: &'a FirstReading,
     storage: &'a dyn Storage,
     buffers: BufferPool,
 }
@@ -121,7 +121,7 @@ impl Copier<'_> {
     /// Fails where a cluster of the source is not what it was when it was compared.
     fn hold(&self, run: &[Store], content: &[u8]) -> Result<()> {
         let bits = self.source.bits;
-        let mut hold = self.hold.clone();
+        let mut hold = self.first.hold();
         for (store, cluster) in run.iter().zip(content.chunks_exact(bits.len())).filter(|(store, _)| store.is_new()) {
             if !hold.is_same(cluster, store.record) {
                 return Err(self.source.disk.changed_at((store.class & !NEW) << bits.bits()));
