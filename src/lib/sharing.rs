@@ -17,7 +17,7 @@ use std::iter;
 use std::path::Path;
 
 use crate::dedup::sequence::{Sorted, Sorter};
-use crate::error::Result;
+use crate::error::{OrInternal, Result};
 use crate::format::table::L2Entry;
 use crate::format::u64_at;
 use crate::pool::Record;
@@ -123,7 +123,7 @@ fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work
             work.cancel.check()?;
             let mut found = Vec::new();
             for (bytes, index) in content.chunks_exact(header.l2_entry_len()).zip(0u64..) {
-                let word = u64_at(bytes, 0).unwrap_or(0);
+                let word = u64_at(bytes, 0).or_internal("half an L2 entry")?;
                 let entry = L2Entry::decode(word, header.cluster_bits, !header.extended_l2());
                 if let Some(unit) = ground.units.of(entry).filter(|&unit| ground.units.users(unit) > 1) {
                     let guests = table.guests(index).filter(|&guest| guest < end);

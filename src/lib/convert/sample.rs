@@ -9,7 +9,7 @@ use crate::dedup::level::Level;
 use crate::dedup::plan::split_run;
 use crate::dedup::{INDEX, index};
 use crate::disk::{Disk, Reader};
-use crate::error::Result;
+use crate::error::{OrInternal, Result};
 use crate::units::ClusterBits;
 
 /// The largest cluster size that is compared, and the pieces of the disk that are looked at.
@@ -73,7 +73,7 @@ impl<'a> Sample<'a> {
         for n in 0..count {
             let wanted = n * level.data_clusters / count;
             while before + run.1 <= wanted {
-                let Some(word) = runs.next().transpose()? else { break };
+                let word = runs.next().transpose()?.or_internal("the runs of a level are fewer than its clusters")?;
                 before += run.1;
                 run = split_run(word);
             }

@@ -405,7 +405,7 @@ impl Names {
 fn next_name(words: &mut Words<'_>, cluster: u64) -> Result<Sha> {
     let mut sha = Sha::default();
     for (part, number) in sha.as_chunks_mut::<8>().0.iter_mut().zip(0u64..) {
-        let (key, word) = split_run(words.next().transpose()?.unwrap_or_default());
+        let (key, word) = split_run(words.next().transpose()?.or_internal("a shared cluster has no name")?);
         if key != cluster * WORDS + number {
             // Every member has been compared, and was named by that.
             return Err(Error::internal("a shared cluster has no name"));

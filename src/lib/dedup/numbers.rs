@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use super::sequence::Spill;
-use crate::error::Result;
+use crate::error::{OrInternal, Result};
+use crate::units::to_usize;
 
 /// A fixed count of numbers, each of which is set once and read in any order; 0 until then.
 pub(crate) enum Numbers {
@@ -25,8 +26,7 @@ impl Numbers {
     pub(crate) fn set(&mut self, at: u64, number: u64) -> Result<()> {
         match self {
             Self::Memory(numbers) => {
-                let place = usize::try_from(at).ok().and_then(|at| numbers.get_mut(at));
-                place.into_iter().for_each(|place| *place = number);
+                *numbers.get_mut(to_usize(at)).or_internal("a stored cluster has a number that is too high")? = number;
                 Ok(())
             }
             Self::File(file, spill) => file.write_all_at(&number.to_be_bytes(), at * 8).map_err(|e| spill.error(e)),
@@ -37,7 +37,7 @@ impl Numbers {
     pub(crate) fn get(&self, at: u64) -> Result<u64> {
         match self {
             Self::Memory(numbers) => {
-                Ok(usize::try_from(at).ok().and_then(|at| numbers.get(at)).copied().unwrap_or_default())
+                numbers.get(to_usize(at)).copied().or_internal("a stored cluster has a number that is too high")
             }
             Self::File(file, spill) => {
                 let mut bytes = [0; 8];

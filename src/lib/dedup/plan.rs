@@ -7,7 +7,7 @@ use super::level::Level;
 use super::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use super::weave::{Inherited, UserCounts, Woven};
 use super::{INDEX_BITS, index};
-use crate::error::Result;
+use crate::error::{OrInternal, Result};
 use crate::pool::Pin;
 use crate::units::{ClusterBits, GuestCluster, halves};
 
@@ -179,7 +179,7 @@ impl<'a> Numbers<'a> {
     /// The number of `cluster`: the data clusters before it that are no duplicates.
     fn of(&mut self, cluster: u64) -> Result<u64> {
         while self.run.0 + self.run.1 <= cluster {
-            let Some(word) = self.runs.next() else { break };
+            let word = self.runs.next().or_internal("a cluster that is kept is in no run of data")?;
             self.before += self.run.1;
             self.run = split_run(word?);
         }

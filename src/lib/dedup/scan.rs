@@ -9,7 +9,7 @@ use super::{INDEX, INDEX_BITS};
 use crate::digest::{fingerprint, is_zero};
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::image::Place;
 use crate::storage::buffer::{Buffer, BufferPool};
 use crate::units::{ClusterBits, to_usize};
@@ -175,7 +175,7 @@ impl<'a> Scanner<'a> {
                 // Pieces end where larger clusters of the source do. The last cluster of the disk is padded with zeros.
                 let end = ((at + step) & !(step - 1)).min(run.end);
                 let len = to_usize((end - at).next_multiple_of(grain.bytes()));
-                let Some(piece) = buffer.get_mut(..len) else { break };
+                let piece = buffer.get_mut(..len).or_internal("a piece is longer than its buffer")?;
                 reader.read(at, piece)?;
                 for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
                     if !is_zero(content) {
@@ -193,7 +193,8 @@ impl<'a> Scanner<'a> {
         let Self { disk, grain, .. } = *self;
         let (mut ours, mut theirs) = (self.buffer()?, self.buffer()?);
         let len = to_usize((run.end - run.start).next_multiple_of(grain.bytes()));
-        let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(()) };
+        let ours = ours.get_mut(..len).or_internal("a run is longer than its buffer")?;
+        let theirs = theirs.get_mut(..len).or_internal("a run is longer than its buffer")?;
         Reader::sequential(disk).read(run.start, ours)?;
         found.bytes_read += run.end - run.start;
         let mut shareable = Vec::new();
@@ -201,7 +202,7 @@ impl<'a> Scanner<'a> {
         let mut is_disk = true;
         match other {
             Other::Backing(backing) => {
-                let behind = disk.behind(&run);
+                let behind = disk.behind(&run)?;
                 is_disk = behind.is_some();
                 let behind = behind.unwrap_or(0..0);
                 // What the backing file has behind the end of the disk nobody reads.
@@ -214,8 +215,8 @@ impl<'a> Scanner<'a> {
                 Reader::sequential(target).read(run.start, theirs)?;
                 // What the target has behind the end of the disk stays.
                 let end = to_usize(run.end - run.start);
-                let behind = theirs.get(end..).unwrap_or_default();
-                ours.get_mut(end..).unwrap_or_default().copy_from_slice(behind);
+                let (_, behind) = theirs.split_at(end);
+                ours.split_at_mut(end).1.copy_from_slice(behind);
                 shareable = own_clusters(target, grain, &run)?;
             }
         }

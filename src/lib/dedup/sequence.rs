@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rayon::slice::ParallelSliceMut;
 use zerocopy::IntoBytes;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::name::shown;
 use crate::units::to_usize;
 
@@ -230,7 +230,7 @@ impl Sorter {
 
     /// Merges groups of runs into a new file.
     fn merge_runs(&mut self) -> Result<()> {
-        let Some(old) = self.store.file.take() else { return Ok(()) };
+        let old = self.store.file.take().or_internal("runs of a file that is not there")?;
         let mut merged = Store::new(&self.store.spill.share(4));
         let mut runs = Vec::new();
         for group in self.runs.chunks(self.fan()) {

@@ -8,7 +8,7 @@ use super::scan::record;
 use super::sequence::{Sorted, Sorter, Spill, Words};
 use crate::digest::sha256;
 use crate::disk::{Disk, Reader};
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::storage::buffer::BufferPool;
 use crate::units::ClusterBits;
 use crate::work::Work;
@@ -195,7 +195,8 @@ fn compare(clusters: &impl Clusters, share: &[Link], buffers: &BufferPool) -> Re
             .count();
         let (links, after) = rest.split_at(run);
         let len = links.len() << bits.bits();
-        let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { break };
+        let ours = ours.get_mut(..len).or_internal("a run of links is longer than its buffer")?;
+        let theirs = theirs.get_mut(..len).or_internal("a run of links is longer than its buffer")?;
         duplicates.read(first.duplicate, ours)?;
         keepers.read(first.keeper, theirs)?;
         if ours != theirs {

@@ -9,7 +9,7 @@ use super::plan::split_run;
 use super::sequence::{Sequence, Spill, Words};
 use super::{INDEX_BITS, index};
 use crate::disk::history::Weave;
-use crate::error::Result;
+use crate::error::{OrInternal, Result};
 use crate::units::{halves, to_usize};
 
 /// What follows from the places of the layers' clusters.
@@ -114,7 +114,7 @@ pub(crate) fn weave(
             [_, true, _] => (Kind::Zero, sources.1.next()),
             _ => (Kind::Inherited, sources.2.next()),
         };
-        let Some(word) = word.transpose()? else { break };
+        let word = word.transpose()?.or_internal("a run that was seen is gone")?;
         let (start, len) = split_run(word);
         let mut at = start;
         while at < start + len {
@@ -140,6 +140,8 @@ enum Kind {
     Zero,
     Inherited,
 }
+
+const OUTSIDE: &str = "a cluster lies outside of its unit";
 
 /// Nothing is mapped.
 const NONE: u32 = 0;
@@ -245,30 +247,29 @@ impl Loom {
         }
         for row in start..start + len {
             let at = to_usize(row % self.weave.unit);
-            let above = self.above.owners.get(at).copied().unwrap_or(NONE);
+            let above = self.above.owners.get(at).copied().or_internal(OUTSIDE)?;
             let owner = match kind {
                 Kind::Zero => ZERO,
                 Kind::Inherited => above,
                 Kind::Data => {
                     self.users.push(0);
-                    u32::try_from(self.users.len() - 1).unwrap_or(u32::MAX).saturating_add(FIRST)
+                    let number = u32::try_from(self.users.len() - 1).ok().and_then(|number| number.checked_add(FIRST));
+                    number.or_internal("more clusters in a group of layers than can be numbered")?
                 }
             };
             if owner == NONE {
                 continue;
             }
-            let scanned = owner.checked_sub(FIRST).and_then(|number| usize::try_from(number).ok());
-            scanned.and_then(|number| self.users.get_mut(number)).into_iter().for_each(|users| *users += 1);
+            if let Some(number) = owner.checked_sub(FIRST) {
+                *self.users.get_mut(number as usize).or_internal("a cluster of a layer above was not scanned")? += 1;
+            }
             let inherited = matches!(kind, Kind::Inherited);
             self.woven.inherited_clusters += u64::from(inherited && owner != ZERO);
-            if let Some(now) = self.now.owners.get_mut(at) {
-                *now = owner;
-            }
+            *self.now.owners.get_mut(at).or_internal(OUTSIDE)? = owner;
             let table = to_usize(row % self.weave.unit / self.entries);
-            if let Some(table) = self.now.tables.get_mut(table) {
-                table.mapped += 1;
-                table.own |= !inherited;
-            }
+            let table = self.now.tables.get_mut(table).or_internal(OUTSIDE)?;
+            table.mapped += 1;
+            table.own |= !inherited;
         }
         Ok(())
     }
@@ -283,7 +284,7 @@ impl Loom {
             let is_shared = !table.own && table.mapped == above.mapped;
             if table.mapped > 0 && is_shared {
                 table.number = above.number;
-                self.group_tables.get_mut(above.number).into_iter().for_each(|layers| *layers += 1);
+                *self.group_tables.get_mut(above.number).or_internal("a table of the layer above has no number")? += 1;
                 let all = Inherited { start, len: self.entries, table: true };
                 self.woven.inherited.push(all.encode())?;
             } else if table.mapped > 0 {
@@ -356,7 +357,7 @@ fn end_run(run: &mut (u64, u64), tables: &mut Sequence) -> Result<()> {
 fn mapped_runs(owners: &[u32], unit: u64, range: std::ops::Range<u64>, runs: &mut Sequence) -> Result<()> {
     let mut open: Option<Inherited> = None;
     for row in range {
-        let owner = usize::try_from(row % unit).ok().and_then(|at| owners.get(at)).copied().unwrap_or(NONE);
+        let owner = owners.get(to_usize(row % unit)).copied().or_internal(OUTSIDE)?;
         match &mut open {
             Some(run) if owner != NONE => run.len += 1,
             None if owner != NONE => open = Some(Inherited { start: row, len: 1, table: false }),

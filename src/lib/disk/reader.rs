@@ -38,7 +38,7 @@ impl<'a> Reader<'a> {
         runs.clear();
         let mut at = range.start;
         while at < range.end {
-            let span = self.enter(at);
+            let span = self.enter(at)?;
             let (end, part) = (span.row.end.min(range.end), span.at);
             // From here on what the part has at its start is at `start` of the disk.
             let start = span.row.start;
@@ -64,7 +64,7 @@ impl<'a> Reader<'a> {
     pub fn read(&mut self, start: u64, buf: &mut [u8]) -> Result<()> {
         let (mut at, mut rest) = (start, buf);
         while !rest.is_empty() {
-            let Span { row, at: from, .. } = self.enter(at);
+            let Span { row, at: from, .. } = self.enter(at)?;
             let len = to_usize(row.end - at).min(rest.len());
             let (piece, remaining) = rest.split_at_mut(len);
             self.chain.read(from + (at - row.start), piece)?;
@@ -77,7 +77,7 @@ impl<'a> Reader<'a> {
     /// The compressed bytes of the cluster of `bits` that begins at `start`, where that is what an image has there, of this kind and
     /// of the same size.
     pub(crate) fn packed(&mut self, start: u64, bits: ClusterBits, kind: CompressionType) -> Result<Option<&[u8]>> {
-        let Span { row, at, .. } = self.enter(start);
+        let Span { row, at, .. } = self.enter(start)?;
         self.chain.packed(at + (start - row.start), bits, kind)
     }
 
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
     /// As [`Reader::data_runs`].
     pub(crate) fn in_common(&mut self, range: &Range<u64>, grain: u64, parts: &mut Vec<Range<u64>>) -> Result<()> {
         parts.clear();
-        let Span { row, at: from, above: Some(above), .. } = self.enter(range.start) else { return Ok(()) };
+        let Span { row, at: from, above: Some(above), .. } = self.enter(range.start)? else { return Ok(()) };
         let place = |at: u64| from + (at - row.start);
         self.chain.in_common(above, place(range.start)..place(range.end), grain, parts)?;
         for part in parts {
@@ -98,12 +98,12 @@ impl<'a> Reader<'a> {
     }
 
     /// Turns to the image that `offset` lies in, and returns the run that it lies in.
-    fn enter(&mut self, offset: u64) -> Span<'a> {
-        let span = self.disk.span_at(offset);
+    fn enter(&mut self, offset: u64) -> Result<Span<'a>> {
+        let span = self.disk.span_at(offset)?;
         if !ptr::eq(span.part, self.part) {
             self.part = span.part;
             self.chain.turn_to(&span.part.chain);
         }
-        span
+        Ok(span)
     }
 }

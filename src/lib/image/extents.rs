@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::table::{L2Entry, Subcluster, Subclusters, l1_target};
 use crate::format::u64_at;
@@ -57,7 +57,8 @@ impl Qcow2 {
             let (l1_index, l2_index) = (cluster / l2_entries, cluster % l2_entries);
             let table_end = (l1_index + 1).saturating_mul(l2_entries << bits.bits());
             let stop = end.min(table_end);
-            let l1 = usize::try_from(l1_index).ok().and_then(|i| self.l1.get(i)).copied().unwrap_or(0);
+            // What lies behind the end of a snapshot's L1 table is not allocated, as for QEMU.
+            let l1 = self.l1.get(to_usize(l1_index)).copied().unwrap_or(0);
             let Some(table) = l1_target(l1) else {
                 emit(Extent { len: stop - at, place: Place::Unallocated });
                 at = stop;
@@ -91,7 +92,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let bits = self.header.cluster_bits;
         let extended = self.header.extended_l2();
-        let word = u64_at(entry, 0).unwrap_or(0);
+        let word = u64_at(entry, 0).or_internal("half an L2 entry")?;
         let (len, skip) = (range.end - range.start, range.start - cluster_start);
         let place = match L2Entry::decode(word, bits, !extended) {
             L2Entry::Compressed(extent) => {
@@ -140,7 +141,7 @@ impl Qcow2 {
         range: Range<u64>,
         emit: &mut impl FnMut(Extent),
     ) -> Result<()> {
-        let bitmap = Subclusters(u64_at(entry, 8).unwrap_or(0));
+        let bitmap = Subclusters(u64_at(entry, 8).or_internal("half an extended L2 entry")?);
         if bitmap.is_invalid(host.is_some()) {
             return Err(Error::corrupt(format!(
                 "Invalid cluster entry found (guest offset: {cluster_start:#x}); see dedup-img check"
@@ -176,8 +177,8 @@ impl Qcow2 {
     pub(crate) fn next_table(&self, range: Range<u64>) -> Option<Range<u64>> {
         let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
         let range = range.start..range.end.min(self.size);
-        let first = usize::try_from(range.start / span).ok()?;
-        let end = usize::try_from(range.end.div_ceil(span)).ok()?.min(self.l1.len());
+        let first = to_usize(range.start / span);
+        let end = to_usize(range.end.div_ceil(span)).min(self.l1.len());
         let index = (first..end).find(|&i| self.l1.get(i).is_some_and(|&e| l1_target(e).is_some()))?;
         let start = (index as u64).checked_mul(span)?;
         let table = start.max(range.start)..start.saturating_add(span).min(range.end);
@@ -187,9 +188,7 @@ impl Qcow2 {
     /// Whether `other`, a snapshot of the same file, has the same L2 tables for all of `range`.
     pub(crate) fn has_tables_of(&self, other: &Self, range: &Range<u64>) -> bool {
         let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
-        let table = |image: &Self, index: u64| {
-            usize::try_from(index).ok().and_then(|index| image.l1.get(index)).copied().and_then(l1_target)
-        };
+        let table = |image: &Self, index: u64| image.l1.get(to_usize(index)).copied().and_then(l1_target);
         (range.start / span..range.end.div_ceil(span)).all(|index| table(self, index) == table(other, index))
     }
 }

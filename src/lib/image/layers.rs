@@ -4,12 +4,15 @@ use crate::dedup::plan::split_run;
 use crate::dedup::sequence::Words;
 use crate::dedup::weave::Woven;
 use crate::disk::history::{History, L1Size, Weave};
-use crate::error::Result;
+use crate::error::{OrInternal, Result};
 use crate::format::snapshot::Snapshot;
 use crate::pool;
 use crate::units::{ClusterBits, GuestCluster, HostOffset, to_usize};
 
 use super::layout::Parts;
+
+const OUTSIDE: &str = "a cluster of the row lies outside of its unit";
+const NO_LAYER: &str = "a layer has no L1 table";
 
 /// Knows where in the L1 tables of all layers a cluster of the row belongs, and what the layer above has at the same place.
 pub(crate) struct Layers<'a> {
@@ -47,7 +50,7 @@ pub(crate) fn with_snapshots(parts: Parts, history: Option<&History>) -> Result<
     let table = history.snapshots().iter().chain([&pool]).map(|snapshot| snapshot.encode().len() as u64).sum();
     Ok(Parts {
         size: history.disk_size(),
-        snapshots: u32::try_from(history.snapshots().len()).unwrap_or(u32::MAX),
+        snapshots: u32::try_from(history.snapshots().len()).ok().or_internal("too many snapshots")?,
         snapshot_l1: sizes.iter().skip(1).map(|size| bits.clusters(u64::from(size.all) * 8)).sum(),
         snapshot_table: table,
         ..parts
@@ -126,28 +129,29 @@ impl<'a> Layers<'a> {
     }
 
     /// The layer that `cluster` of the row belongs to, and which cluster of it that is; VM states lie behind the disk.
-    fn locate(&self, cluster: GuestCluster) -> (u64, GuestCluster) {
+    fn locate(&self, cluster: GuestCluster) -> Result<(usize, GuestCluster)> {
         if let Some((layer, place)) = self.weave.locate(cluster.0) {
-            return (layer, GuestCluster(place));
+            return Ok((to_usize(layer), GuestCluster(place)));
         }
         let start = |vm: u64| vm >> self.bits.bits();
         let vm = self.history.vm();
         let before = vm.partition_point(|vm| start(vm.start) <= cluster.0);
-        let Some(vm) = vm.get(..before).and_then(<[_]>::last) else { return (0, cluster) };
-        let disk = usize::try_from(vm.layer).ok().and_then(|layer| self.sizes.get(layer)).map_or(0, |size| size.disk);
-        (vm.layer, GuestCluster(u64::from(disk) * self.bits.entries() + (cluster.0 - start(vm.start))))
+        let vm =
+            vm.get(..before).and_then(<[_]>::last).or_internal("a cluster lies behind the disk and in no VM state")?;
+        let layer = to_usize(vm.layer);
+        let disk = self.sizes.get(layer).or_internal(NO_LAYER)?.disk;
+        Ok((layer, GuestCluster(u64::from(disk) * self.bits.entries() + (cluster.0 - start(vm.start)))))
     }
 
     /// The guest cluster at `place`, a place of the disk or a cluster of a VM state in the row.
-    pub(super) fn guest(&self, place: GuestCluster) -> GuestCluster {
-        if place.0 < self.weave.end { place } else { self.locate(place).1 }
+    pub(super) fn guest(&self, place: GuestCluster) -> Result<GuestCluster> {
+        if place.0 < self.weave.end { Ok(place) } else { Ok(self.locate(place)?.1) }
     }
 
     /// The entry for the L2 table of `cluster` in the L1 tables of all layers.
-    pub(super) fn l1_index(&self, cluster: GuestCluster) -> usize {
-        let (layer, guest) = self.locate(cluster);
-        let start = usize::try_from(layer).ok().and_then(|layer| self.starts.get(layer)).copied().unwrap_or(usize::MAX);
-        start.saturating_add(to_usize(guest.0 / self.bits.entries()))
+    pub(super) fn l1_index(&self, cluster: GuestCluster) -> Result<usize> {
+        let (layer, guest) = self.locate(cluster)?;
+        Ok(self.starts.get(layer).or_internal(NO_LAYER)? + to_usize(guest.0 / self.bits.entries()))
     }
 
     fn at(&self, cluster: u64) -> usize {
@@ -155,51 +159,53 @@ impl<'a> Layers<'a> {
     }
 
     /// Remembers the L2 entry of `cluster`.
-    pub(super) fn set(&mut self, cluster: GuestCluster, word: u64) {
+    pub(super) fn set(&mut self, cluster: GuestCluster, word: u64) -> Result<()> {
         let at = self.at(cluster.0);
-        self.now.entries.get_mut(at).into_iter().for_each(|entry| *entry = word);
+        *self.now.entries.get_mut(at).or_internal(OUTSIDE)? = word;
+        Ok(())
     }
 
     /// Remembers the L2 table of `cluster`.
-    pub(super) fn set_table(&mut self, cluster: GuestCluster, table: HostOffset) {
+    pub(super) fn set_table(&mut self, cluster: GuestCluster, table: HostOffset) -> Result<()> {
         let at = self.at(cluster.0) >> (self.bits.bits() - 3);
-        self.now.tables.get_mut(at).into_iter().for_each(|entry| *entry = table);
+        *self.now.tables.get_mut(at).or_internal(OUTSIDE)? = table;
+        Ok(())
     }
 
     /// The L2 entry of the layer above at the place of `cluster`.
-    pub(super) fn above(&mut self, cluster: GuestCluster) -> u64 {
+    pub(super) fn above(&mut self, cluster: GuestCluster) -> Result<u64> {
         self.enter(cluster);
-        self.above.entries.get(self.at(cluster.0)).copied().unwrap_or(0)
+        self.above.entries.get(self.at(cluster.0)).copied().or_internal(OUTSIDE)
     }
 
     /// Takes the L2 table of the layer above for the one that begins at `cluster`, and returns it.
-    pub(super) fn inherit_table(&mut self, cluster: GuestCluster) -> HostOffset {
+    pub(super) fn inherit_table(&mut self, cluster: GuestCluster) -> Result<HostOffset> {
         let first = self.at(cluster.0);
         let range = first..first + self.bits.len() / 8;
-        if let (Some(now), Some(above)) = (self.now.entries.get_mut(range.clone()), self.above.entries.get(range)) {
-            now.copy_from_slice(above);
-        }
-        let table = self.above.tables.get(first >> (self.bits.bits() - 3)).copied().unwrap_or(HostOffset(0));
-        self.set_table(cluster, table);
-        table
+        let above = self.above.entries.get(range.clone()).or_internal(OUTSIDE)?;
+        self.now.entries.get_mut(range).or_internal(OUTSIDE)?.copy_from_slice(above);
+        let table = self.above.tables.get(first >> (self.bits.bits() - 3)).copied().or_internal(OUTSIDE)?;
+        self.set_table(cluster, table)?;
+        Ok(table)
     }
 
     /// The active L1 table, and those of the snapshots in the order of the snapshot table, of `l1`, which has all.
-    pub(super) fn split<'b>(&self, l1: &'b [u64]) -> (&'b [u64], Vec<&'b [u64]>) {
+    pub(super) fn split<'b>(&self, l1: &'b [u64]) -> Result<(&'b [u64], Vec<&'b [u64]>)> {
         let table = |layer: usize| {
-            let (Some(&start), Some(size)) = (self.starts.get(layer), self.sizes.get(layer)) else { return &[][..] };
-            l1.get(start..start + size.all as usize).unwrap_or_default()
+            let start = *self.starts.get(layer).or_internal(NO_LAYER)?;
+            let size = self.sizes.get(layer).or_internal(NO_LAYER)?;
+            l1.get(start..start + size.all as usize).or_internal(NO_LAYER)
         };
         let snapshots = 0..self.history.snapshots().len();
-        (table(0), snapshots.map(|index| table(self.history.layer(index))).collect())
+        let snapshots = snapshots.map(|index| table(self.history.layer(index))).collect::<Result<_>>()?;
+        Ok((table(0)?, snapshots))
     }
 
     /// The entries of the snapshot table, with their L1 tables at `places`.
-    pub(super) fn snapshots(&self, places: impl Iterator<Item = (HostOffset, usize)>) -> Vec<Snapshot> {
-        let entry = |(snapshot, (l1_offset, entries)): (&Snapshot, (HostOffset, usize))| Snapshot {
-            l1_offset,
-            l1_entries: u32::try_from(entries).unwrap_or(u32::MAX),
-            ..snapshot.clone()
+    pub(super) fn snapshots(&self, places: impl Iterator<Item = (HostOffset, usize)>) -> Result<Vec<Snapshot>> {
+        let entry = |(snapshot, (l1_offset, entries)): (&Snapshot, (HostOffset, usize))| {
+            let l1_entries = u32::try_from(entries).ok().or_internal("an L1 table is too long for its snapshot")?;
+            Ok(Snapshot { l1_offset, l1_entries, ..snapshot.clone() })
         };
         self.history.snapshots().iter().zip(places).map(entry).collect()
     }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::dedup::plan::Step;
 use crate::digest::Sha;
 use crate::disk::{BackingRule, Disk, DiskOptions, Format, refuse_protocol};
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::format::header::{CompressionType, Extension, Header, compatible, extension, incompatible};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, is_copied, l1_entry, with_copied};
@@ -143,10 +143,7 @@ impl<'a> NewImage<'a> {
             Step::Shared { guest, stored } => self.map(guest, self.layout.stored(stored), false),
             Step::Zero { guest, count } => self.map_zeros(guest, count),
             Step::Inherited { guest, count } => self.inherit(guest, count),
-            Step::InheritedTable { guest } => {
-                self.inherit_table(guest);
-                Ok(())
-            }
+            Step::InheritedTable { guest } => self.inherit_table(guest),
         }
     }
 
@@ -174,20 +171,23 @@ impl<'a> NewImage<'a> {
     pub(crate) fn inherit(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
         for guest in (guest.0..guest.0 + count).map(GuestCluster) {
             self.skip_to(guest)?;
-            let word = self.layers.as_mut().map_or(0, |layers| layers.above(guest));
+            let word = self.layers.as_mut().or_internal(NO_LAYERS)?.above(guest)?;
             self.entry(word)?;
         }
         Ok(())
     }
 
     /// Uses the L2 table of the layer above for `guest` and what follows.
-    pub(crate) fn inherit_table(&mut self, guest: GuestCluster) {
-        if let Some(layers) = &mut self.layers {
-            layers.enter(guest);
-            let table = layers.inherit_table(guest);
-            let index = layers.l1_index(guest);
-            self.l1.get_mut(index).into_iter().for_each(|entry| *entry = l1_entry(table, false));
-        }
+    ///
+    /// # Errors
+    /// Internal ones.
+    pub(crate) fn inherit_table(&mut self, guest: GuestCluster) -> Result<()> {
+        let layers = self.layers.as_mut().or_internal(NO_LAYERS)?;
+        layers.enter(guest);
+        let table = layers.inherit_table(guest)?;
+        let index = layers.l1_index(guest)?;
+        *self.l1.get_mut(index).or_internal(BEHIND_L1)? = l1_entry(table, false);
+        Ok(())
     }
 
     /// Maps `count` guest clusters from `guest` to zeros.
@@ -204,7 +204,7 @@ impl<'a> NewImage<'a> {
     /// # Errors
     /// Those of writing.
     pub(crate) fn member(&mut self, sha256: Sha, guest: GuestCluster, retired: bool) -> Result<()> {
-        let guest = self.layers.as_ref().map_or(guest, |layers| layers.guest(guest));
+        let guest = self.layers.as_ref().map_or(Ok(guest), |layers| layers.guest(guest))?;
         let record = Record { sha256, guest: guest.offset(self.layout.parts.cluster_bits), retired }.encode();
         self.records.update(record);
         self.directory.write(&record).map_err(writing)
@@ -229,11 +229,14 @@ impl<'a> NewImage<'a> {
         let blocks = (layout.refcount_blocks.start.0..layout.refcount_blocks.end().0)
             .map(|block| HostCluster(block).offset(bits).0);
         write_table(self.storage, layout.refcount_table, &layout, blocks)?;
-        let active = self.layers.as_ref().map_or(self.l1.as_slice(), |layers| layers.split(&self.l1).0);
+        let active = match &self.layers {
+            None => self.l1.as_slice(),
+            Some(layers) => layers.split(&self.l1)?.0,
+        };
         write_table(self.storage, layout.l1, &layout, active.iter().copied())?;
         // Data may be sparse at its end; the file is as long as the layout says all the same.
         self.storage.set_len(layout.file_len()).map_err(writing)?;
-        let header = header(&layout, traits).encode()?;
+        let header = header(&layout, traits)?.encode()?;
         self.storage.write_at(&header, 0).map_err(writing)
     }
 
@@ -241,7 +244,7 @@ impl<'a> NewImage<'a> {
     fn finish_snapshots(&mut self) -> Result<Vec<Snapshot>> {
         let Some(layers) = &self.layers else { return Ok(Vec::new()) };
         let bits = self.layout.parts.cluster_bits;
-        let (_, tables) = layers.split(&self.l1);
+        let (_, tables) = layers.split(&self.l1)?;
         let mut start = self.layout.snapshot_l1.start;
         let mut places = Vec::with_capacity(tables.len());
         for table in tables {
@@ -250,7 +253,7 @@ impl<'a> NewImage<'a> {
             places.push((start.offset(bits), table.len()));
             start = region.end();
         }
-        Ok(layers.snapshots(places.into_iter()))
+        layers.snapshots(places.into_iter())
     }
 
     fn finish_pool(&mut self, members: u64, mut snapshots: Vec<Snapshot>) -> Result<()> {
@@ -329,15 +332,15 @@ impl<'a> NewImage<'a> {
             // The flag means nothing in a snapshot's tables; QEMU leaves it cleared there, and sets it when it reverts to one.
             let is_active = layers.is_active(self.next);
             word = with_copied(word, is_active && is_copied(word));
-            layers.set(self.next, word);
+            layers.set(self.next, word)?;
             if begins_table {
-                layers.set_table(self.next, HostOffset(at));
-                index = layers.l1_index(self.next);
+                layers.set_table(self.next, HostOffset(at))?;
+                index = layers.l1_index(self.next)?;
                 copied = layers.table_layers()? == 1 && is_active;
             }
         }
-        if begins_table && let Some(l1) = self.l1.get_mut(index) {
-            *l1 = l1_entry(HostOffset(at), copied);
+        if begins_table {
+            *self.l1.get_mut(index).or_internal(BEHIND_L1)? = l1_entry(HostOffset(at), copied);
         }
         self.next = GuestCluster(self.next.0 + 1);
         self.l2.write(&word.to_be_bytes()).map_err(writing)
@@ -391,6 +394,9 @@ impl<'a> NewImage<'a> {
     }
 }
 
+const NO_LAYERS: &str = "a cluster of a layer above, in an image without snapshots";
+const BEHIND_L1: &str = "a cluster lies behind the end of the L1 table";
+
 /// Writes a table of 64-bit words and zeros to its region's end.
 fn write_table(storage: &dyn Storage, region: Region, layout: &Layout, words: impl Iterator<Item = u64>) -> Result<()> {
     let mut writer = RegionWriter::new(storage, layout.bytes(region));
@@ -400,7 +406,7 @@ fn write_table(storage: &dyn Storage, region: Region, layout: &Layout, words: im
     writer.finish().map_err(writing)
 }
 
-fn header(layout: &Layout, traits: &Traits) -> Header {
+fn header(layout: &Layout, traits: &Traits) -> Result<Header> {
     let (backing_name, extensions) = match &traits.backing {
         None => (None, Vec::new()),
         Some(backing) => {
@@ -409,7 +415,8 @@ fn header(layout: &Layout, traits: &Traits) -> Header {
             (Some(backing.name.as_os_str().as_bytes().to_vec()), vec![format])
         }
     };
-    Header {
+    let clusters = layout.refcount_table.clusters;
+    Ok(Header {
         version: 3,
         cluster_bits: layout.parts.cluster_bits,
         size: layout.parts.size,
@@ -417,7 +424,9 @@ fn header(layout: &Layout, traits: &Traits) -> Header {
         l1_entries: layout.l1_entries,
         l1_offset: layout.offset(layout.l1),
         refcount_table_offset: layout.offset(layout.refcount_table),
-        refcount_table_clusters: u32::try_from(layout.refcount_table.clusters).unwrap_or(u32::MAX),
+        refcount_table_clusters: u32::try_from(clusters)
+            .ok()
+            .or_internal("the refcount table is too long for its header")?,
         snapshots: layout.parts.snapshots + u32::from(layout.parts.members.is_some()),
         snapshots_offset: match layout.parts.members {
             Some(_) => layout.offset(layout.snapshot_table),
@@ -433,7 +442,7 @@ fn header(layout: &Layout, traits: &Traits) -> Header {
         compression: traits.compression,
         backing_name,
         extensions,
-    }
+    })
 }
 
 fn writing(source: std::io::Error) -> Error {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::check::counts::Counts;
 use crate::check::states::{State, States};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT};
 use crate::image::refcounts::{Block, Refcounts};
 use crate::storage::{Storage, flush, write};
@@ -112,12 +112,16 @@ impl Allocator {
 
 impl Growth {
     /// Counts the new clusters, once each.
-    pub(super) fn count(&self, bits: ClusterBits, counts: &mut Counts) {
+    ///
+    /// # Errors
+    /// Internal ones: new clusters lie in the file and have no references.
+    pub(super) fn count(&self, bits: ClusterBits, counts: &mut Counts) -> Result<()> {
         counts.grow(self.file_len);
         for cluster in &self.taken {
-            // New clusters lie in the file and have no references: this cannot fail.
-            let _ = counts.add(cluster.offset(bits).0, bits.bytes(), 1, false);
+            let added = counts.add(cluster.offset(bits).0, bits.bytes(), 1, false);
+            added.map_err(|_| Error::internal("a new cluster lies outside of the file, or is in use"))?;
         }
+        Ok(())
     }
 
     /// Makes the file as long as it must be.
@@ -158,15 +162,15 @@ impl Growth {
         let mut words = refcounts.entries().to_vec();
         words.resize(to_usize(clusters * bits.entries()), 0);
         for (index, place) in &self.blocks {
-            if let Some(word) = usize::try_from(*index).ok().and_then(|index| words.get_mut(index)) {
-                *word = place.offset(bits).0;
-            }
+            let word = words.get_mut(to_usize(*index)).or_internal("a new refcount block lies behind the new table")?;
+            *word = place.offset(bits).0;
         }
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
         write(storage, &bytes, place.offset(bits).0)?;
         flush(storage)?;
         header.refcount_table_offset = HostOffset(place.offset(bits).0);
-        header.refcount_table_clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+        header.refcount_table_clusters =
+            u32::try_from(clusters).ok().or_internal("a refcount table that is too long")?;
         write(storage, &header.refcount_table_field(), REFCOUNT_TABLE_AT)?;
         flush(storage)
     }

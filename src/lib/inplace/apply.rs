@@ -14,7 +14,7 @@ use crate::check::repair::clear_unknown_autoclear;
 use crate::check::{CheckOptions, Inspection, inspect};
 use crate::dedup::group::Link;
 use crate::dedup::plan::split_run;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incompatible};
 use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::L2Entry;
@@ -23,7 +23,7 @@ use crate::storage::latch::Latch;
 use crate::storage::{Storage, flush, write};
 use crate::survey::Ground;
 use crate::survey::tables::L2Tables;
-use crate::units::{ClusterBits, HostCluster, HostOffset};
+use crate::units::{ClusterBits, HostCluster, HostOffset, to_usize};
 use crate::work::Work;
 
 /// Free space is given back in whole blocks of the file system; this is what most have.
@@ -112,20 +112,21 @@ fn prepare(change: &mut Change, storage: &dyn Storage) -> Result<Prepared> {
     let mut snapshots = None;
     let drops = change.drops_pool && change.ground.pool_index.is_some();
     if pool.is_some() || incomplete || drops {
-        let table = snapshot_table(change, pool.as_ref());
+        let table = snapshot_table(change, pool.as_ref())?;
         let bytes: Vec<u8> = table.iter().flat_map(Snapshot::encode).collect();
         if bytes.len() as u64 > MAX_TABLE_BYTES {
             let message = "the snapshot table would be larger than the 64 MiB that QEMU accepts";
             return Err(Error::new(ErrorKind::Limit, message));
         }
         let place = free.run(bits.clusters(bytes.len() as u64));
-        snapshots = Some((place, bytes, u32::try_from(table.len()).unwrap_or(u32::MAX)));
+        snapshots =
+            Some((place, bytes, u32::try_from(table.len()).ok().or_internal("a snapshot table that is too long")?));
     }
     Ok(Prepared { growth: free.finish(&refcounts)?, pool, snapshots })
 }
 
 /// The snapshots, with a new pool in the place of the old one or behind the others, or without the old one.
-fn snapshot_table(change: &Change, pool: Option<&Places>) -> Vec<Snapshot> {
+fn snapshot_table(change: &Change, pool: Option<&Places>) -> Result<Vec<Snapshot>> {
     let header = &change.ground.inspection.header;
     let mut table = change.ground.inspection.snapshots.clone();
     for snapshot in &mut table {
@@ -135,8 +136,8 @@ fn snapshot_table(change: &Change, pool: Option<&Places>) -> Vec<Snapshot> {
     if let Some(index) = change.ground.pool_index.filter(|_| change.drops_pool) {
         table.remove(index);
     }
-    let Some(pool) = pool else { return table };
-    let mut entry = pool.snapshot(crate::pool::next_id(&table), header.cluster_bits);
+    let Some(pool) = pool else { return Ok(table) };
+    let mut entry = pool.snapshot(crate::pool::next_id(&table), header.cluster_bits)?;
     match change.ground.pool_index.and_then(|index| table.get_mut(index)) {
         Some(old) => {
             entry.id.clone_from(&old.id);
@@ -144,7 +145,7 @@ fn snapshot_table(change: &Change, pool: Option<&Places>) -> Vec<Snapshot> {
         }
         None => table.push(entry),
     }
-    table
+    Ok(table)
 }
 
 /// Sets the dirty bit, which version 2 does not have, and clears autoclear bits that are not known; returns the header.
@@ -222,7 +223,7 @@ pub(super) fn upgraded(header: &Header) -> Result<Vec<u8>> {
 /// Counts the references that clusters gain: from the new pool, and from the L2 entries of duplicates.
 fn raise_counts(change: &mut Change, prepared: &Prepared) -> Result<()> {
     let bits = change.ground.inspection.header.cluster_bits;
-    prepared.growth.count(bits, &mut change.ground.inspection.counts);
+    prepared.growth.count(bits, &mut change.ground.inspection.counts)?;
     let counts = &change.ground.inspection.counts;
     let gain = |unit: u64, times: u64| {
         let bytes = change.ground.units.bytes(unit);
@@ -265,9 +266,10 @@ fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u
         let replaced = |entry: L2Entry| match (entry, change.ground.units.of(entry)) {
             (L2Entry::Zero { host: Some(_), .. }, _) => Some(gap),
             (_, Some(unit)) if change.zeros.contains(unit) => Some(gap),
+            // Those of other batches come before or later.
             (_, Some(unit)) => {
                 let rank = change.duplicates.rank(unit)?.checked_sub(first)?;
-                keepers.get(usize::try_from(rank).ok()?).copied()
+                keepers.get(to_usize(rank)).copied()
             }
             (_, None) => None,
         };

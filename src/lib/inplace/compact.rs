@@ -167,13 +167,13 @@ fn point(
     tables.visit(
         |table, content| {
             let Some(at) = place(table.host().0) else { return Ok(()) };
-            if moves.redirect_l2(header, content) { write(storage, content, at) } else { Ok(()) }
+            if moves.redirect_l2(header, content)? { write(storage, content, at) } else { Ok(()) }
         },
         |()| Ok(()),
     )?;
     for container in others {
         if let Some(at) = place(container.at)
-            && let Some(bytes) = container.redirected(moves)
+            && let Some(bytes) = container.redirected(moves)?
         {
             write(storage, &bytes, at)?;
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::check::Inspection;
 use crate::check::counts::Counts;
 use crate::disk::Inflater;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 use crate::format::compressed::{CompressedExtent, SECTOR};
 use crate::format::header::Header;
 use crate::format::table::{L2Entry, with_offset};
@@ -44,8 +44,7 @@ impl Moves {
     }
 
     fn cluster(&self, cluster: u64) -> Option<u64> {
-        let rank = usize::try_from(self.from.rank(cluster)?).ok()?;
-        self.to.get(rank).map(|(to, _)| *to)
+        self.to.get(to_usize(self.from.rank(cluster)?)).map(|(to, _)| *to)
     }
 
     /// Where the cluster that begins at `offset` moves to.
@@ -90,11 +89,11 @@ impl Moves {
     }
 
     /// Points the entries of an L2 table at the new places; says whether any changed.
-    pub(super) fn redirect_l2(&self, header: &Header, table: &mut [u8]) -> bool {
+    pub(super) fn redirect_l2(&self, header: &Header, table: &mut [u8]) -> Result<bool> {
         let bits = header.cluster_bits;
         let mut changed = false;
         for entry in table.chunks_exact_mut(header.l2_entry_len()) {
-            let word = u64_at(entry, 0).unwrap_or(0);
+            let word = u64_at(entry, 0).or_internal("half an L2 entry")?;
             let new = match L2Entry::decode(word, bits, !header.extended_l2()) {
                 L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
                     self.offset(host.0).map(|new| with_offset(word, HostOffset(new)))
@@ -106,14 +105,12 @@ impl Moves {
                 }
                 L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => None,
             };
-            if let Some(new) = new
-                && let Some(slot) = entry.get_mut(..8)
-            {
-                slot.copy_from_slice(&new.to_be_bytes());
+            if let Some(new) = new {
+                entry.get_mut(..8).or_internal("half an L2 entry")?.copy_from_slice(&new.to_be_bytes());
                 changed = true;
             }
         }
-        changed
+        Ok(changed)
     }
 }
 
@@ -271,14 +268,15 @@ fn in_guest_order(storage: &dyn Storage, inspection: &Inspection, clusters: Vec<
     tables.visit(
         |table, content| {
             for (entry, index) in content.chunks_exact(header.l2_entry_len()).zip(0u64..) {
-                let word = u64_at(entry, 0).unwrap_or(0);
+                let word = u64_at(entry, 0).or_internal("half an L2 entry")?;
                 let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) =
                     L2Entry::decode(word, header.cluster_bits, !header.extended_l2())
                 else {
                     continue;
                 };
-                let rank = set.rank(host.0 >> header.cluster_bits.bits()).and_then(|rank| usize::try_from(rank).ok());
-                if let Some(lowest) = rank.and_then(|rank| lowest.get(rank)) {
+                if let Some(rank) = set.rank(host.0 >> header.cluster_bits.bits()) {
+                    let lowest = lowest.get(to_usize(rank)).or_internal("a cluster that moves has no rank")?;
+                    // A table that no layer uses has no guests.
                     let first = table.guests(index).map(|guest| guest.0 + 1).min().unwrap_or(u64::MAX);
                     lowest.fetch_min(first, Ordering::Relaxed);
                 }

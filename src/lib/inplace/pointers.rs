@@ -3,7 +3,7 @@
 use super::moves::Moves;
 use crate::check::Inspection;
 use crate::check::finding::Use;
-use crate::error::{IoContext, Result};
+use crate::error::{IoContext, OrInternal, Result};
 use crate::format::header::{Header, L1_OFFSET_AT, REFCOUNT_TABLE_AT, SNAPSHOTS_AT, V2_LENGTH, autoclear, extension};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_target, with_offset};
@@ -21,32 +21,31 @@ pub(super) struct Container {
 }
 
 impl Container {
-    fn read(storage: &dyn Storage, at: u64, len: u64, pointers: impl Fn(&[u8]) -> Vec<usize>) -> Result<Self> {
+    fn read(storage: &dyn Storage, at: u64, len: u64, pointers: impl Fn(&[u8]) -> Result<Vec<usize>>) -> Result<Self> {
         let mut bytes = vec![0; to_usize(len)];
         read_padded(storage, &mut bytes, at).at(format_args!("Could not read at {at:#x}"))?;
-        let pointers = pointers(&bytes);
+        let pointers = pointers(&bytes)?;
         Ok(Self { at, bytes, pointers })
     }
 
     /// Its bytes after `moves`, if they change.
-    pub(super) fn redirected(&self, moves: &Moves) -> Option<Vec<u8>> {
+    pub(super) fn redirected(&self, moves: &Moves) -> Result<Option<Vec<u8>>> {
         let mut bytes = self.bytes.clone();
         let mut changed = false;
         for &at in &self.pointers {
-            let Some(word) = u64_at(&bytes, at) else { continue };
+            let word = u64_at(&bytes, at).or_internal("a pointer lies behind the end of its table")?;
             let Some(new) = l1_target(word).and_then(|target| moves.offset(target.0)) else { continue };
-            if let Some(slot) = bytes.get_mut(at..at + 8) {
-                slot.copy_from_slice(&with_offset(word, HostOffset(new)).to_be_bytes());
-                changed = true;
-            }
+            let slot = bytes.get_mut(at..at + 8).or_internal("a pointer lies behind the end of its table")?;
+            slot.copy_from_slice(&with_offset(word, HostOffset(new)).to_be_bytes());
+            changed = true;
         }
-        changed.then_some(bytes)
+        Ok(changed.then_some(bytes))
     }
 }
 
 /// Every eighth byte.
-fn all(bytes: &[u8]) -> Vec<usize> {
-    (0..bytes.len()).step_by(8).collect()
+fn all(bytes: &[u8]) -> Result<Vec<usize>> {
+    Ok((0..bytes.len()).step_by(8).collect())
 }
 
 /// The tables of a sound image.
@@ -82,15 +81,16 @@ pub(super) fn containers(storage: &dyn Storage, inspection: &Inspection) -> Resu
 }
 
 /// Where `count` entries begin, each as long as `length` says.
-fn entries(bytes: &[u8], count: usize, length: impl Fn(&[u8]) -> Option<usize>) -> Vec<usize> {
+fn entries(bytes: &[u8], count: usize, length: impl Fn(&[u8]) -> Option<usize>) -> Result<Vec<usize>> {
     let mut starts = Vec::new();
     let mut at = 0;
     while starts.len() < count {
-        let Some(length) = bytes.get(at..).and_then(&length) else { break };
+        let length =
+            bytes.get(at..).and_then(&length).or_internal("a table that was read before has fewer entries now")?;
         starts.push(at);
         at += length;
     }
-    starts
+    Ok(starts)
 }
 
 /// Where the bitmap directory is, and how many bitmaps there are, if the header says that they are valid.

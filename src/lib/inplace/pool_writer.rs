@@ -21,7 +21,7 @@ use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
 use crate::storage::{Storage, write};
 use crate::survey::Ground;
 use crate::survey::units::Content;
-use crate::units::{ClusterBits, GuestOffset, HostCluster, HostOffset, to_usize};
+use crate::units::{ClusterBits, GuestOffset, HostCluster, to_usize};
 
 /// Members that are named and written at once.
 const BATCH: usize = 16384;
@@ -63,9 +63,9 @@ impl Places {
     }
 
     /// The pool's entry in the snapshot table.
-    pub(super) fn snapshot(&self, id: u64, bits: ClusterBits) -> Snapshot {
-        let entries = u32::try_from(self.tables.len()).unwrap_or(u32::MAX);
-        pool::snapshot(id, self.l1.offset(bits), entries, DirectoryHeader::directory_bytes(self.members))
+    pub(super) fn snapshot(&self, id: u64, bits: ClusterBits) -> Result<Snapshot> {
+        let entries = u32::try_from(self.tables.len()).ok().or_internal("an L1 table that is too long")?;
+        Ok(pool::snapshot(id, self.l1.offset(bits), entries, DirectoryHeader::directory_bytes(self.members)))
     }
 
     /// Writes the pool that `change` leads to, whose clusters will have the references `counts`. Nothing refers to it yet.
@@ -107,14 +107,14 @@ impl Places {
         let header = DirectoryHeader {
             cluster_bits: bits,
             members: self.members,
-            member_l1_entries: u32::try_from(self.member_tables).unwrap_or(u32::MAX),
+            member_l1_entries: u32::try_from(self.member_tables).ok().or_internal("an L1 table that is too long")?,
             sharer_limit: limit,
             records_sha256: digest.finalize().into(),
         };
         directory.finish()?;
         // The header names the records, so it comes last.
-        let first = self.directory.first().map_or(HostOffset(0), |cluster| cluster.offset(bits));
-        write(storage, &header.encode(), first.0)
+        let first = self.directory.first().or_internal("a directory without clusters")?;
+        write(storage, &header.encode(), first.offset(bits).0)
     }
 }
 
@@ -266,10 +266,14 @@ impl<'a> Scattered<'a> {
             let run =
                 self.places.iter().zip(first.0..).take(whole).take_while(|(place, next)| place.0 == *next).count();
             let len = run << self.bits.bits();
-            write(self.storage, self.buffer.get(from..from + len).unwrap_or_default(), first.offset(self.bits).0)?;
+            let bytes = self.buffer.get(from..from + len).or_internal("a run of clusters is longer than its bytes")?;
+            write(self.storage, bytes, first.offset(self.bits).0)?;
             from += len;
             whole -= run;
-            self.places = self.places.get(run..).unwrap_or_default();
+            self.places = self.places.split_at(run).1;
+        }
+        if whole > 0 {
+            return Err(Error::internal("the pool needs more clusters than it has"));
         }
         self.buffer.drain(..from);
         Ok(())

@@ -5,7 +5,7 @@ use crate::units::to_usize;
 /// Words between two stored ranks.
 const STEP: usize = 8;
 
-/// Numbers below a fixed limit, one bit each.
+/// Numbers below a limit that is mostly known before, one bit each.
 pub(crate) struct Bits {
     words: Vec<u64>,
     len: u64,
@@ -21,9 +21,12 @@ impl Bits {
         (to_usize(number / 64), 1 << (number % 64))
     }
 
-    /// Adds `number`, which is below the limit.
+    /// Adds `number`. Above the limit it makes the set larger: a number is never lost.
     pub(crate) fn insert(&mut self, number: u64) {
         let (at, bit) = Self::place(number);
+        if at >= self.words.len() {
+            self.words.resize(at + 1, 0);
+        }
         if let Some(word) = self.words.get_mut(at).filter(|word| **word & bit == 0) {
             *word |= bit;
             self.len += 1;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::check::finding::{Finding, Severity};
 use crate::check::{CheckOptions, Inspection, Phase, inspect};
 use crate::dedup::sequence::Spill;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::table::L2Entry;
 use crate::pool::directory::Record;
 use crate::storage::Storage;
@@ -77,8 +77,7 @@ impl Ground {
 
     /// What the pool's directory says of `unit`.
     pub(crate) fn record(&self, unit: u64) -> Option<&Record> {
-        let rank = usize::try_from(self.members.rank(unit)?).ok()?;
-        self.records.as_ref()?.get(rank)
+        self.records.as_ref()?.get(to_usize(self.members.rank(unit)?))
     }
 
     /// Members that the disk or a snapshot uses.
@@ -110,8 +109,10 @@ pub(crate) fn guests(
                 for (word, index) in content.as_chunks().0.iter().zip(0u64..) {
                     let entry = L2Entry::decode(u64::from_be_bytes(*word), header.cluster_bits, true);
                     let rank = ground.units.of(entry).and_then(|unit| wanted.rank(unit)?.checked_sub(first));
-                    let Some(at) = rank.and_then(|rank| usize::try_from(rank).ok()) else { continue };
-                    let (Some(lowest), Some(highest)) = (lowest.get(at), highest.get(at)) else { continue };
+                    // Later ones come with a later batch.
+                    let Some(at) = rank.map(to_usize).filter(|&at| at < batch) else { continue };
+                    let lowest = lowest.get(at).or_internal("a wanted unit has no place in its batch")?;
+                    let highest = highest.get(at).or_internal("a wanted unit has no place in its batch")?;
                     for guest in table.guests(index) {
                         lowest.fetch_min(guest.0, Ordering::Relaxed);
                         highest.fetch_max(guest.0, Ordering::Relaxed);

@@ -51,11 +51,13 @@ impl Units {
             |table, content| {
                 let mut found = (Vec::new(), Vec::new());
                 for entry in content.chunks_exact(header.l2_entry_len()) {
-                    let word = u64_at(entry, 0).unwrap_or(0);
+                    let word = u64_at(entry, 0).or_internal("half an L2 entry")?;
                     match L2Entry::decode(word, bits, !header.extended_l2()) {
                         L2Entry::Data { host, .. } => {
+                            let added = users.add(host.0, bits.bytes(), table.times(), true);
                             // The check has found it to lie in the file.
-                            let _ = users.add(host.0, bits.bytes(), table.times(), true);
+                            added
+                                .map_err(|_| Error::new(ErrorKind::Changed, "its tables changed while it was read"))?;
                         }
                         L2Entry::Compressed(extent) => found.0.push((extent, table.times())),
                         L2Entry::Zero { host: Some(host), .. } => found.1.push(host.0 >> bits.bits()),

@@ -12,7 +12,7 @@ use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::dedup::verify::Clusters;
 use crate::dedup::{INDEX, INDEX_BITS, index};
 use crate::digest::{Sha, sha256};
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::format::table::{L2Entry, l1_target};
 use crate::storage::buffer::BufferPool;
 use crate::storage::{Storage, read_padded};
@@ -180,7 +180,7 @@ fn search(
     let mut found = Vec::new();
     for run in task {
         let len = to_usize((run.end - run.start) << bits.bits());
-        let Some(piece) = buffer.get_mut(..len) else { break };
+        let piece = buffer.get_mut(..len).or_internal("a run is longer than its buffer")?;
         reader.read(run.start, piece)?;
         for (guest, cluster) in run.clone().zip(piece.chunks_exact(bits.len())) {
             for unit in names.find(&sha256(cluster)) {
@@ -268,7 +268,7 @@ impl<'a> Mapping<'a> {
         let bits = inspection.header.cluster_bits;
         let (l1_index, at) = (guest / bits.entries(), guest % bits.entries());
         if self.table.as_ref().is_none_or(|(index, _)| *index != l1_index) {
-            let entry = usize::try_from(l1_index).ok().and_then(|index| inspection.tables.active.get(index));
+            let entry = inspection.tables.active.get(to_usize(l1_index));
             let mut content = vec![0; bits.len()];
             if let Some(host) = entry.and_then(|&entry| l1_target(entry)) {
                 read_padded(self.storage, &mut content, host.0)
@@ -276,9 +276,8 @@ impl<'a> Mapping<'a> {
             }
             self.table = Some((l1_index, content));
         }
-        let word = self.table.as_ref().and_then(|(_, content)| {
-            content.as_chunks().0.get(usize::try_from(at).ok()?).map(|word| u64::from_be_bytes(*word))
-        });
-        Ok(word.and_then(|word| self.ground.units.of(L2Entry::decode(word, bits, true))))
+        let (_, content) = self.table.as_ref().or_internal("the table that was read is gone")?;
+        let word = content.as_chunks().0.get(to_usize(at)).or_internal("an L2 entry lies behind its table")?;
+        Ok(self.ground.units.of(L2Entry::decode(u64::from_be_bytes(*word), bits, true)))
     }
 }

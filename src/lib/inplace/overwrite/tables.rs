@@ -8,13 +8,13 @@ use super::super::allocate::Allocator;
 use super::super::change::{Change, Writes};
 use crate::dedup::plan::split_run;
 use crate::dedup::sequence::Sorted;
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::format::header::Header;
 use crate::format::table::L2Entry;
 use crate::format::table::{l1_entry, l1_target, with_copied};
 use crate::storage::{Storage, flush, read_padded, write};
 use crate::survey::Ground;
-use crate::units::HostCluster;
+use crate::units::{HostCluster, to_usize};
 use crate::work::Work;
 
 /// The tables in which `entries` lie that need a new place, with one.
@@ -29,7 +29,7 @@ pub(super) fn new_tables(ground: &Ground, entries: &Sorted, free: &mut Allocator
             continue;
         }
         last = Some(index);
-        let entry = usize::try_from(index).ok().and_then(|index| inspection.tables.active.get(index));
+        let entry = inspection.tables.active.get(to_usize(index));
         let table = entry.and_then(|&entry| l1_target(entry));
         if table.is_none_or(|table| inspection.counts.get(table.0 >> bits.bits()) > 1) {
             tables.push((index, free.one()));
@@ -66,7 +66,7 @@ impl<'a> Tables<'a> {
                     *word = with_copied(entry, false).to_be_bytes();
                 }
             }
-            put(&mut content, entries);
+            put(&mut content, entries)?;
             write(self.storage, &content, place.offset(bits).0)
         })
     }
@@ -82,13 +82,13 @@ impl<'a> Tables<'a> {
             if places.next_if(|(other, _)| *other == index).is_some() {
                 return Ok(());
             }
-            let Some(host) = self.table(index) else { return Ok(()) };
+            let host = self.table(index).or_internal("an L2 table that changes is neither there nor new")?;
             let mut content = self.read(index)?;
-            put(&mut content, entries);
+            put(&mut content, entries)?;
             write(self.storage, &content, host)
         })?;
         for run in self.writes.tables.chunk_by(|a, b| a.0 + 1 == b.0) {
-            let Some((first, _)) = run.first() else { continue };
+            let (first, _) = run.first().or_internal("a run of no tables")?;
             let words = run.iter().flat_map(|(_, place)| l1_entry(place.offset(bits), true).to_be_bytes());
             write(self.storage, &words.collect::<Vec<u8>>(), self.header.l1_offset.0 + first * 8)?;
         }
@@ -115,7 +115,7 @@ impl<'a> Tables<'a> {
 
     /// Where the table is now.
     fn table(&self, index: u64) -> Option<u64> {
-        let entry = usize::try_from(index).ok().and_then(|index| self.active.get(index))?;
+        let entry = self.active.get(to_usize(index))?;
         l1_target(*entry).map(|host| host.0)
     }
 
@@ -130,11 +130,10 @@ impl<'a> Tables<'a> {
 }
 
 /// Puts entries into a table.
-fn put(content: &mut [u8], entries: &[(u64, u64)]) {
+fn put(content: &mut [u8], entries: &[(u64, u64)]) -> Result<()> {
     let words = content.as_chunks_mut().0;
     for (at, entry) in entries {
-        if let Some(word) = usize::try_from(*at).ok().and_then(|at| words.get_mut(at)) {
-            *word = entry.to_be_bytes();
-        }
+        *words.get_mut(to_usize(*at)).or_internal("an L2 entry lies behind its table")? = entry.to_be_bytes();
     }
+    Ok(())
 }
