@@ -196,7 +196,7 @@ fn a_larger_source_is_refused_before_anything_is_written() {
 }
 
 /// The keys of a summary, in alphabetical order.
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 25] = [
     "allocated_after_bytes",
     "allocated_before_bytes",
     "changed",
@@ -207,6 +207,7 @@ const KEYS: [&str; 24] = [
     "peak_memory_bytes",
     "pool_members",
     "read_bytes",
+    "repaired",
     "reused_clusters",
     "schema_version",
     "seconds",

@@ -77,7 +77,10 @@ fn table() -> Vec<(String, Vec<Says>, Vec<Says>)> {
 /// The words of a command on the image.
 fn words_of(program: &str, command: &str, path: &Path, target: &Path) -> Vec<OsString> {
     let (command, snapshot) = command.split_once('@').map_or((command, None), |(command, name)| (command, Some(name)));
+    let salvages = command == "salvage";
+    let command = if salvages { "convert" } else { command };
     let mut words: Vec<OsString> = args![program, command].to_vec();
+    words.extend(args!["--salvage"].into_iter().filter(|_| salvages));
     words.extend(match (program, command) {
         ("qemu-img", "convert") => args!["-f", "qcow2", "-O", "raw"].to_vec(),
         (_, "convert") => args!["-q", "-t", "unsafe", "-f", "qcow2"].to_vec(),

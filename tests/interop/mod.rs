@@ -12,6 +12,8 @@ mod check_agreement;
 mod check_blind_spots;
 mod check_repair;
 mod check_repair_all;
+mod check_rescue;
+mod check_salvage;
 mod check_sound;
 mod collisions;
 mod concatenated;

@@ -25,7 +25,7 @@ const TOPS: u64 = ONES << 7;
 pub(crate) struct Tally {
     /// The largest count.
     max: u64,
-    /// Numbers from here on are not counted.
+    /// Numbers from here on cannot be counted.
     limit: u64,
     small: Vec<AtomicU64>,
     large: Mutex<HashMap<u64, u64>>,
@@ -70,7 +70,8 @@ impl Tally {
     /// Counts `number` so many times; returns how many do not fit.
     pub(crate) fn add(&self, number: u64, times: u64) -> u64 {
         let (index, shift) = place(number);
-        let Some(small) = self.small.get(index).filter(|_| number < self.limit) else { return 0 };
+        // What is not counted is told, so that no count is lowered by the word of a wrong sum.
+        let Some(small) = self.small.get(index).filter(|_| number < self.limit) else { return times };
         let fits = |word: u64| {
             let sum = u64::from(byte(word, shift)).checked_add(times)?;
             (sum < u64::from(SMALL) && sum <= self.max).then(|| word + (times << shift))

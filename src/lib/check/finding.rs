@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::format::snapshot::MAX_EXTRA;
 use crate::units::{GuestOffset, HostOffset};
 
 /// How bad a finding is.
@@ -159,8 +160,14 @@ pub enum Kind {
     ZeroInVersion2(At),
     /// COPIED in an entry that points to nothing: the entry.
     CopiedNothing(At, u64),
-    /// A version 3 snapshot table entry, by index, without its 64-bit sizes.
-    SnapshotIncomplete(usize),
+    /// A version 3 snapshot table entry, by index, without its 64-bit sizes; whether all else in the table is plausible, so that it
+    /// can be written anew.
+    SnapshotIncomplete(usize, bool),
+    /// A snapshot table entry, by index, with so many bytes of extra data, which is more than QEMU reads; whether all else in the
+    /// table is plausible.
+    SnapshotExtra(usize, u32, bool),
+    /// The image is marked corrupt.
+    MarkedCorrupt,
     /// A snapshot's L1 table at no cluster boundary.
     SnapshotL1Unaligned(Layer, HostOffset),
     /// A snapshot's L1 table with more entries than QEMU accepts.
@@ -221,6 +228,8 @@ impl Kind {
             | Self::CopiedL2(..)
             | Self::CopiedData(..)
             | Self::StaleDirectory(_, true)
+            | Self::SnapshotIncomplete(_, true)
+            | Self::SnapshotExtra(_, _, true)
             | Self::PreallocationUnaligned(..) => Repairable::InPlace,
             Self::RefcountTableReserved(_)
             | Self::RefcountBlockUnaligned(_)
@@ -230,15 +239,30 @@ impl Kind {
             Self::PastEnd { to: Use::RefcountTable, .. } => Repairable::Rebuild,
             // Refcounts can be made anew from the references; whatever else lies there stays.
             Self::Overlap(_, one, other) if one.is_refcounts() || other.is_refcounts() => Repairable::Rebuild,
+            // With counts that say so nobody writes in place what two have.
+            Self::Overlap(..) => Repairable::InPlace,
             // References are counted all the same; what was lost cannot be brought back.
             Self::CopiedNothing(..)
             | Self::ZeroInVersion2(_)
             | Self::DataDamaged(..)
             | Self::StaleDirectory(_, false)
+            | Self::MarkedCorrupt
             | Self::Remark(_) => Repairable::Nothing,
             Self::More(more) => more.repair,
             _ => Repairable::No,
         }
+    }
+
+    /// Whether a count or a flag that follows from it is wrong, and no more: that is what a writer leaves that postpones them.
+    pub(crate) fn is_of_counts(&self) -> bool {
+        matches!(self, Self::Leaked(_) | Self::RefcountTooLow(_) | Self::CopiedL2(..) | Self::CopiedData(..))
+            || matches!(self, Self::More(More { beyond_qemu: false, repair: Repairable::InPlace, .. }))
+    }
+
+    /// Whether this says that a table may lead to the wrong place, so that what seems to be lost may be what it should lead to.
+    #[must_use]
+    pub fn is_doubt(&self) -> bool {
+        matches!(self, Self::Overlap(_, one, other) if !one.is_refcounts() && !other.is_refcounts())
     }
 
     /// Whether `qemu-img check` does not look for this.
@@ -251,6 +275,7 @@ impl Kind {
                 | Self::Overlap(..)
                 | Self::DataDamaged(..)
                 | Self::StaleDirectory(..)
+                | Self::MarkedCorrupt
                 | Self::Remark(_)
                 | Self::More(More { beyond_qemu: true, .. })
         )
@@ -354,7 +379,14 @@ impl fmt::Display for Kind {
             Self::CopiedNothing(at, entry) => {
                 write!(f, "ERROR entry with COPIED that points to nothing: {entry:x} {at}")
             }
-            Self::SnapshotIncomplete(index) => write!(f, "ERROR snapshot table entry {index} is incomplete"),
+            Self::SnapshotIncomplete(index, _) => write!(f, "ERROR snapshot table entry {index} is incomplete"),
+            Self::SnapshotExtra(index, bytes, _) => {
+                write!(f, "ERROR too much extra metadata in snapshot table entry {index} ({bytes} > {MAX_EXTRA})")
+            }
+            Self::MarkedCorrupt => f.write_str(
+                "Note: the image is marked corrupt: QEMU writes to it only to repair it; check -r all takes the mark away \
+                 where nothing wrong is left",
+            ),
             Self::SnapshotL1Unaligned(layer, offset) => write!(
                 f,
                 "ERROR {layer} l1_offset={offset:#x}: L1 table is not cluster aligned; snapshot table entry corrupted"

@@ -5,8 +5,11 @@ use std::ops::Range;
 use super::Inspection;
 use super::counts::Counts;
 use super::finding::Repairable;
-use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::{Header, INCOMPATIBLE_AT, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT, incompatible};
+use super::states::{State, States};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
+use crate::format::header::{
+    Header, INCOMPATIBLE_AT, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT, SNAPSHOTS_AT, incompatible,
+};
 use crate::format::table::{L2Entry, is_copied, l1_target, with_copied};
 use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
@@ -47,37 +50,102 @@ pub(crate) struct Mender<'a> {
     storage: &'a dyn Storage,
     header: &'a Header,
     counts: Expected<'a>,
+    /// What is stored, where counts that are too high stay so.
+    stored: Option<States>,
 }
 
 impl<'a> Mender<'a> {
     /// For an image whose clusters have the references `counts`.
     pub(crate) fn new(storage: &'a dyn Storage, header: &'a Header, counts: &'a Counts) -> Self {
-        Self { storage, header, counts: Expected { counts, given_up: Vec::new(), new: 0..0 } }
+        Self { storage, header, counts: Expected { counts, given_up: Vec::new(), new: 0..0 }, stored: None }
     }
 
-    /// Mends everything, in the order that [`mod@super::repair`] describes.
-    pub(super) fn mend(mut self, before: &Inspection, flags: u64) -> Result<()> {
+    /// Mends everything but the marks, in the order that [`mod@super::repair`] describes.
+    pub(super) fn mend(mut self, before: &Inspection) -> Result<()> {
         let refcounts = Refcounts::load(self.storage, self.header)?;
+        if before.doubt.is_some() {
+            self.stored = Some(States::load(&refcounts, self.clusters() + 1)?);
+        }
         if before.repair == Repairable::Rebuild || self.lacks_blocks(&refcounts) {
-            self.rebuild(&refcounts, before.file_len)?;
+            if before.doubt.is_some() {
+                return Err(Error::internal("refcounts are to be made anew by the word of tables that are in doubt"));
+            }
+            self.rebuild(&refcounts, before.file_len, before.moved_snapshots)?;
         } else {
             self.refcounts(&refcounts, Pass::Raise)?;
+            if before.moved_snapshots {
+                write(self.storage, &self.header.snapshots_field(), SNAPSHOTS_AT)?;
+                flush(self.storage)?;
+            }
         }
         self.copied(&before.tables.active, false)?;
-        if self.counts.new.is_empty() {
+        if self.counts.new.is_empty() && before.doubt.is_none() {
             self.refcounts(&refcounts, Pass::Lower)?;
         }
-        self.copied(&before.tables.active, true)?;
-        self.clear(flags)
+        self.copied(&before.tables.active, true)
+    }
+
+    /// Whether counts can be raised and flags be set right without touching what is in doubt: writing no flag into a table that has a
+    /// cluster in common with something else, and no refcount block anew.
+    pub(super) fn spares_doubt(mut self, plan: &Inspection) -> Result<bool> {
+        let refcounts = Refcounts::load(self.storage, self.header)?;
+        self.stored = Some(States::load(&refcounts, self.clusters() + 1)?);
+        if self.lacks_blocks(&refcounts) || self.header.incompatible & incompatible::DATA_FILE != 0 {
+            return Ok(false);
+        }
+        let bits = self.header.cluster_bits;
+        let claimed = |cluster: u64| plan.claims.iter().filter(|c| (c.first..=c.last).contains(&cluster)).count();
+        let in_doubt = |cluster: u64, itself: usize| self.counts.counts.is_data(cluster) || claimed(cluster) > itself;
+        let is_table = |cluster: u64| plan.tables.references.iter().any(|r| r.table.0 >> bits.bits() == cluster);
+        let l1 = self.header.l1_offset.0 >> bits.bits();
+        let l1 = l1..l1 + bits.clusters(u64::from(self.header.l1_entries) * 8);
+        let l1_in_doubt = l1.clone().any(|cluster| in_doubt(cluster, 1) || is_table(cluster));
+        let mut content = vec![0; bits.len()];
+        for &entry in &plan.tables.active {
+            let Some(table) = l1_target(entry) else { continue };
+            let cluster = table.0 >> bits.bits();
+            if l1_in_doubt && self.is_one(table) != is_copied(entry) {
+                return Ok(false);
+            }
+            if in_doubt(cluster, 0) {
+                read_padded(self.storage, &mut content, table.0)
+                    .map_err(|e| Error::io("Could not read an L2 table", e))?;
+                for slot in content.chunks_exact(self.header.l2_entry_len()) {
+                    if self.wrong_flag(slot)?.is_some() {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the refcount of the cluster at `host` is one, once it is mended.
+    fn is_one(&self, host: HostOffset) -> bool {
+        let cluster = host.0 >> self.header.cluster_bits.bits();
+        let counted = self.counts.get(cluster);
+        match self.stored.as_ref().map(|stored| stored.get(cluster)) {
+            None | Some(State::Free) => counted == 1,
+            Some(State::One) => counted <= 1,
+            Some(State::Many | State::Unknown) => false,
+        }
+    }
+
+    /// The word of an L2 entry and whether it should have COPIED, where that is not what it has.
+    fn wrong_flag(&self, slot: &[u8]) -> Result<Option<(u64, bool)>> {
+        let word = u64_at(slot, 0).or_internal("an L2 entry has not all of its bytes")?;
+        let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) =
+            L2Entry::decode(word, self.header.cluster_bits, !self.header.extended_l2())
+        else {
+            return Ok(None);
+        };
+        let should = self.header.incompatible & incompatible::DATA_FILE != 0 || self.is_one(host);
+        Ok((should != is_copied(word)).then_some((word, should)))
     }
 
     /// Clears the incompatible feature bits `flags`.
     pub(crate) fn clear(&self, flags: u64) -> Result<()> {
-        if self.header.version < 3 || self.header.incompatible & flags == 0 {
-            return Ok(());
-        }
-        write(self.storage, &(self.header.incompatible & !flags).to_be_bytes(), INCOMPATIBLE_AT)?;
-        flush(self.storage)
+        clear_marks(self.storage, self.header, flags)
     }
 
     fn clusters(&self) -> u64 {
@@ -131,8 +199,8 @@ impl<'a> Mender<'a> {
         Ok(freed)
     }
 
-    /// Writes new refcount blocks and a new table behind the file, and switches to them.
-    fn rebuild(&mut self, refcounts: &Refcounts<'_>, file_len: u64) -> Result<()> {
+    /// Writes new refcount blocks and a new table behind the file, and switches to them; to a snapshot table that has moved as well.
+    fn rebuild(&mut self, refcounts: &Refcounts<'_>, file_len: u64, moved_snapshots: bool) -> Result<()> {
         let bits = self.header.cluster_bits;
         let per_block = refcounts.per_block();
         let start = bits.clusters(file_len).max(self.clusters());
@@ -180,10 +248,15 @@ impl<'a> Mender<'a> {
         flush(self.storage)?;
         let header = Header {
             refcount_table_offset: HostOffset(start << bits.bits()),
-            refcount_table_clusters: u32::try_from(table).unwrap_or(u32::MAX),
+            refcount_table_clusters: u32::try_from(table).ok().or_internal("a refcount table has too many clusters")?,
             ..self.header.clone()
         };
-        write(self.storage, &header.refcount_table_field(), REFCOUNT_TABLE_AT)?;
+        let mut fields = header.refcount_table_field().to_vec();
+        if moved_snapshots {
+            // They follow, in the same sector.
+            fields.extend_from_slice(&header.snapshots_field());
+        }
+        write(self.storage, &fields, REFCOUNT_TABLE_AT)?;
         flush(self.storage)
     }
 
@@ -192,11 +265,9 @@ impl<'a> Mender<'a> {
         let bits = self.header.cluster_bits;
         let mut written = false;
         let mut cluster = vec![0; bits.len()];
-        let data_file = self.header.incompatible & incompatible::DATA_FILE != 0;
-        let one = |host: HostOffset| self.counts.get(host.0 >> bits.bits()) == 1;
         for (&entry, index) in active.iter().zip(0u64..) {
             let Some(table) = l1_target(entry) else { continue };
-            if one(table) == set && is_copied(entry) != set {
+            if self.is_one(table) == set && is_copied(entry) != set {
                 write(self.storage, &with_copied(entry, set).to_be_bytes(), self.header.l1_offset.0 + index * 8)?;
                 written = true;
             }
@@ -204,14 +275,9 @@ impl<'a> Mender<'a> {
             read_padded(self.storage, &mut cluster, table.0).map_err(|e| Error::io("Could not read an L2 table", e))?;
             let mut changed = false;
             for slot in cluster.chunks_exact_mut(size) {
-                let word = u64_at(slot, 0).unwrap_or(0);
-                let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) =
-                    L2Entry::decode(word, bits, !self.header.extended_l2())
-                else {
-                    continue;
-                };
-                let should = data_file || one(host);
-                if should == set && is_copied(word) != set {
+                if let Some((word, should)) = self.wrong_flag(slot)?
+                    && should == set
+                {
                     slot.split_at_mut(8).0.copy_from_slice(&with_copied(word, set).to_be_bytes());
                     changed = true;
                 }
@@ -223,4 +289,13 @@ impl<'a> Mender<'a> {
         }
         if written { flush(self.storage) } else { Ok(()) }
     }
+}
+
+/// Clears the incompatible feature bits `flags` of the image with this header.
+pub(super) fn clear_marks(storage: &dyn Storage, header: &Header, flags: u64) -> Result<()> {
+    if header.version < 3 || header.incompatible & flags == 0 {
+        return Ok(());
+    }
+    write(storage, &(header.incompatible & !flags).to_be_bytes(), INCOMPATIBLE_AT)?;
+    flush(storage)
 }

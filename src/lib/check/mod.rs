@@ -37,10 +37,10 @@ pub(crate) mod states;
 pub(crate) mod tables;
 mod walk;
 
-pub use repair::{Repair, Repaired, repair};
+pub use repair::{Repair, Repaired, is_unready, make_ready, repair};
 use serde::Serialize;
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 use crate::format::header::{Header, extension};
 use crate::format::snapshot::Snapshot;
 use crate::format::u64_at;
@@ -52,7 +52,7 @@ use crate::work::Work;
 
 use counts::{Counts, Refused};
 use finding::{Finding, Kind, Repairable, Severity, Use};
-use overlap::Claim;
+use overlap::{Claim, Metadata};
 use states::States;
 use tables::Tables;
 
@@ -114,6 +114,20 @@ struct Checker<'a> {
     misplaced: Vec<u64>,
     recording: Option<String>,
     phase: Phase,
+    how: How,
+    doubt: Option<String>,
+    long_entries: bool,
+}
+
+/// How a repair looks at an image that it has not mended yet.
+#[derive(Default)]
+struct How {
+    /// Read a snapshot table in which too much extra data is wrong, and say so.
+    any_extra: bool,
+    /// See the zero clusters whose places are no clusters of theirs, as this says, without them.
+    without: Option<Metadata>,
+    /// See the snapshot table in this place, as an image that has it there.
+    snapshots_at: Option<HostOffset>,
 }
 
 /// Checks the image in `storage`; every finding goes to `sink`, in an order that does not depend on the number of threads.
@@ -157,6 +171,12 @@ pub(crate) struct Inspection {
     stale: Option<pool::NewDirectory>,
     /// Where the entries of misplaced preallocated clusters are in the file.
     misplaced: Vec<u64>,
+    /// The first finding that says that a table may lead to the wrong place.
+    pub doubt: Option<String>,
+    /// Whether an entry of the snapshot table is longer than QEMU accepts.
+    long_entries: bool,
+    /// Whether the image has its snapshot table elsewhere.
+    moved_snapshots: bool,
     /// A persistent bitmap that records writes to the disk.
     pub recording: Option<String>,
 }
@@ -169,7 +189,19 @@ pub(crate) fn inspect(
     phase: Phase,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Inspection> {
-    let header = read_header(storage)?;
+    inspect_as(storage, options, work, phase, How::default(), sink)
+}
+
+fn inspect_as(
+    storage: &dyn Storage,
+    options: CheckOptions,
+    work: &Work<'_>,
+    phase: Phase,
+    how: How,
+    sink: &mut (dyn FnMut(&Finding) + Send),
+) -> Result<Inspection> {
+    let mut header = read_header(storage)?;
+    header.snapshots_offset = how.snapshots_at.unwrap_or(header.snapshots_offset);
     let mut raw_size = [0; 8];
     read_exact(storage, &mut raw_size, 24, "header")?;
     let file_len = storage.len().at("Could not get its length")?;
@@ -196,6 +228,9 @@ pub(crate) fn inspect(
         misplaced: Vec::new(),
         recording: None,
         phase,
+        how,
+        doubt: None,
+        long_entries: false,
         options,
         header,
     };
@@ -220,7 +255,8 @@ impl Checker<'_> {
         let table_bytes = u64::from(self.header.refcount_table_clusters) * bits.bytes();
         self.claim(self.header.refcount_table_offset.0, table_bytes, Use::RefcountTable, None);
         if let Some(luks) = self.header.extension(extension::LUKS) {
-            let (offset, length) = (u64_at(luks, 0).unwrap_or(0), u64_at(luks, 8).unwrap_or(0));
+            let what = "the LUKS extension was not held against its length";
+            let (offset, length) = (u64_at(luks, 0).or_internal(what)?, u64_at(luks, 8).or_internal(what)?);
             self.claim(offset, length, Use::LuksHeader, None);
         }
         self.bitmaps()?;
@@ -243,6 +279,9 @@ impl Checker<'_> {
             hopeless: self.hopeless,
             stale: self.stale,
             misplaced: self.misplaced,
+            doubt: self.doubt,
+            long_entries: self.long_entries,
+            moved_snapshots: self.how.snapshots_at.is_some(),
             recording: self.recording,
         })
     }
@@ -282,6 +321,9 @@ impl Checker<'_> {
         let repair = finding.kind.repair();
         if repair == Repairable::No && self.hopeless.is_none() {
             self.hopeless = Some(finding.kind.to_string());
+        }
+        if self.doubt.is_none() && finding.kind.is_doubt() {
+            self.doubt = Some(finding.kind.to_string());
         }
         self.repair = self.repair.max(repair);
         (self.sink)(finding);

@@ -1,9 +1,12 @@
 //! Parts of the image that claim the same cluster although only one can have it. QEMU's check does not look: where the refcount
 //! happens to match, it finds nothing.
 
-use super::Checker;
+use std::ops::Range;
+
 use super::finding::{Kind, Layer, Severity, Use};
 use super::tables::Tables;
+use super::{Checker, Inspection};
+use crate::units::{ClusterBits, HostOffset};
 
 /// Clusters that a part of the metadata takes.
 #[derive(Debug, Clone)]
@@ -14,6 +17,46 @@ pub(crate) struct Claim {
     pub last: u64,
     /// What for.
     pub to: Use,
+}
+
+/// The clusters that metadata takes, and what of the file there is.
+pub(super) struct Metadata {
+    /// In order, without overlaps.
+    taken: Vec<Range<u64>>,
+    bits: ClusterBits,
+    file_len: u64,
+}
+
+impl Metadata {
+    /// What an inspection found.
+    pub(super) fn of(inspection: &Inspection) -> Self {
+        let bits = inspection.header.cluster_bits;
+        let claims = inspection.claims.iter().map(|claim| claim.first..claim.last + 1);
+        let tables = inspection.tables.references.iter().map(|reference| {
+            let first = reference.table.0 >> bits.bits();
+            first..first + 1
+        });
+        let mut all: Vec<Range<u64>> = claims.chain(tables).collect();
+        all.sort_unstable_by_key(|range| (range.start, range.end));
+        let mut taken: Vec<Range<u64>> = Vec::new();
+        for range in all {
+            match taken.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => taken.push(range),
+            }
+        }
+        Self { taken, bits, file_len: inspection.file_len }
+    }
+
+    /// Whether the cluster at `host` cannot be one: it begins between two, lies behind the end of the file or on metadata.
+    pub(super) fn excludes(&self, host: HostOffset) -> bool {
+        let end = host.0.saturating_add(self.bits.bytes());
+        let clusters = host.0 >> self.bits.bits()..end.div_ceil(self.bits.bytes());
+        let at = self.taken.partition_point(|taken| taken.end <= clusters.start);
+        host.0 & (self.bits.bytes() - 1) != 0
+            || end >= self.file_len.saturating_add(self.bits.bytes())
+            || self.taken.get(at).is_some_and(|taken| taken.start < clusters.end)
+    }
 }
 
 impl Checker<'_> {

@@ -12,7 +12,7 @@ use super::tables::Tables;
 use super::{Checker, Inspection};
 use crate::digest::{Sha, sha256};
 use crate::disk::Inflater;
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_target};
 use crate::format::u64_at;
@@ -247,7 +247,7 @@ impl Checker<'_> {
             }
             let start = bytes.len();
             bytes.resize(start + bits.len(), 0);
-            let Some(cluster) = bytes.get_mut(start..) else { break };
+            let cluster = bytes.get_mut(start..).or_internal("the pool's directory has lost its end")?;
             read_padded(self.storage, cluster, host.0)
                 .map_err(|e| Error::io("Could not read the pool's directory", e))?;
         }

@@ -2,12 +2,15 @@
 
 use super::Checker;
 use super::finding::{Kind, Severity};
-use crate::format::header::{autoclear, extension};
+use crate::format::header::{autoclear, extension, incompatible};
 use crate::format::snapshot::Snapshot;
 
 impl Checker<'_> {
     /// Says what other tools would do to this image.
     pub(super) fn remarks(&mut self, snapshots: &[Snapshot]) {
+        if self.header.incompatible & incompatible::CORRUPT != 0 {
+            self.say(Severity::Benign, Kind::MarkedCorrupt);
+        }
         let unknown = self.header.autoclear & !autoclear::KNOWN;
         if unknown != 0 && !snapshots.is_empty() {
             self.remark(format!(

@@ -4,30 +4,40 @@
 //!  step                                              after a crash here
 //!  - clear autoclear bits that are not known; flush  as after any writer that does not know them
 //!  - zero clusters lose a preallocated place that is  they read as before
-//!    no cluster; flush
+//!    no cluster of theirs; flush
+//!  - write a mended snapshot table behind the file;  nobody looks there
+//!    flush
 //!  1 raise refcounts that are too low; flush         some are right, none is lower than before
+//!    switch to the mended snapshot table in one      one of the two tables counts, whole; the other's clusters are leaks
+//!    sector; flush
 //!    (or write new refcount blocks and a new table   the old ones still count
 //!    behind the file; flush; switch the header to
-//!    them in one sector; flush)                      one of the two counts, whole
+//!    them, and to the snapshot table, in one sector;  one of the two counts, whole
+//!    flush)
 //!  2 clear COPIED that should not be set; flush      QEMU copies before it writes: never wrong
 //!  3 lower refcounts that are too high, set COPIED   leaks, needless copies
 //!    where it should be; flush
-//!  4 clear the dirty and the corrupt bit; flush      the next check clears them
-//!  5 write a stale directory of the pool anew; flush it stays stale, and nobody uses it
+//!  4 write a stale directory of the pool anew; flush it stays stale, and nobody uses it
+//!  5 check again; where nothing wrong is left clear  the next check clears them
+//!    the dirty and the corrupt bit; flush
 //! ```
 //!
 //! No guest data is written, moved or dropped, and no table of a snapshot or a bitmap is touched but for COPIED flags of L2
 //! tables that a snapshot shares with the active disk, which mean nothing to it. Where one finding cannot be mended nothing is
-//! written: freeing clusters by the word of a damaged mapping could free what a repair by hand would still find.
+//! written: freeing clusters by the word of a damaged mapping could free what a repair by hand would still find. Where two parts
+//! claim a cluster, step 1 and 2 keep writers from harming either; step 3 then sets flags only, and no count is lowered.
 
-use super::finding::{Finding, Repairable};
-use super::mend::Mender;
+use super::finding::{Finding, Kind, Repairable, Severity};
+use super::mend::{Mender, clear_marks};
+use super::overlap::Metadata;
 use super::pool::write_directory;
-use super::{ALONE, CheckOptions, Inspection, Report, inspect};
-use crate::error::{Error, ErrorKind, Result};
+use super::{ALONE, CheckOptions, How, Inspection, Report, inspect, inspect_as, snapshots};
+use crate::error::{Error, Result};
 use crate::format::header::{AUTOCLEAR_AT, Header, autoclear, incompatible};
 use crate::format::table::L2Entry;
+use crate::image::read_header;
 use crate::storage::{Storage, flush, write};
+use crate::units::HostOffset;
 use crate::work::Work;
 
 /// What to mend.
@@ -40,21 +50,33 @@ pub enum Repair {
 }
 
 /// What a repair did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Repaired {
-    /// What the check after the repair found; of the one check, where nothing was to be mended.
+    /// What the check after the repair found; of the one check, where nothing was mended.
     pub report: Report,
     /// Leaked clusters that were freed.
     pub leaks_fixed: u64,
     /// Corruptions that were mended.
     pub corruptions_fixed: u64,
+    /// Whether the image was marked corrupt, and is so no more.
+    pub unmarked: bool,
+    /// Why nothing was written, where something is to be mended.
+    pub refused: Option<String>,
 }
 
 impl From<Report> for Repaired {
     /// A check without a repair.
     fn from(report: Report) -> Self {
-        Self { report, leaks_fixed: 0, corruptions_fixed: 0 }
+        Self { report, leaks_fixed: 0, corruptions_fixed: 0, unmarked: false, refused: None }
+    }
+}
+
+impl Repaired {
+    /// The same, without the note on a mark that is `gone`.
+    fn without_note(mut self, gone: bool) -> Self {
+        self.report.benign -= u64::from(gone);
+        self
     }
 }
 
@@ -62,7 +84,7 @@ impl From<Report> for Repaired {
 /// second one only if there was a repair.
 ///
 /// # Errors
-/// Those of [`super::check`], and of writing. [`ErrorKind::Corrupt`] where something cannot be mended; then nothing was written.
+/// Those of [`super::check`], and of writing. What is refused is no error: [`Repaired::refused`] says why.
 pub fn repair(
     storage: &dyn Storage,
     what: Repair,
@@ -70,51 +92,170 @@ pub fn repair(
     work: &Work<'_>,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Repaired> {
-    let before = inspect(storage, options, work, ALONE, sink)?;
-    let nothing = Repaired::from(before.report);
-    let flags = incompatible::DIRTY | incompatible::CORRUPT;
-    let marked = what == Repair::All && before.header.incompatible & flags != 0;
+    repair_and(storage, (what, options), work, incompatible::DIRTY | incompatible::CORRUPT, sink)
+}
+
+/// Whether the image in `storage` was not closed cleanly and its refcounts are wrong for that, so that it must be repaired before
+/// anybody writes to it. Leaks are no reason: whoever writes in place frees them in the end.
+///
+/// # Errors
+/// Those of [`super::check`].
+pub fn is_unready(storage: &dyn Storage, work: &Work<'_>) -> Result<bool> {
+    let header = read_header(storage)?;
+    if header.incompatible & incompatible::DIRTY == 0 || header.refuse_unreadable().is_err() {
+        return Ok(false);
+    }
+    let found = inspect(storage, CheckOptions::default(), work, ALONE, &mut |_| {})?.report;
+    Ok(found.corruptions + found.check_errors > 0)
+}
+
+/// Repairs the image in `storage` if [`is_unready`], as QEMU does when it opens such a one to write to it. It stays marked as not closed
+/// cleanly: that is for the writer that follows. Returns what was done.
+///
+/// # Errors
+/// Those of [`repair`]; [`Corrupt`](crate::ErrorKind::Corrupt) where the image is damaged beyond that. Then nothing was written, or what was is right.
+pub fn make_ready(storage: &dyn Storage, work: &Work<'_>) -> Result<Option<Repaired>> {
+    if !is_unready(storage, work)? {
+        return Ok(None);
+    }
+    let repaired = repair_and(storage, (Repair::All, CheckOptions::default()), work, 0, &mut |_| {})?;
+    let left = repaired.report.corruptions + repaired.report.check_errors + repaired.report.findings_beyond;
+    match (&repaired.refused, left) {
+        (None, 0) => Ok(Some(repaired)),
+        (Some(why), _) => {
+            Err(Error::corrupt(format!("the image was not closed cleanly, and {why}; see dedup-img check")))
+        }
+        (None, _) => {
+            Err(Error::corrupt("the image was not closed cleanly, and not all could be repaired; see dedup-img check"))
+        }
+    }
+}
+
+/// As [`repair`], with what is to be mended and how to look; takes the incompatible feature bits `marks` away where nothing wrong is left.
+fn repair_and(
+    storage: &dyn Storage,
+    (what, options): (Repair, CheckOptions),
+    work: &Work<'_>,
+    marks: u64,
+    sink: &mut (dyn FnMut(&Finding) + Send),
+) -> Result<Repaired> {
+    let any_extra = what == Repair::All;
+    let first = inspect_as(storage, options, work, ALONE, How { any_extra, ..How::default() }, sink)?;
+    let report = first.report;
+    let was_wanted = first.repair > Repairable::Nothing;
+    let mut plan = first;
+    if what == Repair::All && (plan.hopeless.is_some() || plan.doubt.is_some() || !plan.misplaced.is_empty()) {
+        // A zero cluster reads the same without its place, and some of what was found may be of that place.
+        let how = How { any_extra, without: Some(Metadata::of(&plan)), ..How::default() };
+        let without = inspect_as(storage, options, work, ALONE, how, &mut |_| {})?;
+        if !without.misplaced.is_empty() {
+            plan = without;
+        }
+    }
     let wanted = match what {
-        Repair::Leaks => before.report.leaks > 0,
-        Repair::All => before.repair > Repairable::Nothing,
+        Repair::Leaks => report.leaks > 0,
+        Repair::All => was_wanted || plan.repair > Repairable::Nothing,
     };
-    if let Some(hopeless) = &before.hopeless
-        && wanted
-    {
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            format!("nothing was repaired, because this cannot be: {hopeless}"),
-        ));
+    if !wanted {
+        let unmarked = unmark(storage, &plan.header, &report, marks)?;
+        return Ok(Repaired { unmarked, ..Repaired::from(report).without_note(unmarked) });
     }
-    if !wanted && !marked {
-        return Ok(nothing);
-    }
-    if what == Repair::Leaks && before.report.corruptions + before.report.check_errors > 0 {
-        let message = "nothing was repaired: leaked clusters are not freed while there is corruption; use -r all";
-        return Err(Error::new(ErrorKind::Corrupt, message));
+    if let Some(why) = refusal(storage, what, &plan)? {
+        return Ok(Repaired { refused: Some(why), ..Repaired::from(report) });
     }
     work.cancel.check()?;
-    let first = before.report;
-    clear_unknown_autoclear(storage, &before.header)?;
-    // What a misplaced preallocation seemed to refer to is not referred to any more: count again.
-    let before = match before.misplaced.is_empty() {
-        true => before,
-        false => {
-            drop_preallocations(storage, &before)?;
-            inspect(storage, options, work, ALONE, &mut |_| {})?
+    clear_unknown_autoclear(storage, &plan.header)?;
+    let look = |how: How| {
+        let seen = inspect_as(storage, options, work, ALONE, How { any_extra, ..how }, &mut |_| {})?;
+        match &seen.hopeless {
+            None => Ok(seen),
+            Some(hopeless) => Err(Error::internal(format_args!("a repair came upon what it had not seen: {hopeless}"))),
         }
     };
-    Mender::new(storage, &before.header, &before.counts).mend(&before, flags)?;
-    if let (Repair::All, Some(directory)) = (what, &before.stale) {
-        write_directory(directory, &before, storage)?;
+    if !plan.misplaced.is_empty() {
+        drop_preallocations(storage, &plan)?;
+        plan = look(How::default())?;
     }
-    let after = inspect(storage, options, work, ALONE, sink)?.report;
+    if needs_table(&plan) {
+        let at = write_snapshots(storage, &plan)?;
+        plan = look(How { snapshots_at: Some(at), ..How::default() })?;
+    }
+    let in_doubt = plan.doubt.is_some();
+    Mender::new(storage, &plan.header, &plan.counts).mend(&plan)?;
+    if let (Repair::All, Some(directory)) = (what, &plan.stale) {
+        write_directory(directory, &plan, storage)?;
+    }
+    drop(plan);
+    let mut note = None;
+    let mut others = |finding: &Finding| match finding.kind {
+        // That is decided by what is found here.
+        Kind::MarkedCorrupt => note = Some(finding.clone()),
+        _ => sink(finding),
+    };
+    let after = inspect(storage, options, work, ALONE, &mut others)?;
+    let unmarked = unmark(storage, &after.header, &after.report, marks)?;
+    let after = after.report;
+    if in_doubt && after.leaks > 0 {
+        let kept = Kind::Remark("leaked clusters were kept: what a wrong entry has lost may be in them".to_owned());
+        sink(&Finding { severity: Severity::Benign, kind: kept, times: 1 });
+    }
+    note.filter(|_| !unmarked).iter().for_each(sink);
     Ok(Repaired {
-        report: after,
-        leaks_fixed: first.leaks.saturating_sub(after.leaks),
-        corruptions_fixed: (first.corruptions + first.check_errors)
+        leaks_fixed: report.leaks.saturating_sub(after.leaks),
+        corruptions_fixed: (report.corruptions + report.check_errors)
             .saturating_sub(after.corruptions + after.check_errors),
+        unmarked,
+        ..Repaired::from(after).without_note(unmarked)
     })
+}
+
+/// Why nothing is to be written, if that is so.
+fn refusal(storage: &dyn Storage, what: Repair, plan: &Inspection) -> Result<Option<String>> {
+    let cannot = |what: &str| Some(format!("nothing was repaired, because this cannot be: {what}"));
+    if let Some(hopeless) = &plan.hopeless {
+        return Ok(cannot(hopeless));
+    }
+    let corrupt = plan.report.corruptions + plan.report.check_errors > 0 || plan.doubt.is_some();
+    if what == Repair::Leaks && corrupt {
+        let message = "nothing was repaired: leaked clusters are not freed while there is corruption; use -r all";
+        return Ok(Some(message.to_owned()));
+    }
+    let Some(doubt) = &plan.doubt else { return Ok(None) };
+    // Where it is not known which of two parts has a cluster, counts are raised, which is right for both. Nothing else is written there.
+    let mends = plan.misplaced.is_empty()
+        && plan.stale.is_none()
+        && !needs_table(plan)
+        && plan.repair < Repairable::Rebuild
+        && Mender::new(storage, &plan.header, &plan.counts).spares_doubt(plan)?;
+    Ok(if mends { None } else { cannot(doubt) })
+}
+
+/// Takes the feature bits `marks` away where nothing that QEMU looks for is wrong any more, as QEMU does: then writing does no harm.
+/// Returns whether the image was marked corrupt.
+fn unmark(storage: &dyn Storage, header: &Header, report: &Report, marks: u64) -> Result<bool> {
+    if report.corruptions + report.check_errors > 0 {
+        return Ok(false);
+    }
+    if header.incompatible & marks != 0 {
+        clear_unknown_autoclear(storage, header)?;
+        clear_marks(storage, header, marks)?;
+    }
+    Ok(header.incompatible & marks & incompatible::CORRUPT != 0)
+}
+
+/// Whether an entry of the snapshot table is to be written anew.
+fn needs_table(plan: &Inspection) -> bool {
+    plan.long_entries || plan.header.version >= 3 && plan.snapshots.iter().any(|snapshot| snapshot.disk_size.is_none())
+}
+
+/// Writes a mended snapshot table behind the file, where nobody looks for it yet, and returns where.
+fn write_snapshots(storage: &dyn Storage, plan: &Inspection) -> Result<HostOffset> {
+    let bits = plan.header.cluster_bits;
+    let table = snapshots::mended(&plan.snapshots, &plan.header)?;
+    let at = HostOffset(bits.clusters(plan.file_len).max(plan.counts.clusters()) << bits.bits());
+    write(storage, &table, at.0)?;
+    flush(storage)?;
+    Ok(at)
 }
 
 /// Spec: a writer first clears the autoclear bits that it does not know. Bitmaps stay valid, as no guest data changes.

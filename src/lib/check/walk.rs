@@ -8,9 +8,10 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIter
 use super::Checker;
 use super::counts::{Counts, Refused};
 use super::finding::{At, Finding, Flag, Kind, Layer, More, Severity, Use};
+use super::overlap::Metadata;
 use super::states::{State, States};
 use super::tables::{L2Reference, Tables};
-use crate::error::{Error, Result};
+use crate::error::{Error, OrInternal, Result};
 use crate::format::header::{Header, incompatible};
 use crate::format::table::{L2Entry, Subclusters, is_copied, l2_reserved};
 use crate::format::u64_at;
@@ -28,6 +29,9 @@ const DESCRIBED: usize = 16384;
 /// Entries that are looked at together at the most: bounds what is looked at twice where one of them is not right.
 const RUN: usize = 64;
 
+/// Said of an L2 entry that was cut out too short.
+const SHORT: &str = "an L2 entry has not all of its bytes";
+
 /// Totals of the active disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Allocation {
@@ -44,6 +48,8 @@ struct Walk<'a> {
     states: &'a States,
     tables: &'a Tables,
     data_file: bool,
+    /// Zero clusters are seen without their places where it excludes them.
+    without: Option<&'a Metadata>,
 }
 
 /// What L2 tables gave that follow each other.
@@ -119,6 +125,7 @@ impl Checker<'_> {
                 states,
                 tables,
                 data_file: self.header.incompatible & incompatible::DATA_FILE != 0,
+                without: self.how.without.as_ref(),
             };
             let nothing = || Ok(Walked::default());
             // The first error counts, whoever is the first to find one.
@@ -145,7 +152,7 @@ impl Walk<'_> {
     /// Walks the table that all of `references` lead to.
     fn table(&self, references: &[L2Reference], buffer: &mut Vec<u8>) -> Result<Walked> {
         let mut walked = Walked::default();
-        let Some(&first) = references.first() else { return Ok(walked) };
+        let &first = references.first().or_internal("an L2 table that nothing leads to is walked")?;
         let bits = self.header.cluster_bits;
         let entry_size = if self.header.extended_l2() { 16 } else { 8 };
         buffer.resize(bits.len(), 0);
@@ -156,7 +163,7 @@ impl Walk<'_> {
         if let Some(behind) = buffer.get_mut(read..end) {
             behind.fill(0);
         }
-        let buffer = buffer.get(..end).unwrap_or_default();
+        let buffer = buffer.get(..end).or_internal("more of an L2 table was read than it has")?;
         let active: Vec<L2Reference> = references.iter().copied().filter(|r| r.layer == 0).collect();
         let shown = active.len() as u64;
         let times = references.len() as u64;
@@ -171,8 +178,8 @@ impl Walk<'_> {
         let words = if simple { buffer.as_chunks().0 } else { &[] };
         let mut entries = buffer.chunks_exact(entry_size).enumerate();
         while let Some((index, entry)) = entries.next() {
-            let word = u64_at(entry, 0).unwrap_or(0);
-            let subclusters = if self.header.extended_l2() { u64_at(entry, 8).unwrap_or(0) } else { 0 };
+            let word = u64_at(entry, 0).or_internal(SHORT)?;
+            let subclusters = if self.header.extended_l2() { u64_at(entry, 8).or_internal(SHORT)? } else { 0 };
             if word == 0 && subclusters == 0 {
                 continue;
             }
@@ -188,6 +195,10 @@ impl Walk<'_> {
                 continue;
             }
             let index = index as u64;
+            if self.is_misplaced(word, subclusters) {
+                walked.misplaced.push(first.table.0 + index * entry_size as u64);
+                continue;
+            }
             let at = first.table.0 + index * entry_size as u64;
             let mut say = |kind: Kind| {
                 if matches!(kind, Kind::PreallocationUnaligned(..)) {
@@ -243,6 +254,18 @@ impl Walk<'_> {
         };
         let lost = |cluster, lost| overflows.push((cluster, lost));
         (right && self.counts.add_data(clusters.clone(), times, lost)).then_some(clusters)
+    }
+
+    /// Whether this is a zero cluster with a place to be seen without it. One whose entry is damaged otherwise is none.
+    fn is_misplaced(&self, word: u64, subclusters: u64) -> bool {
+        let Some(metadata) = self.without.filter(|_| !self.data_file && self.header.version >= 3) else { return false };
+        let extended = self.header.extended_l2();
+        let host = match L2Entry::decode(word, self.header.cluster_bits, !extended) {
+            L2Entry::Zero { host: Some(host), .. } => host,
+            L2Entry::Data { host, .. } if extended && subclusters & Subclusters::ALLOCATED == 0 => host,
+            _ => return false,
+        };
+        l2_reserved(word) == 0 && metadata.excludes(host)
     }
 
     fn at(&self, reference: L2Reference, entry: u64) -> At {

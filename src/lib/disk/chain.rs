@@ -10,7 +10,7 @@ use super::salvage::{Damage, SECTOR, Unreadable};
 use super::stamp::Stamp;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::CompressionType;
-use crate::image::Qcow2;
+use crate::image::{Lost, Qcow2};
 use crate::name::shown;
 use crate::storage::open::FileId;
 use crate::storage::{FileStorage, Storage, drop_cache};
@@ -54,6 +54,14 @@ impl Layer {
         match &self.content {
             Content::Raw { storage, .. } => storage,
             Content::Qcow2(image) => image.storage(),
+        }
+    }
+
+    /// What of it was found to be lost when it was opened.
+    pub(super) fn lost(&self) -> &[Lost] {
+        match &self.content {
+            Content::Raw { .. } => &[],
+            Content::Qcow2(image) => image.lost(),
         }
     }
 
@@ -198,7 +206,7 @@ impl Chain {
     /// What could not be read so far.
     pub(super) fn unreadable(&self) -> Vec<Unreadable> {
         let path = self.layers.first().map(|layer| layer.path.clone()).unwrap_or_default();
-        let list = self.salvage.as_ref().map(Damage::list).unwrap_or_default();
+        let list = self.salvage.as_ref().map(|damage| damage.list(self.size())).unwrap_or_default();
         list.into_iter().map(|(range, reason)| Unreadable { path: path.clone(), range, reason }).collect()
     }
 

@@ -70,7 +70,8 @@ pub struct DiskOptions {
     pub force_share: bool,
     /// Which backing files are opened.
     pub backing: BackingRule,
-    /// Take zeros for what cannot be read, see [`Disk::unreadable`]. Opening fails as ever.
+    /// Read what can be read of damaged images, also of those that are marked corrupt, and take zeros for what cannot be, see
+    /// [`Disk::unreadable`].
     pub salvage: bool,
 }
 
@@ -116,7 +117,7 @@ impl Disk {
                 return Err(Error::new(ErrorKind::Limit, what).opening(&path));
             }
         }
-        let salvage = options.salvage.then(Damage::default);
+        let salvage = options.salvage.then(|| Damage::of(layers.iter().flat_map(|layer| layer.lost())));
         Ok(Self::of(Chain { layers, salvage }))
     }
 
@@ -175,7 +176,7 @@ fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Res
 
 fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
     let (id, stamp) = (FileId::of(&file.metadata().at("fstat")?), Stamp::before(&file).at("fstat")?);
-    let content = open_content(file.try_clone().at("dup")?, format, options.snapshot.as_ref())?;
+    let content = open_content(file.try_clone().at("dup")?, format, options)?;
     Ok(Layer { path: path.to_owned(), id, stamp, file: Arc::new(file), content })
 }
 
@@ -198,7 +199,8 @@ fn probe_storage(storage: &FileStorage) -> Result<Format> {
     probe(start.get(..read).unwrap_or_default())
 }
 
-fn open_content(file: File, format: Option<Format>, snapshot: Option<&SnapshotName>) -> Result<Content> {
+fn open_content(file: File, format: Option<Format>, options: &DiskOptions) -> Result<Content> {
+    let snapshot = options.snapshot.as_ref();
     let storage = FileStorage::new(file);
     let probed = || {
         probe_storage(&storage).map_err(|e| match e.kind() {
@@ -208,6 +210,7 @@ fn open_content(file: File, format: Option<Format>, snapshot: Option<&SnapshotNa
     };
     let format = format.map_or_else(probed, Ok)?;
     match (format, snapshot) {
+        (Format::Qcow2, _) if options.salvage => Ok(Content::Qcow2(Qcow2::open_damaged(Box::new(storage), snapshot)?)),
         (Format::Qcow2, _) => Ok(Content::Qcow2(Qcow2::open(Box::new(storage), snapshot)?)),
         (Format::Raw, Some(_)) => Err(Error::invalid("Failed to load snapshot: a raw image has none")),
         (Format::Raw, None) => {

@@ -7,7 +7,7 @@ pub(crate) use super::extension::{self, Extension};
 pub(crate) use super::feature::{autoclear, compatible, incompatible};
 use super::refcount::RefcountBits;
 use super::{array_at, snapshot, u32_at};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::units::{ClusterBits, HostOffset, to_usize};
 
 /// `QFI\xfb`.
@@ -95,6 +95,7 @@ const _: () = assert!(std::mem::offset_of!(RawHeader, compression_type) == V3_MI
 const _: () = assert!(std::mem::offset_of!(RawHeader, l1_table_offset) as u64 == L1_OFFSET_AT);
 const _: () = assert!(std::mem::offset_of!(RawHeader, refcount_table_offset) as u64 == REFCOUNT_TABLE_AT);
 const _: () = assert!(std::mem::offset_of!(RawHeader, nb_snapshots) as u64 == SNAPSHOTS_AT);
+const _: () = assert!(REFCOUNT_TABLE_AT + 12 == SNAPSHOTS_AT && SNAPSHOTS_AT + 12 <= SECTOR as u64);
 const _: () = assert!(std::mem::offset_of!(RawHeader, incompatible_features) as u64 == INCOMPATIBLE_AT);
 const _: () = assert!(std::mem::offset_of!(RawHeader, autoclear_features) as u64 == AUTOCLEAR_AT);
 
@@ -276,7 +277,7 @@ impl Header {
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
         let mut extensions = Vec::new();
         for extension in &self.extensions {
-            let length = u32::try_from(extension.data.len()).unwrap_or(u32::MAX);
+            let length = u32::try_from(extension.data.len()).ok().or_internal("a header extension of 4 GiB")?;
             extensions.extend_from_slice(&extension.magic.to_be_bytes());
             extensions.extend_from_slice(&length.to_be_bytes());
             extensions.extend_from_slice(&extension.data);
@@ -295,7 +296,7 @@ impl Header {
             magic: MAGIC,
             version: self.version.into(),
             backing_file_offset: if name.is_empty() { 0 } else { name_offset as u64 }.into(),
-            backing_file_size: u32::try_from(name.len()).unwrap_or(u32::MAX).into(),
+            backing_file_size: u32::try_from(name.len()).ok().or_internal("a name of 4 GiB")?.into(),
             cluster_bits: self.cluster_bits.bits().into(),
             size: self.size.into(),
             crypt_method: 0.into(),
@@ -363,20 +364,38 @@ impl Header {
     /// # Errors
     /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`].
     pub(crate) fn refuse_unreadable(&self) -> Result<()> {
+        self.refuse_encrypted()?;
+        self.refuse_damaged()
+    }
+
+    /// Refuses by name what cannot be read as plain content, however damaged it may be: encryption, an external data file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`].
+    pub(crate) fn refuse_unsalvageable(&self) -> Result<()> {
+        self.refuse_encrypted()?;
+        self.refuse_data_file()
+    }
+
+    fn refuse_encrypted(&self) -> Result<()> {
         match self.encryption {
             Some(Encryption::Aes) => {
-                return Err(Error::unsupported(
-                    "AES encrypted images are not read here; decrypt with qemu-img convert first",
-                ));
+                Err(Error::unsupported("AES encrypted images are not read here; decrypt with qemu-img convert first"))
             }
             Some(Encryption::Luks) => {
-                return Err(Error::unsupported(
-                    "LUKS encrypted images are not read here; decrypt with qemu-img convert first",
-                ));
+                Err(Error::unsupported("LUKS encrypted images are not read here; decrypt with qemu-img convert first"))
             }
-            None => {}
+            None => Ok(()),
         }
-        self.refuse_damaged()
+    }
+
+    fn refuse_data_file(&self) -> Result<()> {
+        if self.incompatible & incompatible::DATA_FILE != 0 {
+            return Err(Error::unsupported(
+                "images with an external data file are not read here; merge with qemu-img convert first",
+            ));
+        }
+        Ok(())
     }
 
     /// Refuses by name what is not all in one sound file: an external data file, damage.
@@ -389,13 +408,11 @@ impl Header {
                 "Image does not contain a reference count table; run dedup-img check -r all on it first",
             ));
         }
-        if self.incompatible & incompatible::DATA_FILE != 0 {
-            return Err(Error::unsupported(
-                "images with an external data file are not read here; merge with qemu-img convert first",
-            ));
-        }
+        self.refuse_data_file()?;
         if self.incompatible & incompatible::CORRUPT != 0 {
-            return Err(Error::corrupt("Image is marked corrupt; run dedup-img check -r all on it first"));
+            return Err(Error::corrupt(
+                "Image is marked corrupt; run dedup-img check -r all on it first, or read it with dedup-img convert --salvage",
+            ));
         }
         Ok(())
     }

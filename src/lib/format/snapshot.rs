@@ -7,9 +7,9 @@ use crate::units::HostOffset;
 /// QEMU: the largest snapshot table in bytes.
 pub(crate) const MAX_TABLE_BYTES: u64 = 64 << 20;
 /// QEMU: the most extra data of one entry.
-const MAX_EXTRA: usize = 1024;
+pub(crate) const MAX_EXTRA: usize = 1024;
 /// Bytes before the extra data.
-pub(super) const FIXED: usize = 40;
+pub(crate) const FIXED: usize = 40;
 
 /// An internal snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use crate::error::{Error, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::table::{L2Entry, Subcluster, Subclusters, l1_target};
 use crate::format::u64_at;
-use crate::storage::read_exact;
+use crate::storage::{read_exact, read_padded};
 use crate::units::{HostOffset, to_usize};
 
 use super::Qcow2;
@@ -57,21 +57,38 @@ impl Qcow2 {
             let (l1_index, l2_index) = (cluster / l2_entries, cluster % l2_entries);
             let table_end = (l1_index + 1).saturating_mul(l2_entries << bits.bits());
             let stop = end.min(table_end);
-            // What lies behind the end of a snapshot's L1 table is not allocated, as for QEMU.
-            let l1 = self.l1.get(to_usize(l1_index)).copied().unwrap_or(0);
+            // A snapshot's L1 table may be cut short where the image is damaged, and only then.
+            let l1 = match self.l1.get(to_usize(l1_index)) {
+                Some(&l1) => l1,
+                None if self.salvages => 0,
+                None => return Err(Error::internal("a guest offset lies behind the L1 table")),
+            };
             let Some(table) = l1_target(l1) else {
                 emit(Extent { len: stop - at, place: Place::Unallocated });
                 at = stop;
                 continue;
             };
-            if table.0 & (bits.bytes() - 1) != 0 {
+            // QEMU reads the file's end as zeros, which lead to nothing, and a table between clusters not at all.
+            if self.salvages && self.table(l1).is_none() {
+                let place = if self.is_unaligned(table) { Place::Zero } else { Place::Unallocated };
+                emit(Extent { len: stop - at, place });
+                at = stop;
+                continue;
+            }
+            if self.is_unaligned(table) {
                 return Err(Error::corrupt(format!(
                     "L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x}); see dedup-img check"
                 )));
             }
             let count = bits.clusters(stop) - cluster;
             slice.resize(to_usize(count * entry_size), 0);
-            read_exact(&*self.storage, slice, table.0 + l2_index * entry_size, "L2 table")?;
+            let place = table.0 + l2_index * entry_size;
+            if self.salvages {
+                read_padded(&*self.storage, slice, place)
+                    .map_err(|e| Error::io(format_args!("Could not read the L2 table at {table:#x}"), e))?;
+            } else {
+                read_exact(&*self.storage, slice, place, "L2 table")?;
+            }
             for entry in slice.chunks_exact(to_usize(entry_size)) {
                 let cluster_start = at & !(bits.bytes() - 1);
                 let piece_end = stop.min(cluster_start + bits.bytes());
@@ -177,9 +194,9 @@ impl Qcow2 {
     pub(crate) fn next_table(&self, range: Range<u64>) -> Option<Range<u64>> {
         let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
         let range = range.start..range.end.min(self.size);
-        let first = to_usize(range.start / span);
-        let end = to_usize(range.end.div_ceil(span)).min(self.l1.len());
-        let index = (first..end).find(|&i| self.l1.get(i).is_some_and(|&e| l1_target(e).is_some()))?;
+        let first = usize::try_from(range.start / span).ok()?;
+        let end = usize::try_from(range.end.div_ceil(span)).ok()?.min(self.l1.len());
+        let index = (first..end).find(|&i| self.l1.get(i).is_some_and(|&e| self.table(e).is_some()))?;
         let start = (index as u64).checked_mul(span)?;
         let table = start.max(range.start)..start.saturating_add(span).min(range.end);
         (!table.is_empty()).then_some(table)

@@ -11,6 +11,7 @@ pub(crate) mod writer;
 
 #[doc(hidden)]
 pub use extents::{Extent, Place};
+pub(crate) use open::Lost;
 pub use open::SnapshotName;
 pub use writer::{Backing, Traits};
 
@@ -37,6 +38,10 @@ pub struct Qcow2 {
     /// Virtual size in bytes of what `l1` maps.
     size: u64,
     file_len: u64,
+    /// Whether what can be read is read of an image that is damaged.
+    salvages: bool,
+    /// Where it is damaged then, see [`Qcow2::lost`].
+    lost: Vec<Lost>,
 }
 
 impl Qcow2 {

@@ -4,10 +4,13 @@ use crate::error::{Error, Result};
 use crate::format::header::Header;
 use crate::format::refcount::RefcountBits;
 use crate::storage::{Storage, read_padded};
-use crate::units::{ClusterBits, HostOffset};
+use crate::units::{ClusterBits, HostOffset, to_usize};
 
 /// Bits 9 to 63 of a refcount table entry.
 const OFFSET_MASK: u64 = !511;
+
+/// QEMU: no file is longer, and what would lie behind is not read.
+const MAX_FILE: u64 = (1 << 63) - (1 << 30);
 
 /// What a refcount table entry points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,11 +73,12 @@ impl<'a> Refcounts<'a> {
     /// Where block `index` is.
     #[must_use]
     pub(crate) fn block(&self, index: u64) -> Block {
-        let entry = usize::try_from(index).ok().and_then(|i| self.table.get(i)).copied().unwrap_or(0);
+        // What the table does not reach has no block.
+        let entry = self.table.get(to_usize(index)).copied().unwrap_or(0);
         match entry & OFFSET_MASK {
             0 => Block::Missing,
             offset if offset & (self.cluster_bits.bytes() - 1) != 0 => Block::Unaligned(HostOffset(offset)),
-            offset if i64::try_from(offset).is_err() => Block::Unreachable(HostOffset(offset)),
+            offset if offset > MAX_FILE - self.cluster_bits.bytes() => Block::Unreachable(HostOffset(offset)),
             offset => Block::At(HostOffset(offset)),
         }
     }
@@ -92,6 +96,6 @@ impl<'a> Refcounts<'a> {
     /// The count at `index` of a block that was read.
     #[must_use]
     pub(crate) fn count(&self, block: &[u8], index: u64) -> u64 {
-        usize::try_from(index).map_or(0, |index| self.width.get(block, index))
+        self.width.get(block, to_usize(index))
     }
 }

@@ -65,6 +65,11 @@ pub(super) fn apply_with(
     fill: &Fill<'_>,
     work: &Work<'_>,
 ) -> Result<u64> {
+    let found = change.ground.inspection.report;
+    if found.corruptions + found.check_errors > 0 {
+        // Of an image that was not closed cleanly; check::make_ready was to come first.
+        return Err(Error::corrupt("the image was not closed cleanly; run dedup-img check -r all on it first"));
+    }
     let storage = &Latch::new(storage);
     let inspection = &change.ground.inspection;
     let before = inspection.file_len;
@@ -307,7 +312,7 @@ pub(super) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &W
     let never = Cancel::default();
     let work = work.with_cancel(&never);
     let now = inspect(storage, CheckOptions::default(), &work, (PHASES - 1, PHASES), &mut |_| {})?;
-    if let Some(hopeless) = &now.hopeless {
+    if let Some(hopeless) = now.hopeless.as_ref().or(now.doubt.as_ref()) {
         return Err(Error::corrupt(format!("the image is not as it should be: {hopeless}")));
     }
     let bits = now.header.cluster_bits;

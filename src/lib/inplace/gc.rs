@@ -9,6 +9,7 @@ use super::apply::{self, Punch, idle, settle};
 use super::change::Change;
 use super::members::NewMember;
 use super::{compact, sizes};
+use crate::check::make_ready;
 use crate::dedup::sequence::Spill;
 use crate::error::{Error, Result};
 use crate::format::header::Header;
@@ -86,7 +87,11 @@ pub struct GcReport {
 /// # Errors
 /// As [`super::dedup`].
 pub fn gc(storage: &dyn Storage, options: GcOptions, scratch: &Path, work: &Work<'_>) -> Result<GcReport> {
-    GcPlan::new(storage, options, scratch, work)?.apply(storage, work)
+    let mut plan = GcPlan::new(storage, options, scratch, work)?;
+    if make_ready(storage, work)?.is_some() {
+        plan = GcPlan::new(storage, options, scratch, work)?;
+    }
+    plan.apply(storage, work)
 }
 
 impl GcPlan {

@@ -71,6 +71,7 @@ pub(crate) use overwrite::overwrite;
 pub use plan::{Plan, Share};
 use serde::Serialize;
 
+use crate::check::make_ready;
 use crate::error::{IoContext, Result};
 use crate::pool::Pin;
 use crate::storage::Storage;
@@ -136,7 +137,11 @@ pub struct DedupReport {
 /// Those of [`Plan::new`], where nothing was written; those of writing, where the content of the disk and of all snapshots is
 /// still what it was, and the message says if the image needs a repair.
 pub fn dedup(storage: &dyn Storage, options: DedupOptions, scratch: &Path, work: &Work<'_>) -> Result<DedupReport> {
-    Plan::new(storage, options, scratch, work)?.apply(storage, work)
+    let mut plan = Plan::new(storage, options, scratch, work)?;
+    if make_ready(storage, work)?.is_some() {
+        plan = Plan::new(storage, options, scratch, work)?;
+    }
+    plan.apply(storage, work)
 }
 
 impl Plan {

@@ -77,14 +77,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     if uncached {
         storage.drop_cache();
     }
-    let repaired = match result? {
-        Err(error) if args.repair.is_some() && error.kind() == ErrorKind::Corrupt => {
-            view::failure(&format_args!("'{}': {error}", shown(file)));
-            return Ok(Exit::Corruption);
-        }
-        Err(error) => return Err(opening(error)),
-        Ok(repaired) => repaired,
-    };
+    let repaired = result?.map_err(opening)?;
     let report = repaired.report;
     if !args.run.quiet {
         view::print(&match args.run.output {
@@ -92,8 +85,11 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
             OutputArg::Json => view::check::json(file, &repaired),
         })?;
     }
+    if let Some(why) = &repaired.refused {
+        view::failure(&format_args!("'{}': {why}", shown(file)));
+    }
     let verdict = verdict(&report);
-    if verdict == Exit::Failed {
+    if verdict == Exit::Failed && repaired.refused.is_none() {
         let advice = "not all could be checked; see the lines above, and check -r all";
         view::failure(&format_args!("'{}': Check failed: {advice}", shown(file)));
     }

@@ -123,6 +123,10 @@ impl Job<'_> {
         let output = self.args.run.output;
         Ok(match result? {
             Report::Qcow2(report) => summary::convert(&context, &report, output),
+            Report::Into(report) if report.repaired > 0 => {
+                view::warning(&view::unclean(self.target, Some(report.repaired)));
+                summary::into(&context, &report, output)
+            }
             Report::Into(report) => summary::into(&context, &report, output),
             Report::Raw(report) => summary::raw(&context, &report, output),
         })

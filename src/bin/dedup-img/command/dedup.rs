@@ -3,7 +3,7 @@
 use dedup_img::inplace::{DedupOptions, Plan};
 use dedup_img::pool::Pin;
 
-use super::in_place::{InPlace, run_in_place};
+use super::in_place::{InPlace, made_ready, run_in_place};
 use crate::cli::DedupArgs;
 use crate::failure::Failure;
 use crate::view;
@@ -22,7 +22,10 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
     };
     run_in_place(&common, |storage, scratch, work| {
         let options = DedupOptions { pin: args.pin.map_or(Pin::Shared, Pin::from) };
-        let plan = Plan::new(storage, options, scratch, work)?;
+        let mut plan = Plan::new(storage, options, scratch, work)?;
+        if made_ready(&common, storage, work)? {
+            plan = Plan::new(storage, options, scratch, work)?;
+        }
         if args.dry_run {
             let report = plan.report(storage)?;
             return view::dedup::planned(file, &plan, &report, args.run.output);

@@ -2,7 +2,7 @@
 
 use dedup_img::inplace::{GcOptions, GcPlan};
 
-use super::in_place::{InPlace, run_in_place};
+use super::in_place::{InPlace, made_ready, run_in_place};
 use crate::cli::GcArgs;
 use crate::failure::Failure;
 use crate::view;
@@ -21,7 +21,10 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
     };
     run_in_place(&common, |storage, scratch, work| {
         let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
-        let plan = GcPlan::new(storage, options, scratch, work)?;
+        let mut plan = GcPlan::new(storage, options, scratch, work)?;
+        if made_ready(&common, storage, work)? {
+            plan = GcPlan::new(storage, options, scratch, work)?;
+        }
         let report = if args.dry_run { plan.report() } else { plan.apply(storage, work)? };
         Ok(view::gc::summary(file, &report, options, args.dry_run, args.run.output))
     })

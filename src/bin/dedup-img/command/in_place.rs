@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use dedup_img::check::{is_unready, make_ready};
 use dedup_img::disk::{Format, open_image};
 use dedup_img::name::shown;
 use dedup_img::storage::LockMode;
@@ -52,4 +53,20 @@ fn open_and(
     }
     let parent = args.file.parent().filter(|parent| !parent.as_os_str().is_empty());
     operation(&storage, parent.unwrap_or(Path::new("."))).map_err(said)
+}
+
+/// Repairs the image where it was not closed cleanly and needs that, once it is known that nothing else stands in the way, and says so.
+/// Returns whether it did; a dry run says that it would.
+pub(super) fn made_ready(args: &InPlace<'_>, storage: &dyn Storage, work: &Work<'_>) -> Result<bool> {
+    if args.dry_run {
+        if is_unready(storage, work)? {
+            view::warning(&view::unclean(args.file, None));
+        }
+        return Ok(false);
+    }
+    let repaired = make_ready(storage, work)?;
+    if let Some(repaired) = &repaired {
+        view::warning(&view::unclean(args.file, Some(repaired.corruptions_fixed)));
+    }
+    Ok(repaired.is_some())
 }

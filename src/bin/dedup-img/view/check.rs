@@ -20,6 +20,9 @@ pub(crate) fn human(repaired: &Repaired) -> String {
             repaired.leaks_fixed, repaired.corruptions_fixed
         );
     }
+    if repaired.unmarked {
+        text.push_str("The image was marked corrupt; the mark was taken away.\n");
+    }
     let report = &repaired.report;
     let errors = [report.corruptions, report.findings_beyond, report.leaks, report.check_errors];
     if errors == [0; 4] {
@@ -64,7 +67,7 @@ fn percent(part: u64, whole: u64) -> f64 {
     part as f64 * 100.0 / whole as f64
 }
 
-/// `ImageCheck` of QEMU, with three keys of our own.
+/// `ImageCheck` of QEMU, with five keys of our own.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct ImageCheck {
@@ -96,6 +99,10 @@ struct ImageCheck {
     findings_beyond: u64,
     #[serde(skip_serializing_if = "is_zero")]
     benign: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unmarked: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
@@ -122,5 +129,7 @@ pub(crate) fn json(file: &Path, repaired: &Repaired) -> String {
         leaks_fixed: repaired.leaks_fixed,
         findings_beyond: report.findings_beyond,
         benign: report.benign,
+        unmarked: repaired.unmarked.then_some(true),
+        refused: repaired.refused.clone(),
     })
 }

@@ -11,6 +11,7 @@ mod units;
 use std::error::Error as _;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
 
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -43,6 +44,18 @@ pub(crate) fn failure(failure: &dyn Display) -> Exit {
 /// Says what went wrong on the way, and does not stop the program.
 pub(crate) fn warning(text: &str) {
     let _ = writeln!(io::stderr().lock(), "dedup-img: warning: {text}");
+}
+
+/// Says that the image in `file` was not closed cleanly, and that `repaired` wrong refcounts and flags were repaired before anything
+/// else; without a number, that this would be.
+pub(crate) fn unclean(file: &Path, repaired: Option<u64>) -> String {
+    let what = "was not closed cleanly (lazy refcounts)";
+    match repaired {
+        Some(number) => {
+            format!("'{}' {what}: {number} wrong reference counts and flags were repaired first", shown(file))
+        }
+        None => format!("'{}' {what}: its reference counts would be repaired first", shown(file)),
+    }
 }
 
 /// Ends a command line that was not understood, or one that asked for help or the version.

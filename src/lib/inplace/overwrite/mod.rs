@@ -26,7 +26,7 @@ use super::change::{Change, Writes};
 use super::members::NewMember;
 use super::plan::{refuse, refuse_snapshots};
 use super::{PHASES, sizes};
-use crate::check::Inspection;
+use crate::check::{Inspection, make_ready};
 use crate::dedup::group::group;
 use crate::dedup::level::Level;
 use crate::dedup::reading::Again;
@@ -77,6 +77,8 @@ pub struct OverwriteReport {
     pub upgraded: bool,
     /// Whether anything was to be done.
     pub changed: bool,
+    /// Wrong refcounts and flags that were repaired first, because the image was not closed cleanly.
+    pub repaired: u64,
     /// Length of the file before.
     pub file_length_before_bytes: u64,
     /// Length of the file after.
@@ -118,9 +120,13 @@ pub fn overwrite(
     if header.version < 3 {
         upgraded(&header)?;
     }
-    let inspection = sound(storage, (0, PHASES), work, |_| {})?;
+    let mut inspection = sound(storage, (0, PHASES), work, |_| {})?;
     refuse_snapshots(&inspection)?;
     refuse_bitmaps(&inspection)?;
+    let repaired = make_ready(storage, work)?;
+    if repaired.is_some() {
+        inspection = sound(storage, (0, PHASES), work, |_| {})?;
+    }
     let bits = header.cluster_bits;
     let (file_length, allocated) = sizes(storage)?;
     let mut report = OverwriteReport {
@@ -136,6 +142,7 @@ pub fn overwrite(
         written_bytes: 0,
         pool_members: inspection.pool.as_ref().map_or(0, |pool| pool.members.len() as u64),
         upgraded: false,
+        repaired: repaired.map_or(0, |repaired| repaired.corruptions_fixed),
         changed: false,
         file_length_before_bytes: file_length,
         file_length_after_bytes: file_length,
