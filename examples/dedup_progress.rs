@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,14 @@ use dedup_img::ErrorKind;
 use dedup_img::cancel::Cancel;
 use dedup_img::disk::open_image;
 use dedup_img::inplace::{DedupOptions, dedup};
-use dedup_img::progress::Progress;
+use dedup_img::progress::{Phase, Progress};
 use dedup_img::storage::LockMode;
 use dedup_img::work::{DEFAULT_MEMORY, Work};
 
-/// Prints the phases and every tenth of them, and raises the flag when the time is up.
+/// Prints the phases and every tenth of the whole, and raises the flag when the time is up.
 struct Shown {
-    title: Mutex<String>,
-    /// Bytes of the phase.
-    total: AtomicU64,
-    done: AtomicU64,
+    /// The phase, and how many bytes of it are done.
+    at: Mutex<Option<(Phase, u64)>>,
     end: Option<Instant>,
     cancel: Cancel,
 }
@@ -39,23 +37,20 @@ impl Shown {
 }
 
 impl Progress for Shown {
-    fn phase(&self, index: u32, count: u32, title: &'static str, total: u64) {
-        let title = format!("{}/{count} {title}", index + 1);
-        println!("{title}");
-        *self.title.lock().unwrap_or_else(PoisonError::into_inner) = title;
-        self.total.store(total, Ordering::Relaxed);
-        self.done.store(0, Ordering::Relaxed);
+    fn phase(&self, phase: &Phase) {
+        println!("{:3.0} % {}", phase.begin * 100.0, phase.title);
+        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Some((*phase, 0));
         self.look_at_the_clock();
     }
 
-    // Called from all threads, and often: the lock is for the few calls that print.
     fn advance(&self, bytes: u64) {
         self.look_at_the_clock();
-        let (before, total) = (self.done.fetch_add(bytes, Ordering::Relaxed), self.total.load(Ordering::Relaxed));
-        let tenth = |done: u64| done.saturating_mul(10).checked_div(total).unwrap_or(0).min(10);
-        if tenth(before + bytes) > tenth(before) {
-            let title = self.title.lock().unwrap_or_else(PoisonError::into_inner);
-            println!("{title} {} %", tenth(before + bytes) * 10);
+        if let Some((phase, done)) = &mut *self.at.lock().unwrap_or_else(PoisonError::into_inner) {
+            let tenth = |done: u64| (phase.at(done) * 10.0).floor();
+            if tenth(*done + bytes) > tenth(*done) {
+                println!("{:3.0} % {}", tenth(*done + bytes) * 10.0, phase.title);
+            }
+            *done += bytes;
         }
     }
 }
@@ -80,7 +75,7 @@ fn run(words: &[String]) -> Result<(), Box<dyn Error>> {
     signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&interrupted))?;
     let cancel = Cancel::from_flag(interrupted);
     let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let shown = Shown { title: Mutex::default(), total: 0.into(), done: 0.into(), end, cancel: cancel.clone() };
+    let shown = Shown { at: Mutex::default(), end, cancel: cancel.clone() };
 
     let work = Work::new(None, DEFAULT_MEMORY, &shown, &cancel)?;
     // As long as it is open no QEMU opens it, nor does this where a QEMU has it.

@@ -34,12 +34,29 @@ pub enum ErrorKind {
     Internal,
 }
 
+/// What an operation that was asked to stop has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Left {
+    /// What it works on is as it was, and no new file has appeared.
+    Untouched,
+    /// The image is clean, and each of its clusters is as it was or as it should be.
+    Clean,
+    /// Some of a repair is written; `check -r all` goes on.
+    HalfMended,
+    /// The repair is written, but not checked.
+    Unchecked,
+    /// The target, which cannot be replaced as a whole, has lost what it held and holds no image.
+    Incomplete,
+}
+
 /// A failure: what happened, and to what. [`fmt::Display`] gives one sentence in lower case, without a full stop.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    left: Left,
 }
 
 /// The result of every fallible library function.
@@ -48,7 +65,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of `kind` that reads as `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into(), source: None, left: Left::Untouched }
     }
 
     pub(crate) fn corrupt(message: impl Into<String>) -> Self {
@@ -79,12 +96,14 @@ impl Error {
 
     /// An operating system error, worded as QEMU words it (`what: No such file or directory`).
     pub(crate) fn io(what: impl fmt::Display, source: io::Error) -> Self {
-        Self { kind: ErrorKind::Io, message: format!("{what}: {}", io_reason(&source)), source: Some(Box::new(source)) }
+        let message = format!("{what}: {}", io_reason(&source));
+        Self { source: Some(Box::new(source)), ..Self::new(ErrorKind::Io, message) }
     }
 
     /// An operating system error where the context says already what was done.
     pub(crate) fn os(source: io::Error) -> Self {
-        Self { kind: ErrorKind::Io, message: io_reason(&source), source: Some(Box::new(source)) }
+        let message = io_reason(&source);
+        Self { source: Some(Box::new(source)), ..Self::new(ErrorKind::Io, message) }
     }
 
     /// The same error, said of the image at `path`: `Could not open 'path': ...`.
@@ -117,6 +136,21 @@ impl Error {
             Some(source) => io_reason(source),
             None => self.message.clone(),
         }
+    }
+
+    /// The same error; an operation that was asked to stop has left this, unless something is known that weighs more.
+    #[must_use]
+    pub(crate) fn leaving(mut self, left: Left) -> Self {
+        if self.left == Left::Untouched {
+            self.left = left;
+        }
+        self
+    }
+
+    /// What an operation has left that was asked to stop; `None` for errors of other kinds.
+    #[must_use]
+    pub fn left(&self) -> Option<Left> {
+        (self.kind == ErrorKind::Cancelled).then_some(self.left)
     }
 
     /// The kind of failure.

@@ -91,7 +91,8 @@
 //! A [`work::Work`] has its own worker threads; operations wait for them. The same input gives the same bytes for any number of
 //! threads. Tables that outgrow the memory which it allows go to unnamed temporary files. [`cancel::Cancel`] is polled once per
 //! batch: an operation that was asked to stop fails with [`ErrorKind::Cancelled`] and leaves no new file, and of an image that
-//! it works on in place every cluster as it was or as it should be (see [`inplace`] for the order of writes).
+//! it works on in place every cluster as it was or as it should be (see [`inplace`] for the order of writes);
+//! [`Error::left`] says which.
 //!
 //! # What may be open in QEMU
 //!
@@ -140,4 +141,4 @@ pub mod units;
 pub mod unstable;
 pub mod work;
 
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Left, Result};

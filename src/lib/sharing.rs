@@ -16,6 +16,7 @@
 use std::iter;
 use std::path::Path;
 
+use crate::check::ALONE;
 use crate::dedup::sequence::{Sorted, Sorter};
 use crate::error::{OrInternal, Result};
 use crate::format::table::L2Entry;
@@ -58,7 +59,8 @@ impl Sharers {
     /// # Errors
     /// Those of reading; [`Corrupt`](crate::ErrorKind::Corrupt) for a damaged image, leaks excepted.
     pub fn new(storage: &dyn Storage, scratch: &Path, work: &Work<'_>) -> Result<Self> {
-        let inspection = sound(storage, (0, 1), work, |_| {})?;
+        work.progress.start();
+        let inspection = sound(storage, ALONE, work, |_| {})?;
         work.run(|| {
             let ground = Ground::new(storage, inspection)?;
             let words = words(&ground, storage, Sorter::new(&work.spill(scratch)), work)?;

@@ -10,7 +10,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::cancel::Cancel;
 use crate::dedup::sequence::Spill;
 use crate::error::{Error, Result, io_reason};
-use crate::progress::Progress;
+use crate::progress::{Meter, Progress};
 use crate::units::to_usize;
 
 /// Memory for tables where the user does not say: enough for 64 GiB of data at 4 KiB before anything is spilled.
@@ -23,7 +23,7 @@ pub struct Work<'a> {
     threads: Arc<ThreadPool>,
     memory: u64,
     /// Who is told how far the operation is.
-    pub progress: &'a dyn Progress,
+    pub(crate) progress: Meter<'a>,
     /// Polled once per batch.
     pub cancel: &'a Cancel,
 }
@@ -44,7 +44,7 @@ impl<'a> Work<'a> {
             let reason = io_reason(&e);
             Error::invalid(format!("Could not start the worker threads: {reason}; give fewer with --threads"))
         })?;
-        Ok(Self { threads: Arc::new(threads), memory, progress, cancel })
+        Ok(Self { threads: Arc::new(threads), memory, progress: Meter::new(progress), cancel })
     }
 
     /// The same means with another way to stop.
@@ -52,7 +52,12 @@ impl<'a> Work<'a> {
     where
         'a: 'b,
     {
-        Work { threads: Arc::clone(&self.threads), memory: self.memory, progress: self.progress, cancel }
+        Work { threads: Arc::clone(&self.threads), memory: self.memory, progress: self.progress.clone(), cancel }
+    }
+
+    /// The same means for a part of an operation whose progress is not shown: what is done over and over within a phase.
+    pub(crate) fn silent(&self) -> Self {
+        Work { threads: Arc::clone(&self.threads), memory: self.memory, progress: Meter::silent(), cancel: self.cancel }
     }
 
     /// Runs `job` on the worker threads.

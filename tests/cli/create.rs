@@ -176,6 +176,12 @@ fn sizes_mean_what_they_mean_to_qemu_img() {
         "1099511627777",
         "0.1k",
         "00.5M",
+        "1024.0",
+        "1024.0b",
+        "1024.",
+        " 1k",
+        "0.0",
+        ".0b",
     ];
     for size in sizes {
         let [ours, theirs] = ["ours", "theirs"].map(|name| home.path().join(name));
@@ -211,6 +217,89 @@ fn options_arrive_in_the_image_as_qemu_img_tells_them() {
         verify_dedup(&image, Pin::Shared);
         qemu::check_clean(&image);
     }
+}
+
+/// Every spelling of a number, a size and a boolean that a script may have found to work: taken by both or by neither.
+#[test]
+fn option_values_are_taken_where_qemu_img_takes_them() {
+    let words =
+        ["on", "yes", "true", "y", "off", "no", "false", "n", "ON", "Yes", "True", "t", "1", "0", "", " on", "on "];
+    let switches = ["lazy_refcounts", "extended_l2"].iter().flat_map(|key| {
+        let values = words.iter().map(move |word| format!("{key}={word}"));
+        values.chain([key.to_string(), format!("no{key}"), format!("no{key}=on"), format!("no-{key}")])
+    });
+    let sizes =
+        ["4k", "4096", "4096.0", "4096.0b", "4.0k", ".5M", "0x1000", "0X1000", " 4k", "+4k", "04096", "010000", "4K"];
+    let sizes = sizes.into_iter().chain(["4k ", "4 k", "4kB", "1e3", "4096.5", "0x1k", "-4k", "", "x"]);
+    let numbers = ["16", "0x10", "020", "+16", " 16", "16 ", "16.0", "-16", "1e1", "16b", "", "x", "09"];
+    let lists = [
+        "",
+        ",",
+        ",,",
+        "lazy_refcounts,",
+        ",lazy_refcounts",
+        "lazy_refcounts,,",
+        "cluster_size=4k,,",
+        "=4k",
+        "no",
+        "cluster_size=4k,lazy_refcounts=yes",
+        "lazy_refcounts=on,lazy_refcounts=n",
+        "help=1",
+        "?=",
+        "help,",
+        ",?",
+        "cluster_size=4k,?",
+        "?,cluster_size=5",
+        "cluster_size=4k,help",
+        "cluster_size=4k,,?",
+        "cluster_size=?",
+    ];
+    let options = switches
+        .chain(sizes.map(|size| format!("cluster_size={size}")))
+        .chain(numbers.iter().map(|number| format!("refcount_bits={number}")))
+        .chain(lists.map(ToOwned::to_owned));
+    let home = scratch();
+    let of = |image: &Path| {
+        let info = qemu::info("qcow2", image);
+        (info["cluster-size"].clone(), info["format-specific"]["data"]["lazy-refcounts"].clone())
+    };
+    for option in options {
+        // Not written by us, and said by name.
+        if ["on", "yes", "true", "y"].iter().any(|word| option == format!("extended_l2={word}"))
+            || option == "extended_l2"
+        {
+            continue;
+        }
+        let [ours, theirs] = ["ours", "theirs"].map(|name| home.path().join(name));
+        let _ = (std::fs::remove_file(&ours), std::fs::remove_file(&theirs));
+        let judge = qemu::img(args!["create", "-q", "-f", "qcow2", "-o", option, theirs, "1M"]);
+        let ran = dedup_img(args!["create", "-q", "-o", option, ours, "1M"]);
+        assert_eq!(
+            (ran.code, ours.exists()),
+            (judge.code, theirs.exists()),
+            "{option}: {}{}",
+            ran.told(),
+            judge.told()
+        );
+        assert_eq!(
+            ran.stdout.contains("refcount_bits"),
+            judge.stdout.contains("refcount_bits"),
+            "{option}: {}",
+            ran.told()
+        );
+        if ours.exists() {
+            assert_eq!(of(&ours), of(&theirs), "{option}");
+        }
+    }
+}
+
+#[test]
+fn a_size_is_given_once() {
+    refused_as_by_qemu(&args!["-o", "size=10M", "image", "20M"]);
+    refused_as_by_qemu(&args!["-o", "size=10M", "image", "10M"]);
+    let home = scratch();
+    dedup_img_in(home.path(), args!["create", "-q", "-o", "size=10.0M", "image"]).ok();
+    assert_eq!(qemu::virtual_size("qcow2", &home.path().join("image")), 10 << 20);
 }
 
 #[test]

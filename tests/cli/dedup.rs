@@ -279,6 +279,8 @@ fn interrupted(signal: &str, written: u64, image: &Path, truth: &Path) -> Ran {
     running.until(|it| it.has_locked(&path) && it.written() >= written);
     running.signal(signal);
     let ran = running.finish();
+    let told = ran.tells_how_it_stopped(&path, &fs::read(image).unwrap());
+    assert!(ran.code == 0 || told, "{}", ran.told());
     assert_eq!(names_in(home.path()), ["image.qcow2"], "something was left behind: {}", ran.told());
     let judge = |what: &str| {
         let ran = qemu::check(&path);
@@ -315,8 +317,5 @@ fn an_interrupt_leaves_a_clean_image_with_its_content() {
     // The signal may also come when all is done.
     let (died, finished): (Vec<Ran>, Vec<Ran>) = ends.into_iter().partition(|ran| ran.code == -1);
     assert!(died.len() >= 6, "too few of the signals came in time: {died:?}");
-    assert!(
-        finished.iter().all(|ran| ran.code == 0) && died.iter().all(|ran| ran.text().is_empty()),
-        "{finished:?} {died:?}"
-    );
+    assert!(finished.iter().all(|ran| ran.code == 0), "{finished:?} {died:?}");
 }

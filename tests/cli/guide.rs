@@ -302,6 +302,34 @@ fn the_nightly_job_takes_leaks_for_no_damage_and_finds_damaged_content_with_data
     assert_eq!((ran.code, state(&image)), (1, before));
 }
 
+/// A file system may need more for what was written anew than was given back: by one image, and by all together.
+#[test]
+fn the_nightly_job_tells_images_that_grew_from_those_with_nothing_to_give() {
+    let home = home(&["a.qcow2", "b.qcow2"]);
+    // What `stat` says of an image: before, and after.
+    let sizes = |a: [u64; 2], b: [u64; 2]| {
+        let say = |name: &str, [before, after]: [u64; 2]| {
+            let [once, again] = [before, after].map(|bytes| format!("echo '{} * 512'", bytes / 512));
+            format!("*{name}.qcow2) if test -e seen-{name}; then {again}; else : >seen-{name}; {once}; fi ;;")
+        };
+        for seen in ["seen-a", "seen-b"] {
+            let _ = fs::remove_file(home.path().join(seen));
+        }
+        stub(home.path(), "stat", &format!("case \"$*\" in {} {} esac", say("a", a), say("b", b)));
+        script("nightly-dedup", home.path(), args!["images"])
+    };
+    let (one, many) = (1 << 20, 40 << 20);
+    let lines = ["a.qcow2: grew by 39MiB", "b.qcow2: nothing to give back"];
+    let total = "nightly-dedup: ./images: 2 done, 0 in use, 0 failed, 39MiB more than before";
+    says(&sizes([one, many], [one, one]), 0, &[lines[0], lines[1], total], &[]);
+    let lines = ["a.qcow2: grew by 39MiB", "b.qcow2: gave back 39MiB"];
+    let total = "nightly-dedup: ./images: 2 done, 0 in use, 0 failed, 0B given back";
+    says(&sizes([one, many], [many, one]), 0, &[lines[0], lines[1], total], &[]);
+    let lines = ["a.qcow2: grew by 512B", "b.qcow2: gave back 39MiB"];
+    let total = "nightly-dedup: ./images: 2 done, 0 in use, 0 failed, 39MiB given back";
+    says(&sizes([one, one + 512], [many, one]), 0, &[lines[0], lines[1], total], &[]);
+}
+
 #[test]
 fn the_nightly_job_has_something_to_say_of_what_is_not_there() {
     let home = home(&[]);

@@ -23,6 +23,7 @@ mod memory;
 mod program;
 mod readme;
 mod running;
+mod signals;
 mod stats;
 mod stats_output;
 mod targets;

@@ -483,7 +483,11 @@ fn an_error_or_a_signal_leaves_no_temporary_file() {
         running.signal(signal);
         running.signal("CONT");
         let ran = running.finish();
-        assert_eq!((ran.code, ran.text().as_str()), (-1, ""), "{signal}: {}", ran.told());
+        let line = match signal {
+            "KILL" => String::new(),
+            _ => format!("dedup-img: stats was stopped by SIG{signal}\n"),
+        };
+        assert_eq!((ran.code, ran.text()), (-1, line), "{signal}: {}", ran.told());
         assert!(names_in(temporary.path()).is_empty(), "{signal}");
     }
     assert_eq!(names_in(home.path()), ["large.raw"]);

@@ -6,8 +6,8 @@ use crate::support::crash::CrashStorage;
 use crate::support::failing::{Event, Failed, FailingStorage};
 use crate::support::inplace::{Contents, Subject, Told, mended, put, verify_crashed, verify_repaired};
 use crate::support::{Ran, dedup_img, qemu};
-use dedup_img::ErrorKind;
 use dedup_img::cancel::Cancel;
+use dedup_img::{ErrorKind, Left};
 use nix::errno::Errno;
 use std::fs;
 use std::path::PathBuf;
@@ -148,6 +148,15 @@ pub(super) fn stops_everywhere(subject: &Subject, least: usize) {
         verify_repaired(&file, subject.left());
         if let Err(error) = &result {
             assert_eq!(error.kind(), ErrorKind::Cancelled, "{when}");
+            // What it says that it has left is what is there.
+            match error.left() {
+                Some(Left::Untouched) => assert!(image == whole, "{when}"),
+                left => {
+                    assert_eq!(left, Some(Left::Clean), "{when}");
+                    put(&file, &image);
+                    qemu::check_clean(&file);
+                }
+            }
             let again = CrashStorage::of(image.clone());
             // It may have been asked when all but a last look was done.
             let changed = subject.run(&again).unwrap();

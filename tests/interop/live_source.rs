@@ -13,7 +13,7 @@ use dedup_img::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
 use dedup_img::image::{Backing, CompressionLevel, CompressionType, Traits};
 use dedup_img::inplace::{DedupOptions, Plan};
 use dedup_img::pool::Pin;
-use dedup_img::progress::{Progress, Silent};
+use dedup_img::progress::{Phase, Progress, Silent};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
 use dedup_img::work::Work;
@@ -209,7 +209,7 @@ impl Once<'_> {
 }
 
 impl Progress for Once<'_> {
-    fn phase(&self, _: u32, _: u32, _: &'static str, _: u64) {
+    fn phase(&self, _: &Phase) {
         self.count();
     }
 

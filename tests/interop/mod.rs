@@ -40,6 +40,7 @@ mod mutations;
 mod packed;
 mod plain;
 mod pool;
+mod progress;
 mod random_sources;
 mod refusals;
 mod round_trips;

@@ -1,5 +1,6 @@
 //! What a program that ran has said.
 
+use std::path::Path;
 use std::process::Output;
 
 /// What a program that ended has said and returned.
@@ -41,6 +42,17 @@ impl Ran {
     /// The whole story for a failure message.
     pub(crate) fn told(&self) -> String {
         format!("`{}` ended with {}\nstdout: {}\nstderr: {}", self.line, self.code, self.stdout, self.stderr)
+    }
+
+    /// Whether it says nothing, or in one line that a signal has stopped it and that `file` is clean, or as it was: then it must hold
+    /// what it held `before`.
+    pub(crate) fn tells_how_it_stopped(&self, file: &Path, before: &[u8]) -> bool {
+        let Some(end) = self.stderr.split("; ").nth(1) else { return self.text().is_empty() };
+        let untouched = format!("'{}' is as it was\n", file.display());
+        let clean = format!("'{}' is clean, and each of its clusters as it was or as it should be\n", file.display());
+        let holds = || std::fs::read(file).is_ok_and(|now| now == before);
+        let begins = self.stderr.starts_with("dedup-img: ") && self.stderr.contains(" was stopped by SIG");
+        self.stdout.is_empty() && begins && (end == clean || end == untouched && holds())
     }
 
     /// Asserts a refusal: exit code 1, nothing on stdout, one line on stderr that starts as ours do and holds every word given.

@@ -9,7 +9,7 @@ use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
 
 use crate::failure::Failure;
-use crate::size::{SizeError, parse_size};
+use crate::size::{SizeError, parse_integer, parse_size};
 
 /// What `-o` said; `None` where it said nothing.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +34,13 @@ pub(crate) enum For {
 
 /// Whether `-o help` was given.
 pub(crate) fn wants_help(options: &[String]) -> bool {
-    options.iter().any(|list| list == "help" || list == "?" || list.split(',').any(|option| option == "help"))
+    let asks = |list: &String| split(list).is_some_and(|list| list.iter().any(is_help));
+    options.iter().any(asks)
+}
+
+/// Whether that is one of the words that ask for help; with a value it is a key that does not exist.
+fn is_help((key, value): &(String, Option<String>)) -> bool {
+    value.is_none() && (key == "help" || key == "?")
 }
 
 /// The text of `-o help`.
@@ -68,19 +74,28 @@ impl ImageOptions {
     /// Parses the lists of all `-o` for the image `target`.
     pub(crate) fn parse(lists: &[String], of: For, target: &Path) -> Result<Self, Failure> {
         let mut options = Self::default();
-        for (key, value) in lists.iter().flat_map(|list| split(list)) {
-            options
-                .set(&key, value.as_deref(), of)
-                .map_err(|message| Failure::new(format_args!("{}: {}", shown(target), shown(message))))?;
+        for list in lists {
+            let split = split(list);
+            let split = split.ok_or_else(|| Failure::new(format_args!("Invalid option list: {}", shown(list))))?;
+            for (key, value) in split {
+                options
+                    .set(&key, value.as_deref(), of)
+                    .map_err(|message| Failure::new(format_args!("{}: {}", shown(target), shown(message))))?;
+            }
         }
         Ok(options)
     }
 
     fn set(&mut self, key: &str, value: Option<&str>, of: For) -> Result<(), String> {
+        // Without a value it is on, and with 'no' before its name off.
+        let (key, value) = match (key.strip_prefix("no"), value) {
+            (Some(key @ ("lazy_refcounts" | "extended_l2")), None) => (key, Some("off")),
+            _ => (key, value),
+        };
         let text = || value.ok_or_else(|| format!("Expected '=' after parameter '{key}'"));
         let switch = || match value {
-            None | Some("on") => Ok(true),
-            Some("off") => Ok(false),
+            None | Some("on" | "yes" | "true" | "y") => Ok(true),
+            Some("off" | "no" | "false" | "n") => Ok(false),
             Some(_) => Err(format!("Parameter '{key}' expects 'on' or 'off'")),
         };
         let refused = |what: &str| Err(format!("Parameter '{key}': {what}"));
@@ -95,9 +110,12 @@ impl ImageOptions {
                 self.cluster_size = Some(ClusterSize::Fixed(bits));
             }
             "refcount_bits" => {
-                let bits = text()?.parse().map_err(|_| format!("Parameter '{key}' expects a number"))?;
-                let bits = RefcountBits::new(bits)
-                    .ok_or("Refcount width must be a power of two and may not exceed 64 bits")?;
+                let bits = match parse_integer(text()?) {
+                    Ok(bits) => u32::try_from(bits).ok().and_then(RefcountBits::new),
+                    Err(SizeError::TooLarge) => None,
+                    Err(SizeError::Invalid) => return Err(format!("Parameter '{key}' expects a number")),
+                };
+                let bits = bits.ok_or("Refcount width must be a power of two and may not exceed 64 bits")?;
                 self.refcount_bits = Some(bits);
             }
             "compat" => match text()? {
@@ -192,8 +210,9 @@ fn size(key: &str, value: &str) -> Result<u64, String> {
     })
 }
 
-/// Splits `key=value,key=value`; a doubled comma stands for one in a value, as in QEMU.
-fn split(list: &str) -> Vec<(String, Option<String>)> {
+/// Splits `key=value,key=value`; a doubled comma stands for one in a value, as in QEMU. `None` where nothing is before, between or
+/// behind commas.
+fn split(list: &str) -> Option<Vec<(String, Option<String>)>> {
     let mut options = vec![String::new()];
     let mut characters = list.chars().peekable();
     while let Some(character) = characters.next() {
@@ -207,14 +226,12 @@ fn split(list: &str) -> Vec<(String, Option<String>)> {
             (_, None) => {}
         }
     }
-    options
-        .into_iter()
-        .filter(|option| !option.is_empty())
-        .map(|option| match option.split_once('=') {
-            Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-            None => (option, None),
-        })
-        .collect()
+    let options = options.into_iter().map(|option| match option.split_once('=') {
+        _ if option.is_empty() => None,
+        Some((key, value)) => Some((key.to_owned(), Some(value.to_owned()))),
+        None => Some((option, None)),
+    });
+    options.collect::<Option<_>>().filter(|_| !list.starts_with(','))
 }
 
 #[cfg(test)]
@@ -224,7 +241,11 @@ mod tests {
     #[test]
     fn a_doubled_comma_is_part_of_a_value() {
         let expected = [("backing_file".to_owned(), Some("a,b".to_owned())), ("lazy_refcounts".to_owned(), None)];
-        assert_eq!(split("backing_file=a,,b,lazy_refcounts"), expected);
+        assert_eq!(split("backing_file=a,,b,lazy_refcounts").unwrap(), expected);
+        for list in ["", ",", ",,", ",a=1", "a=1,", ",,a=1"] {
+            assert_eq!(split(list), None, "{list}");
+        }
+        assert_eq!(split("a=1,,").unwrap(), [("a".to_owned(), Some("1,".to_owned()))]);
     }
 
     #[test]

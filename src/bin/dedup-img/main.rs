@@ -3,6 +3,7 @@
 mod cli;
 mod command;
 mod completions;
+mod elsewhere;
 mod exit;
 mod failure;
 mod help;
@@ -18,6 +19,7 @@ use cli::Command;
 use exit::Exit;
 
 fn main() -> std::process::ExitCode {
+    interrupt::survive_limits();
     let cli = match help::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return view::usage(&error).into(),
@@ -36,6 +38,10 @@ fn main() -> std::process::ExitCode {
             interrupt::die();
             exit.into()
         }
-        Err(error) => view::failure(&error).into(),
+        Err(error) => {
+            let exit = view::failure(&error);
+            interrupt::die();
+            exit.into()
+        }
     }
 }

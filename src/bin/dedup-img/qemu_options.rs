@@ -10,7 +10,7 @@ use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
 
 use crate::failure::Failure;
-use crate::size::{SizeError, parse_size};
+use crate::size::{SizeError, parse_integer, parse_size};
 
 /// The longest run of zeros that `-S` may ask for.
 const MAX_SPARSE: u64 = 16 << 20;
@@ -253,39 +253,9 @@ fn number(what: &str, text: &str, limit: u64, parse: impl Fn(&str) -> Result<u64
     }
 }
 
-/// An integer as `strtol` reads it with any base: decimal, `0x` hexadecimal, `0` octal.
-fn parse_integer(text: &str) -> Result<u64, SizeError> {
-    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let (digits, radix) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        Some(hex) => (hex, 16),
-        None if digits.len() > 1 && digits.starts_with('0') => (&digits[1..], 8),
-        None => (digits, 10),
-    };
-    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
-        return Err(SizeError::Invalid);
-    }
-    if text.starts_with('-') {
-        return Err(SizeError::TooLarge);
-    }
-    u64::from_str_radix(digits, radix).map_err(|_| SizeError::TooLarge)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_of_threads_read_as_strtol_reads_them() {
-        for (text, due) in [("1", 1), ("16", 16), ("0x10", 16), ("010", 8), ("+7", 7), ("0", 0)] {
-            assert_eq!(parse_integer(text), Ok(due), "{text}");
-        }
-        for text in ["", "x", "1k", "0x", "08", "--1", "0x1g"] {
-            assert_eq!(parse_integer(text), Err(SizeError::Invalid), "{text}");
-        }
-        for text in ["-1", "99999999999999999999"] {
-            assert_eq!(parse_integer(text), Err(SizeError::TooLarge), "{text}");
-        }
-    }
 
     #[test]
     fn a_cache_mode_says_whether_to_flush_and_whether_to_cache() {

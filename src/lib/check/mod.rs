@@ -46,6 +46,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::u64_at;
 use crate::image::read_header;
 use crate::image::refcounts::Refcounts;
+use crate::progress::Stage;
 use crate::storage::{Storage, read_exact};
 use crate::units::{GuestOffset, HostOffset};
 use crate::work::Work;
@@ -113,7 +114,7 @@ struct Checker<'a> {
     known: Option<pool::KnownPool>,
     misplaced: Vec<u64>,
     recording: Option<String>,
-    phase: Phase,
+    phase: Stage,
     how: How,
     doubt: Option<String>,
     long_entries: bool,
@@ -140,16 +141,15 @@ pub fn check(
     work: &Work<'_>,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Report> {
+    work.progress.start();
     Ok(inspect(storage, options, work, ALONE, sink)?.report)
 }
 
 /// QEMU: a file of more clusters is not checked ("File too large").
 const MAX_CLUSTERS: u64 = (1 << 31) - 1;
 
-/// Which phase of how many an inspection is.
-pub(crate) type Phase = (u32, u32);
-/// An inspection that is all there is.
-pub(crate) const ALONE: Phase = (0, 1);
+/// The phase of an inspection that is all there is of an operation, or of a section of it.
+pub(crate) const ALONE: Stage = Stage("checking", 0, 100);
 
 /// What a check knows at its end.
 pub(crate) struct Inspection {
@@ -186,7 +186,7 @@ pub(crate) fn inspect(
     storage: &dyn Storage,
     options: CheckOptions,
     work: &Work<'_>,
-    phase: Phase,
+    phase: Stage,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Inspection> {
     inspect_as(storage, options, work, phase, How::default(), sink)
@@ -196,7 +196,7 @@ fn inspect_as(
     storage: &dyn Storage,
     options: CheckOptions,
     work: &Work<'_>,
-    phase: Phase,
+    phase: Stage,
     how: How,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Inspection> {
@@ -246,7 +246,7 @@ impl Checker<'_> {
         let tables = self.tables(&snapshots)?;
         let refcounts = Refcounts::load(self.storage, &self.header)?;
         let states = States::load(&refcounts, bits.clusters(self.file_len) + 1)?;
-        self.work.progress.phase(self.phase.0, self.phase.1, "checking", tables.references.len() as u64 * bits.bytes());
+        self.work.progress.begin(self.phase, tables.references.len() as u64 * bits.bytes());
         let allocation = self.walk(&tables, &states)?;
         self.report.allocated_clusters = allocation.allocated;
         self.report.fragmented_clusters = allocation.fragmented;

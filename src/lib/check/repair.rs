@@ -32,7 +32,7 @@ use super::mend::{Mender, clear_marks};
 use super::overlap::Metadata;
 use super::pool::write_directory;
 use super::{ALONE, CheckOptions, How, Inspection, Report, inspect, inspect_as, snapshots};
-use crate::error::{Error, Result};
+use crate::error::{Error, Left, Result};
 use crate::format::header::{AUTOCLEAR_AT, Header, autoclear, incompatible};
 use crate::format::table::L2Entry;
 use crate::image::read_header;
@@ -105,7 +105,7 @@ pub fn is_unready(storage: &dyn Storage, work: &Work<'_>) -> Result<bool> {
     if header.incompatible & incompatible::DIRTY == 0 || header.refuse_unreadable().is_err() {
         return Ok(false);
     }
-    let found = inspect(storage, CheckOptions::default(), work, ALONE, &mut |_| {})?.report;
+    let found = inspect(storage, CheckOptions::default(), &work.silent(), ALONE, &mut |_| {})?.report;
     Ok(found.corruptions + found.check_errors > 0)
 }
 
@@ -118,7 +118,7 @@ pub fn make_ready(storage: &dyn Storage, work: &Work<'_>) -> Result<Option<Repai
     if !is_unready(storage, work)? {
         return Ok(None);
     }
-    let repaired = repair_and(storage, (Repair::All, CheckOptions::default()), work, 0, &mut |_| {})?;
+    let repaired = repair_and(storage, (Repair::All, CheckOptions::default()), &work.silent(), 0, &mut |_| {})?;
     let left = repaired.report.corruptions + repaired.report.check_errors + repaired.report.findings_beyond;
     match (&repaired.refused, left) {
         (None, 0) => Ok(Some(repaired)),
@@ -140,14 +140,17 @@ fn repair_and(
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Repaired> {
     let any_extra = what == Repair::All;
+    work.progress.start();
+    work.progress.within(0.0, 0.5);
     let first = inspect_as(storage, options, work, ALONE, How { any_extra, ..How::default() }, sink)?;
+    work.progress.within(0.5, 1.0);
     let report = first.report;
     let was_wanted = first.repair > Repairable::Nothing;
     let mut plan = first;
     if what == Repair::All && (plan.hopeless.is_some() || plan.doubt.is_some() || !plan.misplaced.is_empty()) {
         // A zero cluster reads the same without its place, and some of what was found may be of that place.
         let how = How { any_extra, without: Some(Metadata::of(&plan)), ..How::default() };
-        let without = inspect_as(storage, options, work, ALONE, how, &mut |_| {})?;
+        let without = inspect_as(storage, options, &work.silent(), ALONE, how, &mut |_| {})?;
         if !without.misplaced.is_empty() {
             plan = without;
         }
@@ -166,7 +169,8 @@ fn repair_and(
     work.cancel.check()?;
     clear_unknown_autoclear(storage, &plan.header)?;
     let look = |how: How| {
-        let seen = inspect_as(storage, options, work, ALONE, How { any_extra, ..how }, &mut |_| {})?;
+        let seen = inspect_as(storage, options, &work.silent(), ALONE, How { any_extra, ..how }, &mut |_| {});
+        let seen = seen.map_err(|e| e.leaving(Left::HalfMended))?;
         match &seen.hopeless {
             None => Ok(seen),
             Some(hopeless) => Err(Error::internal(format_args!("a repair came upon what it had not seen: {hopeless}"))),
@@ -192,7 +196,7 @@ fn repair_and(
         Kind::MarkedCorrupt => note = Some(finding.clone()),
         _ => sink(finding),
     };
-    let after = inspect(storage, options, work, ALONE, &mut others)?;
+    let after = inspect(storage, options, work, ALONE, &mut others).map_err(|e| e.leaving(Left::Unchecked))?;
     let unmarked = unmark(storage, &after.header, &after.report, marks)?;
     let after = after.report;
     if in_doubt && after.leaks > 0 {

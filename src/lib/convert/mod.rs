@@ -25,6 +25,7 @@ mod packed;
 mod raw;
 mod sample;
 pub(crate) mod size;
+mod stages;
 mod stream;
 mod tasks;
 
@@ -38,6 +39,7 @@ pub use into::{IntoOptions, convert_into};
 pub use raw::{RawOptions, RawReport, to_raw};
 use size::Seen;
 pub use size::SizeChoice;
+use stages::{Begun, COMPARING, CONVERTING, MEASURING, WRITING};
 use stream::Streamed;
 
 use crate::compress::CompressionLevel;
@@ -197,7 +199,19 @@ pub struct ConvertReport {
 /// # Errors
 /// Those of reading and writing; refusals by name. An existing file stays as it was.
 pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
+    let begun = Begun::default();
+    convert_to(disk, target, options, &begun, work).map_err(|e| e.leaving(begun.left()))
+}
+
+fn convert_to(
+    disk: &Disk,
+    target: &Path,
+    options: &ConvertOptions,
+    begun: &Begun,
+    work: &Work<'_>,
+) -> Result<ConvertReport> {
     let started = Instant::now();
+    work.progress.start();
     let limit = options.sharing.limit(options.refcount_bits)?;
     let records = sharer_records(limit, disk, options.refcount_bits)?;
     let said = |e: Error| e.prefixed(&shown(target));
@@ -235,8 +249,18 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
     }
 
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
-    let job =
-        Job { disk, file: &file, backing: backing.as_ref(), options, limit, records, storage: &storage, spill, work };
+    let job = Job {
+        begun,
+        disk,
+        file: &file,
+        backing: backing.as_ref(),
+        options,
+        limit,
+        records,
+        storage: &storage,
+        spill,
+        work,
+    };
     let written = match job.stream(&parts).map_err(said)? {
         Some(written) => written,
         None => job.in_passes(&parts, said)?,
@@ -296,6 +320,7 @@ pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work
 
 /// A conversion that is about to write.
 struct Job<'a> {
+    begun: &'a Begun,
     disk: &'a Disk,
     file: &'a Target,
     backing: Option<&'a Disk>,
@@ -341,7 +366,7 @@ impl Job<'_> {
             if options.sharing != Sharing::Plain && !stream::fits(disk, bits, work)? {
                 return Ok(None);
             }
-            work.progress.phase(0, 1, "converting", disk.size());
+            work.progress.begin(CONVERTING, disk.size());
             stream::stream(disk, parts, options.sharing, (&options.traits, self.limit), self.storage, &self.spill, work)
         })?;
         match streamed {
@@ -351,6 +376,7 @@ impl Job<'_> {
                 Ok(Some(Written { plan, bits, first: None, seen, layout, compressed_clusters, compressed_bytes }))
             }
             None => {
+                work.progress.anew();
                 self.storage.set_len(0).at("Could not begin anew")?;
                 Ok(None)
             }
@@ -365,6 +391,12 @@ impl Job<'_> {
     ) -> Result<Written> {
         let Self { disk, file, backing, options, limit, records, storage, work, .. } = *self;
         let spill = &self.spill;
+        let begin = || {
+            if !file.is_empty() {
+                self.begun.set();
+            }
+            file.begin()
+        };
         let (plan, first, bits, seen) = work.run(|| {
             let found = size::scan_and_choose(disk, backing, options, records, spill, work)?;
             let bits = found.level.cluster_bits;
@@ -372,7 +404,7 @@ impl Job<'_> {
                 Sharing::Plain => (Sorter::new(spill).finish()?, Pin::Shared),
                 Sharing::Pooled(pin) => {
                     let links = group(&found.level.records, records, spill)?;
-                    work.progress.phase(1, PHASES, "comparing", links.len() * bits.bytes());
+                    work.progress.begin(COMPARING, links.len() * bits.bytes());
                     let clusters = GuestClusters { disk, cluster_bits: bits };
                     (verify(&clusters, links, |again| group(again, records, spill), spill, work)?, pin)
                 }
@@ -383,12 +415,12 @@ impl Job<'_> {
 
         let members = options.sharing.members(plan.members());
         let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts(bits)? };
-        work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+        work.progress.begin(WRITING, plan.stored * bits.bytes());
         let (layout, compressed_clusters, compressed_bytes) = match options.compress {
             None => {
                 let layout = Layout::new(parts).map_err(said)?;
                 file.ensure_room(layout.file_len())?;
-                file.begin()?;
+                begin()?;
                 work.run(|| copy::write(disk, (&plan, &first), layout, &options.traits, limit, storage, work))
                     .map_err(said)?;
                 (layout, 0, 0)
@@ -402,10 +434,11 @@ impl Job<'_> {
                 // Compressed it is shorter, but how much is known when it is done. Where not even that is sure to have room it is done
                 // twice, so that a device that is too small keeps what it holds.
                 if file.ensure_room(Layout::new(parts).map_err(said)?.file_len()).is_err() {
+                    work.progress.begin(MEASURING, plan.stored * bits.bytes());
                     file.ensure_room(write(&Nowhere).map_err(said)?.layout.file_len())?;
-                    work.progress.phase(2, PHASES, "writing", plan.stored * bits.bytes());
+                    work.progress.begin(WRITING, plan.stored * bits.bytes());
                 }
-                file.begin()?;
+                begin()?;
                 let packed = write(storage).map_err(said)?;
                 (packed.layout, packed.clusters, packed.bytes)
             }
@@ -455,9 +488,6 @@ fn layers<'a>(disk: &'a Disk, plan: &'a Plan, bits: ClusterBits) -> Result<Optio
         _ => Ok(None),
     }
 }
-
-/// Scanning, comparing, writing.
-const PHASES: u32 = 3;
 
 /// Fails where `target` is one of the files that `disk` is read from.
 fn refuse_own_source(disk: &Disk, target: &Path) -> Result<()> {

@@ -9,12 +9,14 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use serde::Serialize;
 
 use super::refuse_own_source;
+use super::stages::Begun;
 use crate::dedup::reading::Again;
 use crate::digest::is_zero;
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, OrInternal, Result};
 use crate::name::shown;
+use crate::progress::Stage;
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::rate::Paced;
@@ -83,12 +85,19 @@ pub struct RawReport {
     pub seconds: f64,
 }
 
+const WRITING: Stage = Stage("writing", 0, 100);
+
 /// Writes the content of `disk` as a sparse raw file at `target`, which appears whole or not at all (I7), or to the block device
 /// there. What the device has behind the end of the disk stays.
 ///
 /// # Errors
 /// Those of reading and writing. An existing target stays as it was.
 pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) -> Result<RawReport> {
+    let begun = Begun::default();
+    to_raw_of(disk, target, options, &begun, work).map_err(|e| e.leaving(begun.left()))
+}
+
+fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, work: &Work<'_>) -> Result<RawReport> {
     let started = Instant::now();
     refuse_own_source(disk, target)?;
     let file = Target::open(target)?;
@@ -96,13 +105,17 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
     let said = |e: Error| e.prefixed(&shown(target));
     file.storage().set_len(disk.size()).map_err(|e| said(Error::io("Could not set the length", e)))?;
     if disk.size() > 0 {
+        if !file.is_empty() {
+            begun.set();
+        }
         file.begin()?;
     }
     let spill = work.spill(file.directory());
     // What is read once is held against nothing: where times do not tell, the disk is read before and after.
     let again = Again { disk, other: None, spill: &spill, work };
     let first = disk.restless().next().map(|_| again.first()).transpose()?;
-    work.progress.phase(0, 1, "writing", disk.size());
+    work.progress.start();
+    work.progress.begin(WRITING, disk.size());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
     let buffers = BufferPool::new(to_usize(CHUNK));
     let copy = Copy { disk, storage: &storage, options, was_empty: file.is_empty(), buffers };

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::sample::Sample;
-use super::{ClusterSize, ConvertOptions, PHASES, Sharing};
+use super::stages::SCANNING;
+use super::{ClusterSize, ConvertOptions, Sharing};
 use crate::dedup::level::{Distinct, Level};
 use crate::dedup::reading::FirstReading;
 use crate::dedup::scan::{Other, scan};
@@ -63,7 +64,7 @@ pub(super) fn scan_and_choose(
         ClusterSize::Usual => ClusterBits::DEFAULT,
         ClusterSize::Auto => ClusterBits::GRAIN,
     };
-    work.progress.phase(0, PHASES, "scanning", disk.size());
+    work.progress.begin(SCANNING, disk.size());
     let history = disk.history();
     let other = backing.map(Other::Backing);
     let scan = scan(disk, other, grain, spill, work)?;

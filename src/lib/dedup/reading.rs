@@ -39,7 +39,7 @@ impl Again<'_> {
     /// Those of reading.
     pub(crate) fn first(&self) -> Result<FirstReading> {
         let Self { disk, other, spill, work } = *self;
-        let scan = work.run(|| scan(disk, other, ClusterBits::GRAIN, spill, work))?;
+        let scan = work.run(|| scan(disk, other, ClusterBits::GRAIN, spill, &work.silent()))?;
         FirstReading::new(scan.records, scan.grain)
     }
 
@@ -49,7 +49,7 @@ impl Again<'_> {
     /// [`ErrorKind::Changed`]; those of reading.
     pub(crate) fn ensure_same(&self, first: &FirstReading) -> Result<()> {
         let Self { disk, other, spill, work } = *self;
-        let now = work.run(|| scan(disk, other, first.grain, spill, work))?;
+        let now = work.run(|| scan(disk, other, first.grain, spill, &work.silent()))?;
         let (mut before, mut now) = (first.records.iter(), now.records.iter());
         loop {
             match (before.next().transpose()?, now.next().transpose()?) {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::PHASES;
+use super::SETTLING;
 use super::allocate::{Allocator, Growth};
 use super::change::Change;
 use super::overwrite::tables::Tables;
@@ -14,7 +14,7 @@ use crate::check::repair::clear_unknown_autoclear;
 use crate::check::{CheckOptions, Inspection, inspect};
 use crate::dedup::group::Link;
 use crate::dedup::plan::split_run;
-use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
+use crate::error::{Error, ErrorKind, IoContext, Left, OrInternal, Result};
 use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incompatible};
 use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::L2Entry;
@@ -85,7 +85,7 @@ pub(super) fn apply_with(
     // What was done so far is right. Settled, it is clean as well.
     match (changed, settle(storage, before, punch, work)) {
         (Ok(batches), Ok(_)) => Ok(batches),
-        (Err(error), Ok(_)) => Err(error),
+        (Err(error), Ok(_)) => Err(error.leaving(Left::Clean)),
         // Who asked to stop asked for no more than that.
         (Err(stopped), Err(error)) if stopped.kind() == ErrorKind::Cancelled => Err(error.ending(UNSETTLED)),
         (Err(error), Err(_)) => Err(error.ending(UNSETTLED)),
@@ -311,7 +311,7 @@ pub(super) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &W
     // A request to stop does not reach this far: it is what makes stopping safe.
     let never = Cancel::default();
     let work = work.with_cancel(&never);
-    let now = inspect(storage, CheckOptions::default(), &work, (PHASES - 1, PHASES), &mut |_| {})?;
+    let now = inspect(storage, CheckOptions::default(), &work, SETTLING, &mut |_| {})?;
     if let Some(hopeless) = now.hopeless.as_ref().or(now.doubt.as_ref()) {
         return Err(Error::corrupt(format!("the image is not as it should be: {hopeless}")));
     }

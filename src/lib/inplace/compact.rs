@@ -23,11 +23,10 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::apply::{Punch, UNSETTLED, set_dirty, settle};
 use super::change::Change;
-use super::gc::PHASES;
 use super::moves::{Moves, plan};
 use super::pointers::{Container, containers, header_fields};
-use crate::check::Inspection;
 use crate::check::mend::{Mender, Pass};
+use crate::check::{ALONE, Inspection};
 use crate::dedup::sequence::Spill;
 use crate::error::{Error, IoContext, Result};
 use crate::format::header::Header;
@@ -48,13 +47,15 @@ const MOST_PASSES: u64 = 64;
 pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> Result<u64> {
     let storage = &Latch::new(storage);
     let mut moved = fill_holes(storage, work)?;
-    let inspection = sound(storage, (0, PHASES), work, |_| {})?;
+    // What comes again with every pass is within the one phase that is shown.
+    let quiet = &work.silent();
+    let inspection = sound(storage, ALONE, quiet, |_| {})?;
     if inspection.pool.as_ref().is_some_and(|pool| !pool.ascending && pool.records.is_some()) {
         // Members that moved are out of order. A new pool takes new places, which may be at the end again.
         let ground = Ground::new(storage, inspection)?;
         let members_after = ground.members.bits().filtered(|_| true);
         let mut change = Change { members_after, ..Change::none(ground, spill)? };
-        super::apply::apply(&mut change, storage, Punch::Freed, work)?;
+        super::apply::apply(&mut change, storage, Punch::Freed, quiet)?;
         moved += fill_holes(storage, work)?;
     }
     Ok(moved)
@@ -62,7 +63,8 @@ pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> 
 
 /// Moves and cuts until there is nothing to move.
 fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
-    let mut inspection = sound(storage, (0, PHASES), work, |_| {})?;
+    let quiet = &work.silent();
+    let mut inspection = sound(storage, ALONE, quiet, |_| {})?;
     let mut moved = 0;
     let most = most_at_once(&inspection);
     for _ in 0..MOST_PASSES + inspection.counts.clusters() / most as u64 {
@@ -71,12 +73,11 @@ fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
         let rounds = rounds(storage, &Refcounts::load(storage, &inspection.header)?, &inspection)?;
         if !rounds.is_empty() {
             let done = drop_blocks(storage, &inspection.header, rounds);
-            inspection = settled(done, storage, file_len, work)?;
+            inspection = settled(done, storage, file_len, quiet)?;
         }
         let Some(moves) = plan(storage, &inspection, most)? else { break };
-        work.progress.phase(2, PHASES, "moving", moves.len() << inspection.header.cluster_bits.bits());
         let done = apply(storage, &mut inspection, &moves, work);
-        inspection = settled(done, storage, file_len, work)?;
+        inspection = settled(done, storage, file_len, quiet)?;
         moved += moves.len();
     }
     cut(storage, &inspection)?;

@@ -8,19 +8,21 @@ use serde::Serialize;
 use super::apply::{self, Punch, idle, settle};
 use super::change::Change;
 use super::members::NewMember;
-use super::{compact, sizes};
+use super::{WRITING, compact, sizes};
 use crate::check::make_ready;
 use crate::dedup::sequence::Spill;
-use crate::error::{Error, Result};
+use crate::error::{Error, Left, Result};
 use crate::format::header::Header;
 use crate::image::read_header;
+use crate::progress::Stage;
 use crate::storage::Storage;
 use crate::survey::guests;
 use crate::survey::{Ground, sound};
 use crate::work::Work;
 
-/// Checking, writing, and for compaction moving.
-pub(super) const PHASES: u32 = 3;
+/// The phases of a collection; after the checking come those of applying a change.
+const CHECKING: Stage = Stage("checking", 0, 30);
+const MOVING: Stage = Stage("moving", 60, 100);
 
 /// What to collect.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -104,7 +106,8 @@ impl GcPlan {
         let header = read_header(storage)?;
         refuse(&header, options)?;
         let mut lost = 0;
-        let inspection = sound(storage, (0, PHASES), work, |leak| {
+        work.progress.start();
+        let inspection = sound(storage, CHECKING, work, |leak| {
             lost += u64::from(leak.lost_cluster().is_some());
         })?;
         if inspection.pool.is_some() && (header.extended_l2() || header.encryption.is_some()) {
@@ -177,18 +180,22 @@ impl GcPlan {
     pub fn apply(mut self, storage: &dyn Storage, work: &Work<'_>) -> Result<GcReport> {
         if self.report.changed {
             work.run(|| {
-                work.progress.phase(1, PHASES, "writing", 0);
+                work.progress.within(0.3, if self.options.compact { 0.6 } else { 1.0 });
+                work.progress.begin(WRITING, 0);
                 if !self.change.is_empty() {
                     apply::apply(&mut self.change, storage, Punch::All, work)?;
                 } else if self.is_idle {
                     settle(storage, self.report.file_length_before_bytes, Punch::All, work)?;
                 }
-                self.report.moved_clusters = 0;
+                let moving = std::mem::take(&mut self.report.moved_clusters) * self.report.cluster_size_bytes;
                 if self.options.compact {
+                    work.progress.within(0.0, 1.0);
+                    work.progress.begin(MOVING, moving);
                     self.report.moved_clusters = compact::compact(storage, &self.spill, work)?;
                 }
                 Ok::<_, Error>(())
-            })?;
+            })
+            .map_err(|e| e.leaving(Left::Clean))?;
             (self.report.file_length_after_bytes, self.report.allocated_after_bytes) = sizes(storage)?;
         }
         self.report.seconds = self.started.elapsed().as_secs_f64();

@@ -74,11 +74,18 @@ use serde::Serialize;
 use crate::check::make_ready;
 use crate::error::{IoContext, Result};
 use crate::pool::Pin;
+use crate::progress::Stage;
 use crate::storage::Storage;
 use crate::work::Work;
 
-/// Checking, scanning, comparing, writing.
-const PHASES: u32 = 4;
+/// The phases of a deduplication up to its plan. Those of applying it are in the section behind them.
+const CHECKING: Stage = Stage("checking", 0, 10);
+const SCANNING: Stage = Stage("scanning", 10, 65);
+const COMPARING: Stage = Stage("comparing", 65, 80);
+const APPLYING: (f64, f64) = (0.8, 1.0);
+/// The phases of applying any change.
+const WRITING: Stage = Stage("writing", 0, 70);
+const SETTLING: Stage = Stage("settling", 70, 100);
 
 /// How to deduplicate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -152,7 +159,8 @@ impl Plan {
     pub fn apply(mut self, storage: &dyn Storage, work: &Work<'_>) -> Result<DedupReport> {
         let mut report = self.report(storage)?;
         if !self.is_empty() {
-            work.progress.phase(3, PHASES, "writing", 0);
+            work.progress.within(APPLYING.0, APPLYING.1);
+            work.progress.begin(WRITING, 0);
             report.batches = work.run(|| apply::apply(&mut self.change, storage, Punch::Freed, work))?;
             (report.file_length_after_bytes, report.allocated_after_bytes) = sizes(storage)?;
         }

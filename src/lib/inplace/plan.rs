@@ -8,7 +8,7 @@ use super::change::Change;
 use super::choose::Choice;
 use super::members::new_members;
 use super::scan::{Key, named, scan};
-use super::{DedupOptions, PHASES};
+use super::{CHECKING, COMPARING, DedupOptions, SCANNING};
 use crate::check::Inspection;
 use crate::dedup::group::Link;
 use crate::dedup::reading::FirstReading;
@@ -89,7 +89,8 @@ impl Plan {
         if header.version < 3 {
             upgraded(&header)?;
         }
-        let inspection = sound(storage, (0, PHASES), work, |_| {})?;
+        work.progress.start();
+        let inspection = sound(storage, CHECKING, work, |_| {})?;
         refuse_snapshots(&inspection)?;
         work.run(|| {
             let ground = Ground::new(storage, inspection)?;
@@ -116,7 +117,7 @@ impl Plan {
         if by_name {
             members.iter().for_each(|unit| wanted.remove(unit));
         }
-        work.progress.phase(1, PHASES, "scanning", wanted.len() << bits.bits());
+        work.progress.begin(SCANNING, wanted.len() << bits.bits());
         let key = if by_name { Key::Sha256 } else { Key::Fingerprint };
         let found = scan(&content, &wanted, key, spill, work)?;
         let mut records = Sorter::new(spill);
@@ -133,7 +134,7 @@ impl Plan {
         let choice = Choice::new(&ground, limit);
         let links = choice.links(&records, spill)?;
         drop(records);
-        work.progress.phase(2, PHASES, "comparing", links.len() << bits.bits());
+        work.progress.begin(COMPARING, links.len() << bits.bits());
         let links = verify(&content, links, |records| choice.links(records, spill), spill, work)?;
         let found = Found { links, zeros: found.zeros, read: found.read };
         let mut plan = Self::of(storage, options, ground, found, spill, work)?;

@@ -11,6 +11,7 @@ use crate::format::header::Header;
 use crate::format::table::{L2Entry, Subclusters};
 use crate::format::u64_at;
 use crate::pool;
+use crate::progress::Stage;
 use crate::storage::Storage;
 use crate::survey::bits::Bits;
 use crate::survey::tables::{L2Table, L2Tables};
@@ -54,7 +55,7 @@ pub(super) fn mapped(bytes: &[u8], header: &Header) -> Mapped {
 }
 
 /// Checks the image in `storage` and counts what its metadata tells.
-pub(super) fn survey(storage: &dyn Storage, phase: (u32, u32), spill: &Spill, work: &Work<'_>) -> Result<Metadata> {
+pub(super) fn survey(storage: &dyn Storage, phase: Stage, spill: &Spill, work: &Work<'_>) -> Result<Metadata> {
     let mut lost = Vec::new();
     let inspection = sound(storage, phase, work, |leak| lost.extend(leak.lost_cluster()))?;
     let ground = Ground::new(storage, inspection)?;

@@ -51,6 +51,7 @@ pub use report::{
     Users, hex,
 };
 
+use crate::check::ALONE;
 use crate::dedup::level::Larger;
 use crate::dedup::scan::scan;
 use crate::dedup::sequence::{Sequence, Spill};
@@ -62,6 +63,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::extension;
 use crate::image::Qcow2;
 use crate::name::shown;
+use crate::progress::Stage;
 use crate::storage::Storage;
 use crate::units::ClusterBits;
 use crate::work::Work;
@@ -122,11 +124,12 @@ pub fn stats(disks: &[Named<Disk>], options: StatsOptions, scratch: &Path, work:
 pub fn quick(images: &[Named<Qcow2>], scratch: &Path, work: &Work<'_>) -> Result<StatsReport> {
     let started = Instant::now();
     let spill = work.spill(scratch);
-    let phases = u32::try_from(images.len()).unwrap_or(u32::MAX);
     let mut all = Vec::new();
-    for (image, phase) in images.iter().zip(0..) {
+    work.progress.start();
+    for (n, image) in images.iter().enumerate() {
+        work.progress.within(nth(n, images.len()), nth(n + 1, images.len()));
         let storage = image.item.storage();
-        let surveyed = work.run(|| metadata::survey(storage, (phase, phases), &spill, work));
+        let surveyed = work.run(|| metadata::survey(storage, ALONE, &spill, work));
         let surveyed = surveyed.map_err(image.said())?;
         let size = surveyed.ground.inspection.header.size;
         let mut stats = ImageStats::new(&image.path, Format::Qcow2, size, storage).map_err(image.said())?;
@@ -139,6 +142,18 @@ pub fn quick(images: &[Named<Qcow2>], scratch: &Path, work: &Work<'_>) -> Result
     report.quick = true;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// The phases of one image.
+const CHECKING: Stage = Stage("checking", 0, 15);
+const SCANNING: Stage = Stage("scanning", 15, 100);
+/// Where counting begins when all images are read.
+const COUNTING: f64 = 0.9;
+
+/// The `n`th of `count` equal parts, as a fraction.
+#[expect(clippy::cast_precision_loss, reason = "a fraction for people")]
+fn nth(n: usize, count: usize) -> f64 {
+    n as f64 / count.max(1) as f64
 }
 
 impl StatsReport {
@@ -216,16 +231,18 @@ impl<'a> Count<'a> {
     }
 
     fn run(&self, spill: &Spill, work: &Work<'_>) -> Result<StatsReport> {
-        let phases = u32::try_from(self.disks.len() * 2 + 1).unwrap_or(u32::MAX);
         let mut records = Sequence::new(spill);
         let mut images = Vec::new();
         let mut cells = Vec::new();
-        for ((disk, &base), k) in self.disks.iter().zip(&self.bases).zip(0..) {
-            let (image, map) = self.image(disk, base, &mut records, (2 * k, phases), spill, work)?;
+        work.progress.start();
+        for (n, (disk, &base)) in self.disks.iter().zip(&self.bases).enumerate() {
+            work.progress.within(COUNTING * nth(n, self.disks.len()), COUNTING * nth(n + 1, self.disks.len()));
+            let (image, map) = self.image(disk, base, &mut records, spill, work)?;
             images.push(image);
             cells.push(map);
         }
-        work.progress.phase(phases - 1, phases, "counting", 0);
+        work.progress.within(COUNTING, 1.0);
+        work.progress.begin(Stage("counting", 0, 100), 0);
         let mut curve = Vec::new();
         let mut groups = None;
         curve::each_size(records, &self.sizes(), spill, work, |bits, l2_tables, records| {
@@ -268,7 +285,6 @@ impl<'a> Count<'a> {
         named: &Named<Disk>,
         base: u64,
         records: &mut Sequence,
-        (phase, phases): (u32, u32),
         spill: &Spill,
         work: &Work<'_>,
     ) -> Result<(ImageStats, Option<Cells>)> {
@@ -276,10 +292,10 @@ impl<'a> Count<'a> {
         let Some(file) = disk.file() else { return Err(Error::invalid("statistics of no file")) };
         let mut stats = ImageStats::new(&named.path, disk.format(), disk.size(), file)?;
         let surveyed = match disk.qcow2() {
-            Some(image) => Some(metadata::survey(image.storage(), (phase, phases), spill, work).map_err(named.said())?),
+            Some(image) => Some(metadata::survey(image.storage(), CHECKING, spill, work).map_err(named.said())?),
             None => None,
         };
-        work.progress.phase(phase + 1, phases, "scanning", disk.size());
+        work.progress.begin(SCANNING, disk.size());
         let found = scan(disk, None, self.grain, spill, work)?;
         let own = own_size(disk).unwrap_or(self.bits);
         let mut cells = (own == self.bits).then(|| Cells::new(own.clusters(disk.size())));

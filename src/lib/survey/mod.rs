@@ -8,13 +8,14 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::check::finding::{Finding, Severity};
-use crate::check::{CheckOptions, Inspection, Phase, inspect};
+use crate::check::{CheckOptions, Inspection, inspect};
 use crate::dedup::sequence::Spill;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::incompatible;
 use crate::format::table::L2Entry;
 use crate::image::read_header;
 use crate::pool::directory::Record;
+use crate::progress::Stage;
 use crate::storage::Storage;
 use crate::units::{GuestCluster, to_usize};
 use crate::work::Work;
@@ -136,7 +137,7 @@ pub(crate) fn guests(
 /// wrong refcounts, which do not matter to who only reads: nothing that is planned for it is done before they are right.
 pub(crate) fn sound(
     storage: &dyn Storage,
-    phase: Phase,
+    phase: Stage,
     work: &Work<'_>,
     mut leaks: impl FnMut(&Finding) + Send,
 ) -> Result<Inspection> {

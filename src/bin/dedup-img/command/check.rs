@@ -54,7 +54,8 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     }
 
     let options = CheckOptions { data: args.data };
-    let result = run::run(&args.run, DEFAULT_MEMORY, |work| {
+    let job = run::Job { command: "check", target: args.repair.is_some().then_some(file) };
+    let result = run::run(job, &args.run, DEFAULT_MEMORY, |work| {
         let mut lines = io::BufWriter::new(io::stderr());
         let mut listed = 0;
         let mut sink = |finding: &Finding| {

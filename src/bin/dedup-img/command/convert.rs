@@ -49,7 +49,8 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let run_args = RunArgs { threads: threads(args, job.options.qemu)?, ..args.run.clone() };
 
     let mut unreadable = Vec::new();
-    let result = run::run(&run_args, args.tables.memory, |work| job.run(work, &mut unreadable))?;
+    let what = run::Job { command: "convert", target: Some(target) };
+    let result = run::run(what, &run_args, args.tables.memory, |work| job.run(work, &mut unreadable))?;
     if !args.run.quiet {
         unreadable.iter().for_each(|part| view::warning(&summary::unreadable(part)));
     }

@@ -35,6 +35,9 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
         let message = "Backing file and preallocation can only be used at the same time if extended_l2 is on";
         return Err(Failure::new(format_args!("{}: {message}", shown(file))));
     }
+    if args.size.is_some() && options.size.is_some() {
+        return Err(Failure::new(format_args!("{}: The image size must be specified only once", shown(&file))));
+    }
     let size = args.size.as_deref().map(parse_image_size).transpose()?.or(options.size);
     let cluster_bits = match options.cluster_size {
         Some(ClusterSize::Fixed(bits)) => bits,

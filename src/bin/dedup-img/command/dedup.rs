@@ -14,6 +14,7 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
         return Err(Failure::Usage { command: "dedup", message: "Expecting one image file name".to_owned() });
     };
     let common = InPlace {
+        command: "dedup",
         file,
         format: args.format.as_deref(),
         dry_run: args.dry_run,

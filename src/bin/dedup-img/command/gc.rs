@@ -13,6 +13,7 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
         return Err(Failure::Usage { command: "gc", message: "Expecting one image file name".to_owned() });
     };
     let common = InPlace {
+        command: "gc",
         file,
         format: args.format.as_deref(),
         dry_run: args.dry_run,

@@ -17,6 +17,7 @@ use crate::view;
 
 /// Their options.
 pub(super) struct InPlace<'a> {
+    pub(super) command: &'static str,
     pub(super) file: &'a Path,
     pub(super) format: Option<&'a str>,
     pub(super) dry_run: bool,
@@ -32,7 +33,8 @@ pub(super) fn run_in_place(
     let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(args.file)));
     let format = args.format.map(str::parse::<Format>).transpose().map_err(opening)?;
     let run_on = |work: &Work<'_>| open_and(args, format, |storage, scratch| operation(storage, scratch, work));
-    let summary = run::run(args.run, args.memory, run_on)??;
+    let job = run::Job { command: args.command, target: (!args.dry_run).then_some(args.file) };
+    let summary = run::run(job, args.run, args.memory, run_on)??;
     if args.run.quiet { Ok(()) } else { view::print(&summary) }
 }
 

@@ -1,33 +1,70 @@
 //! Running an operation: its threads, its progress, and what stops it.
 
-use dedup_img::ErrorKind;
-use dedup_img::progress::{Progress, Silent};
+use std::path::Path;
+
+use dedup_img::name::shown;
 use dedup_img::work::Work;
+use dedup_img::{Error, Left};
 
 use crate::cli::{OutputArg, RunArgs};
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::view;
 use crate::view::progress::Shown;
 
+/// What runs, for the line that is said when it is stopped.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) command: &'static str,
+    /// What it writes to, if it writes.
+    pub(super) target: Option<&'a Path>,
+}
+
 /// Runs `operation` with `memory` bytes for tables. A signal ends the program as it ends others, when the operation has
-/// stopped; one that came too late for that does so when the result is printed, in `main`.
+/// stopped and a line has said so; one that came too late for that does so when the result is printed, in `main`.
 pub(super) fn run<T>(
+    job: Job<'_>,
     args: &RunArgs,
     memory: u64,
     operation: impl FnOnce(&Work<'_>) -> dedup_img::Result<T>,
 ) -> Result<dedup_img::Result<T>, Failure> {
     let cancel = interrupt::watch();
-    let shown = (args.progress && !args.quiet).then(|| Shown::new(args.output == OutputArg::Json));
-    let progress: &dyn Progress = shown.as_ref().map_or(&Silent, |shown| shown);
-    let work = Work::new(args.threads.map(usize::from), memory, progress, &cancel)?;
+    interrupt::answer();
+    let shown = match args.progress && !args.quiet {
+        true => Shown::new(args.output == OutputArg::Json),
+        false => Shown::when_asked(),
+    };
+    let work = Work::new(args.threads.map(usize::from), memory, &shown, &cancel)?;
     let result = operation(&work);
-    if let Some(shown) = &shown {
-        shown.finish(result.is_ok());
-    }
+    shown.finish(result.is_ok());
     if let Err(error) = &result
-        && error.kind() == ErrorKind::Cancelled
+        && let Some(left) = error.left()
     {
+        view::failure(&job.stopped(left, error));
         interrupt::die();
     }
     Ok(result)
+}
+
+impl Job<'_> {
+    /// What was stopped, and what it has left.
+    fn stopped(self, left: Left, error: &Error) -> String {
+        let Some(signal) = interrupt::name() else { return error.to_string() };
+        let text = format!("{} was stopped by {signal}", self.command);
+        let Some(target) = self.target else { return text };
+        let name = shown(target);
+        text + &match left {
+            Left::Untouched if target.symlink_metadata().is_err() => format!("; '{name}' was not made"),
+            Left::Untouched => format!("; '{name}' is as it was"),
+            Left::Clean => format!("; '{name}' is clean, and each of its clusters as it was or as it should be"),
+            Left::HalfMended => {
+                format!("; '{name}' is repaired in part, and 'dedup-img check -r all' goes on; no data is lost")
+            }
+            Left::Unchecked => format!("; '{name}' is repaired, and was not checked again"),
+            Left::Incomplete => {
+                format!("; '{name}' holds no image: what was there is lost, and what was to be is not all there")
+            }
+            _ => String::new(),
+        }
+    }
 }

@@ -34,7 +34,8 @@ pub(crate) fn run(args: &StatsArgs) -> Result<Exit, Failure> {
     }
     let options = options(args)?;
 
-    let report = run::run(&args.run, args.tables.memory, |work| count(args, options, work))??;
+    let job = run::Job { command: "stats", target: None };
+    let report = run::run(job, &args.run, args.tables.memory, |work| count(args, options, work))??;
     let gates = gates(args, &report);
     let printed = match args.run.quiet {
         true => Ok(()),

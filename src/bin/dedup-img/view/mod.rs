@@ -18,6 +18,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use dedup_img::name::shown;
 
 use crate::cli::Cli;
+use crate::elsewhere;
 use crate::exit::Exit;
 use crate::failure::{Failure, hint};
 
@@ -87,7 +88,11 @@ fn misuse(error: &clap::Error) -> String {
         | ErrorKind::MissingSubcommand
         | ErrorKind::MissingRequiredArgument => "Not enough arguments".to_owned(),
         ErrorKind::InvalidSubcommand => {
-            format!("Command not found: {}{}", word(ContextKind::InvalidSubcommand), tip(&text))
+            let name = word(ContextKind::InvalidSubcommand);
+            match elsewhere::instead_of(&name) {
+                Some(advice) => format!("Command not found: {name} ({advice})"),
+                None => format!("Command not found: {name}{}", tip(&text)),
+            }
         }
         ErrorKind::UnknownArgument if option.starts_with('-') => match word(ContextKind::SuggestedArg).as_str() {
             "" => format!("unknown option '{option}'"),

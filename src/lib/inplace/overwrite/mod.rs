@@ -25,7 +25,7 @@ use super::apply::{Punch, apply_with, upgraded};
 use super::change::{Change, Writes};
 use super::members::NewMember;
 use super::plan::{refuse, refuse_snapshots};
-use super::{PHASES, sizes};
+use super::{APPLYING, CHECKING, WRITING, sizes};
 use crate::check::{Inspection, make_ready};
 use crate::dedup::group::group;
 use crate::dedup::level::Level;
@@ -38,6 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::read_header;
 use crate::image::refcounts::Refcounts;
 use crate::pool::Pin;
+use crate::progress::Stage;
 use crate::storage::Storage;
 use crate::survey::bits::Bits;
 use crate::survey::{Ground, guests, sound};
@@ -91,6 +92,10 @@ pub struct OverwriteReport {
     pub seconds: f64,
 }
 
+/// The phases between the checking and the applying.
+const COMPARING: Stage = Stage("comparing", 10, 65);
+const LOOKING_UP: Stage = Stage("looking up", 65, 80);
+
 /// Makes the disk of the QCOW2 in `storage`, which nobody else may use, read as `disk`. `present` is that disk as it reads now, its
 /// backing files included. Clusters with two users enter the pool, or all that are written, as `pin` says. Large tables go to
 /// temporary files in `scratch`.
@@ -120,12 +125,13 @@ pub fn overwrite(
     if header.version < 3 {
         upgraded(&header)?;
     }
-    let mut inspection = sound(storage, (0, PHASES), work, |_| {})?;
+    work.progress.start();
+    let mut inspection = sound(storage, CHECKING, work, |_| {})?;
     refuse_snapshots(&inspection)?;
     refuse_bitmaps(&inspection)?;
     let repaired = make_ready(storage, work)?;
     if repaired.is_some() {
-        inspection = sound(storage, (0, PHASES), work, |_| {})?;
+        inspection = sound(storage, CHECKING, work, |_| {})?;
     }
     let bits = header.cluster_bits;
     let (file_length, allocated) = sizes(storage)?;
@@ -152,7 +158,7 @@ pub fn overwrite(
     };
     work.run(|| {
         let spill = &work.spill(scratch);
-        work.progress.phase(1, PHASES, "comparing", disk.size());
+        work.progress.begin(COMPARING, disk.size());
         let scan = scan(disk, Some(Other::Target(present)), bits, spill, work)?;
         report.read_bytes = scan.bytes_read;
         report.unchanged_clusters = scan.same;
@@ -162,7 +168,8 @@ pub fn overwrite(
             let source = &Source::new(disk, present, bits)?;
             let (mut change, stores) =
                 Planner { storage, source, limit, pin, spill, work }.plan(scan, inspection, &mut report)?;
-            work.progress.phase(3, PHASES, "writing", report.written_bytes);
+            work.progress.within(APPLYING.0, APPLYING.1);
+            work.progress.begin(WRITING, report.written_bytes);
             let fill = |ground: &Ground, storage: &dyn Storage| {
                 source.copy(&stores, ground, storage, work)?;
                 // What was compared is what was copied, or nothing will lead to it.
@@ -203,7 +210,7 @@ impl Planner<'_> {
 
         let links = find::links(&changed.records, &unchanged, spill)?;
         drop(unchanged);
-        work.progress.phase(2, PHASES, "looking up", changed.data_clusters << bits.bits());
+        work.progress.begin(LOOKING_UP, changed.data_clusters << bits.bits());
         let links = verify(source, links, |records| group(records, u64::MAX, spill), spill, work)?;
         let heads = || Heads::new(&changed.runs, &links);
         let in_pool = find::in_pool(&ground, storage, source, heads(), &small, work)?;
