@@ -3,8 +3,9 @@
 //! ```no_run
 //! # use std::path::Path;
 //! use dedup_img::create::{CreateOptions, create};
+//! use dedup_img::progress::Silent;
 //!
-//! let size = create(Path::new("new.qcow2"), &CreateOptions { size: Some(1 << 30), ..CreateOptions::default() })?;
+//! let size = create(Path::new("new.qcow2"), &CreateOptions { size: Some(1 << 30), ..CreateOptions::default() }, &Silent)?;
 //! assert_eq!(size, 1 << 30);
 //! # Ok::<(), dedup_img::Error>(())
 //! ```
@@ -18,7 +19,8 @@ use crate::format::refcount::RefcountBits;
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::{NewImage, Traits};
 use crate::name::shown;
-use crate::storage::atomic_file::AtomicFile;
+use crate::progress::Progress;
+use crate::storage::target::Target;
 use crate::units::{ClusterBits, GuestCluster};
 
 /// What to create.
@@ -52,11 +54,11 @@ impl Default for CreateOptions {
 ///
 /// # Errors
 /// Those of writing; refusals by name. An existing target stays as it was.
-pub fn create(target: &Path, options: &CreateOptions) -> Result<u64> {
-    create_image(target, options).map_err(|e| e.prefixed(&shown(target)))
+pub fn create(target: &Path, options: &CreateOptions, progress: &dyn Progress) -> Result<u64> {
+    create_image(target, options, progress).map_err(|e| e.prefixed(&shown(target)))
 }
 
-fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {
+fn create_image(target: &Path, options: &CreateOptions, progress: &dyn Progress) -> Result<u64> {
     let bits = options.cluster_bits;
     if options.refcount_bits.sharer_limit().is_none() {
         return Err(too_narrow(options.refcount_bits));
@@ -82,10 +84,11 @@ fn create_image(target: &Path, options: &CreateOptions) -> Result<u64> {
         members: Some(0),
         data: clusters,
     })?;
-    let file = AtomicFile::create(target)?;
+    let file = Target::file(target, &|notice| progress.notice(notice))?;
+    file.begin()?;
     let mut image = NewImage::new(file.storage(), layout, None)?;
     image.map_private(GuestCluster(0), clusters)?;
     image.finish(&options.traits)?;
-    file.commit(true)?;
+    file.commit(true, &|notice| progress.notice(notice))?;
     Ok(size)
 }

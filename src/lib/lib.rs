@@ -54,6 +54,7 @@
 //! | [`image`], [`pool`], [`units`] | the words of the format: header fields, snapshots, records, sizes, positions |
 //! | [`storage`] | the file below an image, and QEMU's locks |
 //! | [`name`] | names out of images, for people and for shells |
+//! | [`notice`] | what there is to know about a target beside the result |
 //!
 //! # What always holds
 //!
@@ -67,11 +68,12 @@
 //! | I4 | *Bytes decide.* Two clusters are shared only after their bytes were compared. A fingerprint finds candidates. |
 //! | I5 | *Same bytes.* The same input and options give the same file, with any number of threads. |
 //! | I6 | *Never in use.* What QEMU has open is not written, and QEMU does not open what is worked on. |
-//! | I7 | *No surprise.* What fails or is stopped leaves an existing target as it was. What is not supported is refused by name before anything is written. |
+//! | I7 | *No surprise.* What fails or is stopped leaves an existing target as it was; where its name cannot be replaced this is decided, and told as a [`notice`], before the work. What is not supported is refused by name before anything is written. |
 //! | I8 | *Hostile input.* No file makes the library panic, hang, read outside of the image, open what the caller did not allow, or take memory out of proportion. |
 //! | I9 | *Bounded.* Tables take no more than the memory that is given for them. |
 //! | I10 | *One source, one moment.* What is written is what was compared: what is read again is held against the first reading, and a difference is an error. |
 //! | I11 | *Nothing silent.* What cannot happen is an [`ErrorKind::Internal`] that says where, never a default value or an entry left out. |
+//! | I12 | *No wider.* A target that is replaced keeps owner, group, permissions, access control list, extended attributes and flags. What cannot be kept is told, and nobody gets more access. |
 //!
 //! # Words
 //!
@@ -130,6 +132,7 @@ mod format;
 pub mod image;
 pub mod inplace;
 pub mod name;
+pub mod notice;
 pub mod pool;
 pub mod progress;
 pub mod sharing;

@@ -26,6 +26,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::notice::Notice;
+
 /// A phase of an operation, as it begins.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -59,6 +61,8 @@ pub trait Progress: Sync {
     fn phase(&self, phase: &Phase);
     /// `bytes` more bytes of the phase are done.
     fn advance(&self, bytes: u64);
+    /// There is something to say that is no failure.
+    fn notice(&self, _notice: &Notice) {}
 }
 
 /// Shows nothing.
@@ -138,6 +142,11 @@ impl<'a> Meter<'a> {
         state.phase = Phase { title, total, begin, end: place(end).max(begin) };
         state.done = 0;
         self.progress.phase(&state.phase);
+    }
+
+    /// Passes on what there is to say.
+    pub(crate) fn notice(&self, notice: &Notice) {
+        self.progress.notice(notice);
     }
 
     /// `bytes` more bytes of the stage are done. More than there are to do count as none.

@@ -19,6 +19,7 @@ mod guide;
 mod into;
 mod locks;
 mod manual;
+mod matrix;
 mod memory;
 mod program;
 mod readme;
@@ -27,6 +28,7 @@ mod signals;
 mod stats;
 mod stats_output;
 mod targets;
+mod targets_kept;
 
 use crate::args;
 use crate::support::{Ran, dedup_command, dedup_img, scratch, sha256_of};

@@ -18,6 +18,12 @@ impl Loop {
         Self::made(args!["-f", "--show", file])
     }
 
+    /// The same with logical blocks of `block` bytes, where the kernel has such.
+    pub(crate) fn with_blocks(file: &Path, block: u32) -> Result<Self, String> {
+        let made = qemu::run("losetup", args!["-b", block.to_string(), "-f", "--show", file]);
+        if made.code == 0 { Ok(Self(PathBuf::from(made.stdout.trim()))) } else { Err(made.stderr) }
+    }
+
     /// The same, and nobody can write it. (`blockdev --setro` would outlive the device.)
     #[track_caller]
     pub(crate) fn read_only(file: &Path) -> Self {

@@ -15,6 +15,7 @@ pub(crate) mod inplace;
 pub(crate) mod into;
 pub(crate) mod loops;
 pub(crate) mod mutator;
+pub(crate) mod no_links;
 pub(crate) mod qemu;
 mod ran;
 mod random;
@@ -52,6 +53,15 @@ pub(crate) fn dedup_img<I: IntoIterator<Item = OsString>>(args: I) -> Ran {
     let mut command = dedup_command(args);
     let line = format!("{command:?}");
     Ran::new(line, &command.output().expect("dedup-img could not be started"))
+}
+
+/// Says that something was not tested here: nobody reads what a test prints that passes, so tests/run prints this list in the end.
+pub(crate) fn left_out(what: &str, why: &str) {
+    let list = Path::new(env!("CARGO_TARGET_TMPDIR")).join("left-out");
+    let line = format!("{what}: {}\n", why.trim().replace('\n', "; "));
+    eprint!("LEFT OUT: {line}");
+    let mut file = File::options().append(true).create(true).open(list).unwrap();
+    std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
 }
 
 /// SHA-256 of a file, in hexadecimal.

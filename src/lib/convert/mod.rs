@@ -217,7 +217,7 @@ fn convert_to(
     let said = |e: Error| e.prefixed(&shown(target));
     refuse_own_source(disk, target)?;
     let backing = options.traits.open_backing(target).map_err(said)?;
-    let file = Target::open(target)?;
+    let file = Target::open(target, &|notice| work.progress.notice(notice))?;
     let spill = work.spill(file.directory());
     let parts = |bits: ClusterBits| Parts {
         cluster_bits: bits,
@@ -277,7 +277,7 @@ fn convert_to(
     if options.uncached {
         file.uncache()?;
     }
-    let allocated_bytes = file.commit(options.durable)?;
+    let allocated_bytes = file.commit(options.durable, &|notice| work.progress.notice(notice))?;
 
     let duplicates = plan.data_clusters - plan.stored;
     let content = disk.history().map_or(disk.size(), History::content_size);

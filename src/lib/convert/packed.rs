@@ -29,6 +29,9 @@ use crate::work::Work;
 /// Bytes of clusters that did not become smaller, which wait until it pays to leave the rest of a cluster unused for them.
 const WAITING: usize = 16 << 20;
 
+/// Compressed bytes that are worth a word on how far the operation is.
+const STEP: u64 = 256 << 10;
+
 /// What was written.
 pub(super) struct Packed {
     pub(super) layout: Layout,
@@ -114,6 +117,7 @@ fn pack(
         task.read(&mut reader, content)?;
     }
     let mut members = task.members.iter().peekable();
+    let mut told = 0;
     for ((cluster, (guest, record)), at) in content.chunks_exact_mut(bits.len()).zip(task.guests()).zip(0u64..) {
         let start = done.bytes.len();
         let mut length = None;
@@ -135,8 +139,13 @@ fn pack(
         if members.next_if(|member| member.at == at).is_some() {
             done.names.push(sha256(cluster));
         }
-        work.progress.advance(bits.bytes());
+        // Not for each of the small ones: whoever is told is told by one thread at a time.
+        told += bits.bytes();
+        if told >= STEP {
+            work.progress.advance(std::mem::take(&mut told));
+        }
     }
+    work.progress.advance(told);
     Ok(done)
 }
 

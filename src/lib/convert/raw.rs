@@ -100,7 +100,7 @@ pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) 
 fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, work: &Work<'_>) -> Result<RawReport> {
     let started = Instant::now();
     refuse_own_source(disk, target)?;
-    let file = Target::open(target)?;
+    let file = Target::open(target, &|notice| work.progress.notice(notice))?;
     file.ensure_room(disk.size())?;
     let said = |e: Error| e.prefixed(&shown(target));
     file.storage().set_len(disk.size()).map_err(|e| said(Error::io("Could not set the length", e)))?;
@@ -118,7 +118,7 @@ fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, wor
     work.progress.begin(WRITING, disk.size());
     let storage = Paced::new(file.storage(), options.rate, work.cancel);
     let buffers = BufferPool::new(to_usize(CHUNK));
-    let copy = Copy { disk, storage: &storage, options, was_empty: file.is_empty(), buffers };
+    let copy = Copy { disk, storage: &storage, options, was_empty: file.reads_zeros(), buffers };
     let mut chunks = Chunks::new(disk);
     let (mut read_bytes, mut written_bytes, mut position) = (0, 0, 0);
     // Zeros reach over the ends of chunks: where the data before them ended.
@@ -159,7 +159,7 @@ fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, wor
     if options.uncached {
         file.uncache()?;
     }
-    let allocated_bytes = file.commit(options.durable)?;
+    let allocated_bytes = file.commit(options.durable, &|notice| work.progress.notice(notice))?;
     Ok(RawReport {
         virtual_size_bytes: disk.size(),
         read_bytes,

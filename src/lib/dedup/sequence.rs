@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::error::{Error, OrInternal, Result};
 use crate::name::shown;
+use crate::storage::target::TEMPORARY;
 use crate::units::to_usize;
 
 const WORD: u64 = size_of::<u128>() as u64;
@@ -44,9 +45,15 @@ impl Spill {
         Self { words: (self.words / of).max(1024), directory: self.directory.clone() }
     }
 
-    /// An unnamed temporary file.
+    /// An unnamed temporary file; elsewhere where the directory takes none: an image may lie where nothing else may.
     pub(crate) fn file(&self) -> Result<File> {
-        tempfile::tempfile_in(&self.directory).map_err(|e| self.error(e))
+        use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+        tempfile::tempfile_in(&self.directory).or_else(|e| match e.kind() {
+            NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem => {
+                tempfile::tempfile_in(TEMPORARY).map_err(|_| self.error(e))
+            }
+            _ => Err(self.error(e)),
+        })
     }
 
     pub(crate) fn error(&self, source: io::Error) -> Error {
@@ -423,5 +430,9 @@ mod tests {
             assert_eq!(sequence.into_sorted().unwrap().iter().collect::<Result<Vec<_>>>().unwrap(), expected);
         }
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        // An image may lie where nothing else can: behind a descriptor, or in a directory that takes no files.
+        for directory in ["/proc/self/fd", "/none"] {
+            Spill::new(0, Path::new(directory)).file().unwrap();
+        }
     }
 }

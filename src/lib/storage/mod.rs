@@ -17,10 +17,15 @@ use nix::unistd::Whence;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 pub(crate) mod atomic_file;
+mod attributes;
 pub(crate) mod buffer;
 pub(crate) mod device;
+mod fresh;
+mod head;
+mod in_place_file;
 pub(crate) mod latch;
 pub(crate) mod lock;
+mod lookup;
 pub(crate) mod open;
 pub(crate) mod rate;
 pub(crate) mod region;

@@ -1,18 +1,30 @@
-//! What a conversion writes to: a file that appears whole, or a device that is written in place.
+//! What a conversion writes to: a file that appears whole, or what is written where it lies because its name cannot be replaced (I7): a
+//! device, or a file where the system does not allow it. Which it is, is decided and said before the work.
 
-use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use super::Storage;
-use super::atomic_file::AtomicFile;
-use super::device::Device;
-use crate::error::Result;
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx, unlinkat};
+use rustix::io::Errno;
 
-/// Where temporary files lie that have no place beside a target: next to a device is memory.
-const TEMPORARY: &str = "/var/tmp";
+use super::Storage;
+use super::atomic_file::{AtomicFile, Replacing, creating};
+use super::device::Device;
+use super::in_place_file::InPlaceFile;
+use super::lock::{LockMode, lock};
+use super::lookup::{Existing, Found, Place, look_up};
+use crate::error::{Error, Result, io_reason};
+use crate::name::shown;
+use crate::notice::{InPlace, Notice};
+
+/// Where temporary files lie that have no place beside a target: next to a device is memory, and where a name cannot be replaced there
+/// may be no others either.
+pub(crate) const TEMPORARY: &str = "/var/tmp";
+
+/// Who is told what there is to say.
+pub(crate) type Told<'a> = &'a dyn Fn(&Notice);
 
 /// A new content on its way to its place.
 #[derive(Debug)]
@@ -21,18 +33,67 @@ pub(crate) enum Target {
     File(AtomicFile),
     /// A block device.
     Device(Device),
+    /// A file whose name cannot be replaced.
+    InPlace(InPlaceFile),
 }
 
 impl Target {
-    /// Opens the block device at `path`, or starts a file that will be called so. Nothing of what is there changes yet.
+    /// Opens the block device at `path`, or what [`Target::file`] says. Nothing of what is there changes yet.
     ///
     /// # Errors
-    /// Those of [`AtomicFile::create`] and [`Device::open`].
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        match fs::metadata(path) {
-            Ok(metadata) if metadata.file_type().is_block_device() => Device::open(path).map(Self::Device),
-            _ => AtomicFile::create(path).map(Self::File),
+    /// Those of [`Target::file`] and [`Device::open`].
+    pub(crate) fn open(path: &Path, told: Told<'_>) -> Result<Self> {
+        match look_up(path).map_err(|e| creating(path, e))? {
+            Found::Other(metadata) if metadata.file_type().is_block_device() => Device::open(path).map(Self::Device),
+            found => Self::at(path, found, told),
         }
+    }
+
+    /// Starts a file that will be called `path`, or opens the one that must be written where it lies. Where `path` is a symbolic link,
+    /// the file that it names is meant. Nothing of what is there changes yet.
+    ///
+    /// # Errors
+    /// Fails where the file could not be created, is in use, or is not a regular file.
+    pub(crate) fn file(path: &Path, told: Told<'_>) -> Result<Self> {
+        Self::at(path, look_up(path).map_err(|e| creating(path, e))?, told)
+    }
+
+    fn at(path: &Path, found: Found, told: Told<'_>) -> Result<Self> {
+        match found {
+            Found::Nothing(place) => AtomicFile::new(path, place).map(Self::File),
+            Found::File(existing) => Self::over(path, existing, told),
+            Found::Other(metadata) => {
+                let kind = if metadata.file_type().is_block_device() { "a block device" } else { "not a regular file" };
+                Err(Error::unsupported(format!(
+                    "Could not create '{}': it is {kind}; write to a regular file and copy it there",
+                    shown(path)
+                )))
+            }
+        }
+    }
+
+    /// A file that replaces the one that is there or, where it must, is it.
+    fn over(path: &Path, existing: Existing, told: Told<'_>) -> Result<Self> {
+        let old = existing.open(path).map_err(Error::os).and_then(|file| {
+            lock(&file, path, LockMode::Write)?;
+            Ok(file)
+        });
+        let old = old.map_err(|e| e.opening(path))?;
+        let (old, reason) = match existing.place {
+            None => (old, InPlace::Descriptor),
+            Some(place) => match not_replaceable(&place) {
+                Some(reason) => (old, reason),
+                None => match AtomicFile::replacing(path, old, place)? {
+                    Replacing::Begun(file, notices) => {
+                        notices.iter().for_each(told);
+                        return Ok(Self::File(file));
+                    }
+                    Replacing::NotAllowed(old, e) => (old, InPlace::Directory(io_reason(&e))),
+                },
+            },
+        };
+        told(&Notice::InPlace { path: path.to_owned(), reason });
+        Ok(Self::InPlace(InPlaceFile::new(old, path)))
     }
 
     /// What to write to.
@@ -41,6 +102,7 @@ impl Target {
         match self {
             Self::File(file) => file.storage(),
             Self::Device(device) => device,
+            Self::InPlace(file) => file,
         }
     }
 
@@ -49,14 +111,20 @@ impl Target {
     pub(crate) fn directory(&self) -> &Path {
         match self {
             Self::File(file) => file.directory(),
-            Self::Device(_) => Path::new(TEMPORARY),
+            Self::Device(_) | Self::InPlace(_) => Path::new(TEMPORARY),
         }
     }
 
-    /// Whether all is known to be zeros that nothing is written to.
+    /// Whether nothing is there yet that the first write destroys.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::File(_))
+    }
+
+    /// Whether, once begun, all is known to be zeros that nothing is written to.
+    #[must_use]
+    pub(crate) fn reads_zeros(&self) -> bool {
+        matches!(self, Self::File(_) | Self::InPlace(_))
     }
 
     /// Fails where a content of `length` bytes has no room. A file has room for all; its file system tells when it is full.
@@ -65,12 +133,12 @@ impl Target {
     /// As said.
     pub(crate) fn ensure_room(&self, length: u64) -> Result<()> {
         match self {
-            Self::File(_) => Ok(()),
+            Self::File(_) | Self::InPlace(_) => Ok(()),
             Self::Device(device) => device.ensure_room(length),
         }
     }
 
-    /// To be called before the first write: a device loses what it held.
+    /// To be called before the first write: what is written where it lies loses what it held.
     ///
     /// # Errors
     /// Those of writing.
@@ -78,6 +146,7 @@ impl Target {
         match self {
             Self::File(_) => Ok(()),
             Self::Device(device) => device.begin(),
+            Self::InPlace(file) => file.begin(),
         }
     }
 
@@ -89,18 +158,36 @@ impl Target {
         match self {
             Self::File(file) => file.uncache(),
             Self::Device(device) => device.uncache(),
+            Self::InPlace(file) => file.uncache(),
         }
     }
 
     /// Makes the content visible, and returns the bytes that it occupies. With `durable` it is on the disk when this returns.
     ///
     /// # Errors
-    /// Those of [`AtomicFile::commit`] and [`Device::commit`].
-    pub(crate) fn commit(self, durable: bool) -> Result<u64> {
+    /// Those of [`AtomicFile::commit`], [`Device::commit`] and [`InPlaceFile::commit`].
+    pub(crate) fn commit(self, durable: bool, told: Told<'_>) -> Result<u64> {
         match self {
-            Self::File(file) => file.commit(durable),
+            Self::File(file) => file.commit(durable, told),
             Self::Device(device) => device.commit(durable),
+            Self::InPlace(file) => file.commit(durable),
         }
+    }
+}
+
+/// Why the name of a file cannot be given to another one, where that can be known.
+fn not_replaceable(place: &Place) -> Option<InPlace> {
+    let status = statx(&place.directory, &place.name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    if status.is_ok_and(|status| status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)) {
+        return Some(InPlace::MountPoint);
+    }
+    // To replace a name is to remove it. Removing it as the directory that it is not fails in any case, and how it fails says whether it
+    // may be removed: a directory like /tmp keeps the names of others.
+    match unlinkat(&place.directory, &place.name, AtFlags::REMOVEDIR) {
+        Err(e @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => {
+            Some(InPlace::Directory(io_reason(&io::Error::from(e))))
+        }
+        _ => None,
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         return Err(Failure::Usage { command: "convert", message: "Must specify image file name".to_owned() });
     };
     refuse_with_snapshots(args, sources)?;
+    view::refuse_own_output(target, args.run.quiet)?;
     let target_format: Format = args.target_format.parse().map_err(|_| {
         Failure::new(format_args!("Unknown file format '{}' (known: qcow2, raw)", shown(&args.target_format)))
     })?;

@@ -14,6 +14,8 @@ use crate::failure::Failure;
 use crate::image_options::{For, ImageOptions, help, wants_help};
 use crate::size::{SizeError, parse_size};
 use crate::view;
+use crate::view::notice::Told;
+use crate::view::progress::Shown;
 
 /// Runs the command.
 pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
@@ -22,6 +24,7 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
     }
     let file = args.file.ok_or_else(|| usage("Expecting image file name"))?;
     args.qemu.refuse()?;
+    view::refuse_own_output(&file, args.quiet)?;
     if let Some(format) = args.format.filter(|format| format != "qcow2") {
         let what = "only qcow2 images are created";
         return Err(Failure::new(format_args!("{}: -f {}: {what}", shown(&file), shown(&format))));
@@ -50,7 +53,7 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
         traits,
         preallocate_metadata: options.preallocate_metadata,
     };
-    let size = create(&file, &options)?;
+    let size = create(&file, &options, &Told { progress: &Shown::when_asked(), quiet: args.quiet })?;
     if args.quiet { Ok(()) } else { view::print(&formatted(&file, &options, size)) }
 }
 

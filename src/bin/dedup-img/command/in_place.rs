@@ -30,6 +30,7 @@ pub(super) fn run_in_place(
     args: &InPlace<'_>,
     operation: impl FnOnce(&dyn Storage, &Path, &Work<'_>) -> Result<String>,
 ) -> std::result::Result<(), Failure> {
+    view::refuse_own_output(args.file, args.run.quiet)?;
     let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(args.file)));
     let format = args.format.map(str::parse::<Format>).transpose().map_err(opening)?;
     let run_on = |work: &Work<'_>| open_and(args, format, |storage, scratch| operation(storage, scratch, work));

@@ -10,6 +10,7 @@ use crate::cli::{OutputArg, RunArgs};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::view;
+use crate::view::notice::Told;
 use crate::view::progress::Shown;
 
 /// What runs, for the line that is said when it is stopped.
@@ -34,7 +35,8 @@ pub(super) fn run<T>(
         true => Shown::new(args.output == OutputArg::Json),
         false => Shown::when_asked(),
     };
-    let work = Work::new(args.threads.map(usize::from), memory, &shown, &cancel)?;
+    let told = Told { progress: &shown, quiet: args.quiet };
+    let work = Work::new(args.threads.map(usize::from), memory, &told, &cancel)?;
     let result = operation(&work);
     shown.finish(result.is_ok());
     if let Err(error) = &result

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod dedup;
 pub(crate) mod gc;
+pub(crate) mod notice;
 pub(crate) mod progress;
 pub(crate) mod stats;
 pub(crate) mod summary;
@@ -10,7 +11,10 @@ mod units;
 
 use std::error::Error as _;
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use clap::CommandFactory;
@@ -33,6 +37,21 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Fails where `target` is the file that standard output or standard error goes to: what is printed would overwrite it. Standard output
+/// may be one where nothing is printed.
+pub(crate) fn refuse_own_output(target: &Path, quiet: bool) -> Result<(), Failure> {
+    let Ok(target_is) = std::fs::metadata(target) else { return Ok(()) };
+    let is_target = |output: BorrowedFd<'_>| {
+        let output = output.try_clone_to_owned().and_then(|output| File::from(output).metadata());
+        output.is_ok_and(|is| is.is_file() && (is.dev(), is.ino()) == (target_is.dev(), target_is.ino()))
+    };
+    if is_target(io::stderr().as_fd()) || !quiet && is_target(io::stdout().as_fd()) {
+        let what = "is where the program's own output goes; name another target, or add -q for standard output";
+        return Err(Failure::new(format_args!("'{}' {what}", shown(target))));
+    }
+    Ok(())
 }
 
 /// Says why the program fails.

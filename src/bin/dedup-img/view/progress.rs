@@ -58,6 +58,14 @@ impl Shown {
         Self(Mode::Asked(Mutex::default()))
     }
 
+    /// Lets something be printed beside the progress.
+    pub(crate) fn aside(&self, print: impl FnOnce()) {
+        match &self.0 {
+            Mode::Bar(bar) => bar.suspend(print),
+            Mode::Line(_) | Mode::Asked(_) => print(),
+        }
+    }
+
     /// Leaves a clean line.
     pub(crate) fn finish(&self, done: bool) {
         match &self.0 {
