@@ -28,6 +28,13 @@ pub enum ErrorKind {
     Limit,
     /// The source changed while it was read.
     Changed,
+    /// The file system has less room than an operation needs beside what the image occupies, in bytes. Nothing was written.
+    NoRoom {
+        /// What is needed.
+        needed: u64,
+        /// What is there.
+        available: u64,
+    },
     /// The caller asked to stop.
     Cancelled,
     /// The library contradicts itself: what cannot happen has happened. Nothing was written after it.

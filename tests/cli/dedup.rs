@@ -178,7 +178,7 @@ fn progress_without_a_terminal_is_the_line_of_qemu_img() {
 }
 
 /// The keys of a summary, in alphabetical order.
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 25] = [
     "allocated_after_bytes",
     "allocated_before_bytes",
     "already_shared_clusters",
@@ -197,6 +197,8 @@ const KEYS: [&str; 23] = [
     "peak_memory_bytes",
     "pool_members",
     "read_clusters",
+    "room_available_bytes",
+    "room_needed_bytes",
     "scanned_clusters",
     "schema_version",
     "seconds",

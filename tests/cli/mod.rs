@@ -23,6 +23,7 @@ mod matrix;
 mod memory;
 mod program;
 mod readme;
+mod room;
 mod running;
 mod signals;
 mod stats;

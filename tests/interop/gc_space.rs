@@ -13,12 +13,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// What a file occupies.
-fn allocated(path: &Path) -> u64 {
+pub(super) fn allocated(path: &Path) -> u64 {
     path.metadata().unwrap().blocks() * 512
 }
 
 /// Runs qemu-io commands whose discards reach the image, but leave the file as it is.
-fn edit_unpunched(path: &Path, commands: &[String]) {
+pub(super) fn edit_unpunched(path: &Path, commands: &[String]) {
     let image = format!(
         "driver=qcow2,discard=unmap,pass-discard-request=off,file.driver=file,file.filename={}",
         path.display()

@@ -27,6 +27,8 @@ mod examples;
 mod fixtures;
 mod gc_content;
 mod gc_crash;
+mod gc_holes;
+mod gc_room;
 mod gc_space;
 mod history;
 mod into_content;

@@ -1,7 +1,8 @@
 //! A storage that remembers everything done to it, so that the file can be made as a power failure at any point would leave it.
 
 use super::Random;
-use dedup_img::storage::Storage;
+use dedup_img::storage::{Room, Storage};
+use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::iter::successors;
 use std::ops::Range;
@@ -117,6 +118,12 @@ pub(crate) struct CrashStorage {
     now: Mutex<(Vec<u8>, Vec<Op>)>,
     /// Blocks that were punched and not written since; at first the file has none.
     holes: Mutex<BTreeSet<u64>>,
+    /// Bytes that the file may occupy, where there is a limit.
+    limit: Option<u64>,
+    /// Whether holes can be punched.
+    punches: bool,
+    /// Whether it is said that there is room without end.
+    secret: bool,
 }
 
 impl CrashStorage {
@@ -127,7 +134,34 @@ impl CrashStorage {
 
     /// The image with these bytes.
     pub(crate) fn of(before: Vec<u8>) -> Self {
-        Self { now: Mutex::new((before.clone(), Vec::new())), before, holes: Mutex::default() }
+        let now = Mutex::new((before.clone(), Vec::new()));
+        Self { now, before, holes: Mutex::default(), limit: None, punches: true, secret: false }
+    }
+
+    /// The same without the blocks of zeros, on a file system that has `more` bytes of room.
+    pub(crate) fn sparse_with_room(self, more: u64) -> Self {
+        let zeros =
+            self.before.chunks(BLOCK as usize).zip(0..).filter(|(block, _)| block.iter().all(|byte| *byte == 0));
+        *self.holes.lock().unwrap() = zeros.map(|(_, block)| block).collect();
+        let limit = Some(self.used() + more);
+        Self { limit, ..self }
+    }
+
+    /// The same on a file system that has `more` bytes of room; it punches no holes if told so.
+    pub(crate) fn with_room(self, more: u64, punches: bool) -> Self {
+        let limit = Some(self.used() + more);
+        Self { limit, punches, ..self }
+    }
+
+    /// The same, saying that there is more room than there is.
+    pub(crate) fn lying(self) -> Self {
+        Self { secret: true, ..self }
+    }
+
+    /// Bytes that the file occupies.
+    pub(crate) fn used(&self) -> u64 {
+        let holes = self.holes.lock().unwrap().len() as u64;
+        (self.now().len() as u64).next_multiple_of(BLOCK) - holes * BLOCK
     }
 
     /// The image as it is now.
@@ -203,8 +237,20 @@ impl CrashStorage {
     }
 
     fn done(&self, op: Op) {
-        op.dig(&mut self.holes.lock().unwrap());
         let mut now = self.now.lock().unwrap();
+        let mut holes = self.holes.lock().unwrap();
+        let end = now.0.len() as u64;
+        // What a file grows by is a hole.
+        let grown = match op {
+            Op::SetLen(len) => len,
+            Op::Write(offset, _) => offset,
+            Op::Punch(_) | Op::Flush | Op::FailedFlush => 0,
+        };
+        if self.limit.is_some() {
+            holes.extend(end.div_ceil(BLOCK)..grown.div_ceil(BLOCK));
+        }
+        op.dig(&mut holes);
+        drop(holes);
         op.apply(&mut now.0);
         now.1.push(op);
     }
@@ -220,6 +266,18 @@ impl Storage for CrashStorage {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let end = offset + buf.len() as u64;
+        if let Some(limit) = self.limit {
+            let length = (self.len()?).next_multiple_of(BLOCK);
+            let new = {
+                let holes = self.holes.lock().unwrap();
+                let blocks = offset / BLOCK..end.div_ceil(BLOCK);
+                blocks.filter(|block| holes.contains(block) || block * BLOCK >= length).count() as u64 * BLOCK
+            };
+            if self.used() + new > limit {
+                return Err(Errno::ENOSPC.into());
+            }
+        }
         self.done(Op::Write(offset, buf.to_vec()));
         Ok(())
     }
@@ -234,12 +292,21 @@ impl Storage for CrashStorage {
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        if !self.punches {
+            return Ok(false);
+        }
         self.done(Op::Punch(range));
         Ok(true)
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        self.len()
+        if self.limit.is_some() { Ok(self.used()) } else { self.len() }
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        let more = if self.secret { 1 << 40 } else { 0 };
+        let available = |limit: u64| more + limit.saturating_sub(self.used());
+        Ok(self.limit.map_or(Room::Unknown, |limit| Room::FileSystem { available: available(limit), copies: false }))
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use super::crash::CrashStorage;
 use dedup_img::cancel::Cancel;
-use dedup_img::storage::Storage;
+use dedup_img::storage::{Room, Storage};
 use nix::errno::Errno;
 use std::io;
 use std::ops::Range;
@@ -40,6 +40,11 @@ impl FailingStorage {
     /// The image with these bytes; operations are counted from 0.
     pub(crate) fn of(image: Vec<u8>, at: u64, event: Event) -> Self {
         Self { disk: CrashStorage::of(image), at, event, now: Mutex::new((0, None)) }
+    }
+
+    /// The same for an image in memory that may have other limits.
+    pub(crate) fn over(disk: CrashStorage, at: u64, event: Event) -> Self {
+        Self { disk, at, event, now: Mutex::new((0, None)) }
     }
 
     /// At what it happened first.
@@ -106,6 +111,10 @@ impl Storage for FailingStorage {
 
     fn allocated(&self) -> io::Result<u64> {
         self.disk.allocated()
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        self.disk.room()
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -13,6 +13,7 @@ use crate::format::header::{
 use crate::format::table::{L2Entry, is_copied, l1_target, with_copied};
 use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
+use crate::storage::sparse::rewrite;
 use crate::storage::{Storage, flush, read_padded, write};
 use crate::units::{HostOffset, to_usize};
 
@@ -189,7 +190,7 @@ impl<'a> Mender<'a> {
             if changed {
                 encoded.clear();
                 self.header.refcount_bits.encode(&counts, &mut encoded);
-                write(self.storage, &encoded, offset.0)?;
+                rewrite(self.storage, &block, &encoded, offset.0)?;
                 changed_any = true;
             }
         }
@@ -274,6 +275,7 @@ impl<'a> Mender<'a> {
             let size = self.header.l2_entry_len();
             read_padded(self.storage, &mut cluster, table.0).map_err(|e| Error::io("Could not read an L2 table", e))?;
             let mut changed = false;
+            let old = cluster.clone();
             for slot in cluster.chunks_exact_mut(size) {
                 if let Some((word, should)) = self.wrong_flag(slot)?
                     && should == set
@@ -283,7 +285,7 @@ impl<'a> Mender<'a> {
                 }
             }
             if changed {
-                write(self.storage, &cluster, table.0)?;
+                rewrite(self.storage, &old, &cluster, table.0)?;
                 written = true;
             }
         }

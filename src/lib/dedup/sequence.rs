@@ -47,13 +47,20 @@ impl Spill {
 
     /// An unnamed temporary file; elsewhere where the directory takes none: an image may lie where nothing else may.
     pub(crate) fn file(&self) -> Result<File> {
-        use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+        use io::ErrorKind::{
+            NotADirectory, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+        };
         tempfile::tempfile_in(&self.directory).or_else(|e| match e.kind() {
-            NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem => {
-                tempfile::tempfile_in(TEMPORARY).map_err(|_| self.error(e))
+            NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded => {
+                Self::elsewhere().map_err(|_| self.error(e))
             }
             _ => Err(self.error(e)),
         })
+    }
+
+    /// A temporary file where the system has its own. A directory that is full holds an image that is to become smaller.
+    fn elsewhere() -> io::Result<File> {
+        tempfile::tempfile_in(TEMPORARY)
     }
 
     pub(crate) fn error(&self, source: io::Error) -> Error {
@@ -73,6 +80,21 @@ impl SpillFile {
         let start = self.words;
         self.words += words.len() as u64;
         Ok(start..self.words)
+    }
+
+    /// Puts the words into another file.
+    fn move_to(&mut self, to: File) -> io::Result<()> {
+        let mut piece = vec![0; 1 << 20];
+        let (mut at, end) = (0, self.words * WORD);
+        while at < end {
+            let len = to_usize(end - at).min(piece.len());
+            let (piece, _) = piece.split_at_mut(len);
+            self.file.read_exact_at(piece, at)?;
+            to.write_all_at(piece, at)?;
+            at += len as u64;
+        }
+        self.file = to;
+        Ok(())
     }
 }
 
@@ -98,7 +120,14 @@ impl Store {
             Some(file) => file,
             none => none.insert(SpillFile { file: self.spill.file()?, words: 0 }),
         };
-        let range = file.append(&self.memory).map_err(|e| self.spill.error(e))?;
+        let range = match file.append(&self.memory) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                let moved = Spill::elsewhere().and_then(|to| file.move_to(to));
+                moved.and_then(|()| file.append(&self.memory)).map_err(|_| e)
+            }
+            appended => appended,
+        };
+        let range = range.map_err(|e| self.spill.error(e))?;
         self.memory.clear();
         Ok(range)
     }

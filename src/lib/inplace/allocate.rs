@@ -7,6 +7,7 @@ use crate::check::states::{State, States};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT};
 use crate::image::refcounts::{Block, Refcounts};
+use crate::storage::sparse::write_sparse;
 use crate::storage::{Storage, flush, write};
 use crate::survey::bits::Bits;
 use crate::units::{ClusterBits, HostCluster, HostOffset, to_usize};
@@ -149,7 +150,7 @@ impl Growth {
             let counts: Vec<u64> = (index * per_block..(index + 1) * per_block).map(|c| counts.get(c)).collect();
             let mut block = Vec::with_capacity(bits.len());
             header.refcount_bits.encode(&counts, &mut block);
-            write(storage, &block, place.offset(bits).0)?;
+            write_sparse(storage, &block, place.offset(bits).0)?;
         }
         let entry = |place: HostCluster| place.offset(bits).0.to_be_bytes();
         let Some((place, clusters)) = self.table else {
@@ -166,11 +167,11 @@ impl Growth {
             *word = place.offset(bits).0;
         }
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-        write(storage, &bytes, place.offset(bits).0)?;
+        write_sparse(storage, &bytes, place.offset(bits).0)?;
         flush(storage)?;
         header.refcount_table_offset = HostOffset(place.offset(bits).0);
-        header.refcount_table_clusters =
-            u32::try_from(clusters).ok().or_internal("a refcount table that is too long")?;
+        let clusters = u32::try_from(clusters).ok();
+        header.refcount_table_clusters = clusters.or_internal("a refcount table that is too large")?;
         write(storage, &header.refcount_table_field(), REFCOUNT_TABLE_AT)?;
         flush(storage)
     }

@@ -1,5 +1,6 @@
 //! Doing what a plan says, in an order of writes that a power failure cannot hurt.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::SETTLING;
@@ -7,6 +8,7 @@ use super::allocate::{Allocator, Growth};
 use super::change::Change;
 use super::overwrite::tables::Tables;
 use super::pool_writer::Places;
+use super::room::{self, Fit, Needs};
 use crate::cancel::Cancel;
 use crate::check::counts::Counts;
 use crate::check::mend::{Mender, Pass};
@@ -20,6 +22,7 @@ use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::L2Entry;
 use crate::image::refcounts::Refcounts;
 use crate::storage::latch::Latch;
+use crate::storage::sparse::rewrite;
 use crate::storage::{Storage, flush, write};
 use crate::survey::Ground;
 use crate::survey::tables::L2Tables;
@@ -45,11 +48,38 @@ pub(super) type Fill<'a> = dyn Fn(&Ground, &dyn Storage) -> Result<()> + 'a;
 pub(super) const UNSETTLED: &str = "; no data is lost, but the image needs 'dedup-img check -r all'";
 
 /// What is written before anything refers to it.
-struct Prepared {
-    growth: Growth,
+pub(super) struct Prepared {
+    pub(super) growth: Growth,
     pool: Option<Places>,
     /// The new snapshot table, if there is one.
     snapshots: Option<(HostCluster, Vec<u8>, u32)>,
+}
+
+impl Prepared {
+    /// What is written to the places that were chosen, in bytes of the file: of the pool's last clusters and of the snapshot table's
+    /// only what they hold.
+    pub(super) fn writes(&self, bits: ClusterBits) -> Vec<Range<u64>> {
+        let mut writes = self.pool.as_ref().map_or_else(Vec::new, |pool| pool.writes(bits));
+        if let Some((place, bytes, _)) = &self.snapshots {
+            writes.extend((0..bytes.len() as u64).step_by(bits.len()).map(|at| {
+                let start = place.offset(bits).0 + at;
+                start..start + (bytes.len() as u64 - at).min(bits.bytes())
+            }));
+        }
+        let own: BTreeSet<u64> = writes.iter().map(|range| range.start >> bits.bits()).collect();
+        let others = self.growth.taken.iter().filter(|cluster| !own.contains(&cluster.0));
+        let others: Vec<Range<u64>> =
+            others.map(|cluster| cluster.offset(bits).0).map(|at| at..at + bits.bytes()).collect();
+        writes.extend(others);
+        writes
+    }
+}
+
+/// What `change` needs, and the places for it. Nothing is written.
+pub(super) fn needs(change: &Change, storage: &dyn Storage) -> Result<(Needs, Prepared)> {
+    let prepared = prepare(change, None, storage)?;
+    let needs = Needs::of(change, &prepared, storage)?;
+    Ok((needs, prepared))
 }
 
 /// Does what `change` says; returns the number of batches.
@@ -76,10 +106,22 @@ pub(super) fn apply_with(
     // A run that was killed may have freed clusters and not given them back.
     let unsettled = inspection.header.incompatible & incompatible::DIRTY != 0 || inspection.report.leaks > 0;
     let punch = if unsettled { Punch::All } else { punch };
-    let prepared = prepare(change, storage)?;
-    raise_counts(change, &prepared)?;
-    work.cancel.check()?;
-    let changed = write_change(change, &prepared, storage, fill, work);
+    let begun = change.writes.as_mut().and_then(|writes| writes.free.take());
+    let prepared = prepare(change, begun, storage)?;
+    // What is overwritten may hold holes, so that how much it takes is known only then.
+    let fits = if change.writes.is_some() { Fit::Now } else { fits(change, &prepared, storage)? };
+    let changed = match fits {
+        Fit::AfterRelease => {
+            let released = room::release(change, &prepared, storage);
+            released.and_then(|()| raise_counts(change, &prepared)).and_then(|()| work.cancel.check())
+        }
+        _ => {
+            raise_counts(change, &prepared)?;
+            work.cancel.check()?;
+            Ok(())
+        }
+    };
+    let changed = changed.and_then(|()| write_change(change, &prepared, storage, fill, work));
     // Clusters that were filled in vain are free, and no holes any more.
     let punch = if changed.is_err() { Punch::All } else { punch };
     // What was done so far is right. Settled, it is clean as well.
@@ -97,9 +139,15 @@ pub(super) fn apply_with(
     }
 }
 
+/// Fails where there is no room for what `prepared` writes.
+fn fits(change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<Fit> {
+    let needs = Needs::of(change, prepared, storage)?;
+    let fits = room::fit(needs, change, prepared, storage)?;
+    if fits == Fit::Not { needs.ensure().map(|()| fits) } else { Ok(fits) }
+}
+
 /// Chooses places for what is new. Nothing is written.
-fn prepare(change: &mut Change, storage: &dyn Storage) -> Result<Prepared> {
-    let begun = change.writes.as_mut().and_then(|writes| writes.free.take());
+fn prepare(change: &Change, begun: Option<Allocator>, storage: &dyn Storage) -> Result<Prepared> {
     let inspection = &change.ground.inspection;
     let header = &inspection.header;
     let bits = header.cluster_bits;
@@ -116,7 +164,13 @@ fn prepare(change: &mut Change, storage: &dyn Storage) -> Result<Prepared> {
     let incomplete = change.upgrades() && inspection.snapshots.iter().any(|snapshot| snapshot.disk_size.is_none());
     let mut snapshots = None;
     let drops = change.drops_pool && change.ground.pool_index.is_some();
-    if pool.is_some() || incomplete || drops {
+    let last = inspection.snapshots.len().checked_sub(1);
+    if drops && !incomplete && change.ground.pool_index == last {
+        // The last entry goes by being counted no more, which needs no room.
+        let place = HostCluster(header.snapshots_offset.0 >> bits.bits());
+        let count = header.snapshots.checked_sub(1).or_internal("the pool is no snapshot")?;
+        snapshots = Some((place, Vec::new(), count));
+    } else if pool.is_some() || incomplete || drops {
         let table = snapshot_table(change, pool.as_ref())?;
         let bytes: Vec<u8> = table.iter().flat_map(Snapshot::encode).collect();
         if bytes.len() as u64 > MAX_TABLE_BYTES {
@@ -124,8 +178,8 @@ fn prepare(change: &mut Change, storage: &dyn Storage) -> Result<Prepared> {
             return Err(Error::new(ErrorKind::Limit, message));
         }
         let place = free.run(bits.clusters(bytes.len() as u64));
-        snapshots =
-            Some((place, bytes, u32::try_from(table.len()).ok().or_internal("a snapshot table that is too long")?));
+        let count = u32::try_from(table.len()).ok().or_internal("more snapshots than fit into a table")?;
+        snapshots = Some((place, bytes, count));
     }
     Ok(Prepared { growth: free.finish(&refcounts)?, pool, snapshots })
 }
@@ -184,7 +238,7 @@ fn write_change(
     if let Some(pool) = &prepared.pool {
         pool.write(change, counts, storage)?;
     }
-    if let Some((place, bytes, _)) = &prepared.snapshots {
+    if let Some((place, bytes, _)) = prepared.snapshots.as_ref().filter(|(_, bytes, _)| !bytes.is_empty()) {
         write(storage, bytes, place.offset(bits).0)?;
     }
     let overwriting = change.writes.as_ref().map(|writes| Tables::new(change, writes, storage));
@@ -281,13 +335,14 @@ fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u
         tables.visit(
             |table, content| {
                 let mut changed = false;
+                let old = content.to_vec();
                 for word in content.as_chunks_mut::<8>().0 {
                     if let Some(new) = replaced(L2Entry::decode(u64::from_be_bytes(*word), bits, true)) {
                         *word = new.to_be_bytes();
                         changed = true;
                     }
                 }
-                if changed { write(storage, content, table.host().0) } else { Ok(()) }
+                if changed { rewrite(storage, &old, content, table.host().0) } else { Ok(()) }
             },
             |()| Ok(()),
         )?;
@@ -345,9 +400,18 @@ pub(super) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &W
 
 /// Free clusters that are no holes of the file yet, as bytes, in whole blocks of the file system.
 pub(super) fn idle(counts: &Counts, bits: ClusterBits, storage: &dyn Storage) -> Result<Vec<Range<u64>>> {
+    idle_where(|cluster| counts.get(cluster) == 0, bits, storage)
+}
+
+/// The same for the clusters that `is_free` takes for free.
+pub(super) fn idle_where(
+    is_free: impl Fn(u64) -> bool,
+    bits: ClusterBits,
+    storage: &dyn Storage,
+) -> Result<Vec<Range<u64>>> {
     let len = storage.len().at("Could not get its length")?;
     let mut idle: Vec<Range<u64>> = Vec::new();
-    let mut free = (0..bits.clusters(len)).filter(|&cluster| counts.get(cluster) == 0).peekable();
+    let mut free = (0..bits.clusters(len)).filter(|&cluster| is_free(cluster)).peekable();
     while let Some(first) = free.next() {
         let mut end = first + 1;
         while free.next_if_eq(&end).is_some() {

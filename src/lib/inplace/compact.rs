@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Nothing is written over anything that is in use, so no second copy of the file is needed: a pass fills the holes that there
-//! are, and what it frees is the end of the file.
+//! are, and what it frees is the end of the file. Where the file system has no room for all that a pass moves, the moves of that pass
+//! are done in parts, one after the other: where things end up is the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,23 +26,30 @@ use super::apply::{Punch, UNSETTLED, set_dirty, settle};
 use super::change::Change;
 use super::moves::{Moves, plan};
 use super::pointers::{Container, containers, header_fields};
+use super::renew;
 use crate::check::mend::{Mender, Pass};
 use crate::check::{ALONE, Inspection};
 use crate::dedup::sequence::Spill;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
 use crate::storage::latch::Latch;
-use crate::storage::{Storage, flush, read_padded, write};
+use crate::storage::sparse::{rewrite, write_sparse};
+use crate::storage::{BLOCK, Storage, flush, read_padded, write};
 use crate::survey::tables::L2Tables;
 use crate::survey::{Ground, sound};
-use crate::units::to_usize;
+use crate::units::{ClusterBits, to_usize};
 use crate::work::Work;
 
 /// Bytes that are copied at once.
 const PIECE: u64 = 1 << 20;
 /// More passes than any image has needed beside those that only move the rest of many clusters.
 const MOST_PASSES: u64 = 64;
+/// Parts of a pass, where there is no room for all of it at once.
+const MOST_PARTS: u64 = 64;
+/// Said where the file is compact and the pool is not in order.
+const UNORDERED: &str =
+    "the file is compact, but there is no room to put its pool in order; give it some and run gc again";
 
 /// Moves what lies behind the end that the file could have, and cuts the file; returns how many clusters moved.
 pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> Result<u64> {
@@ -55,7 +63,10 @@ pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> 
         let ground = Ground::new(storage, inspection)?;
         let members_after = ground.members.bits().filtered(|_| true);
         let mut change = Change { members_after, ..Change::none(ground, spill)? };
-        super::apply::apply(&mut change, storage, Punch::Freed, quiet)?;
+        renew::apply(&mut change, storage, Punch::Freed, spill, quiet).map_err(|e| match e.kind() {
+            ErrorKind::NoRoom { .. } => Error::new(ErrorKind::Limit, UNORDERED),
+            _ => e,
+        })?;
         moved += fill_holes(storage, work)?;
     }
     Ok(moved)
@@ -75,10 +86,13 @@ fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
             let done = drop_blocks(storage, &inspection.header, rounds);
             inspection = settled(done, storage, file_len, quiet)?;
         }
-        let Some(moves) = plan(storage, &inspection, most)? else { break };
-        let done = apply(storage, &mut inspection, &moves, work);
-        inspection = settled(done, storage, file_len, quiet)?;
+        let Some(mut moves) = plan(storage, &inspection, most)? else { break };
         moved += moves.len();
+        let least = least(moves.room(storage)?, inspection.header.cluster_bits);
+        while let Some(part) = moves.take_part(storage, &inspection, least)? {
+            let done = apply(storage, &mut inspection, &part, work);
+            inspection = settled(done, storage, file_len, quiet)?;
+        }
     }
     cut(storage, &inspection)?;
     Ok(moved)
@@ -132,7 +146,7 @@ fn apply(storage: &dyn Storage, inspection: &mut Inspection, moves: &Moves, work
     if fields.is_empty() { Ok(()) } else { flush(storage) }
 }
 
-/// Copies the clusters that move, and the compressed data.
+/// Copies the clusters that move, and the compressed data. What of them is a hole stays one.
 fn copy(storage: &dyn Storage, header: &Header, moves: &Moves, work: &Work<'_>) -> Result<()> {
     let bits = header.cluster_bits;
     let runs = moves.runs((PIECE >> bits.bits()).max(1));
@@ -143,7 +157,7 @@ fn copy(storage: &dyn Storage, header: &Header, moves: &Moves, work: &Work<'_>) 
                 let mut buffer = vec![0; to_usize(count << bits.bits())];
                 let at = from << bits.bits();
                 read_padded(storage, &mut buffer, at).at(format_args!("Could not read at {at:#x}"))?;
-                write(storage, &buffer, to << bits.bits())
+                write_sparse(storage, &buffer, to << bits.bits())
             })
             .collect();
         copied.into_iter().collect::<Result<()>>()?;
@@ -168,7 +182,8 @@ fn point(
     tables.visit(
         |table, content| {
             let Some(at) = place(table.host().0) else { return Ok(()) };
-            if moves.redirect_l2(header, content)? { write(storage, content, at) } else { Ok(()) }
+            let old = content.to_vec();
+            if moves.redirect_l2(header, content)? { rewrite(storage, &old, content, at) } else { Ok(()) }
         },
         |()| Ok(()),
     )?;
@@ -176,7 +191,7 @@ fn point(
         if let Some(at) = place(container.at)
             && let Some(bytes) = container.redirected(moves)?
         {
-            write(storage, &bytes, at)?;
+            rewrite(storage, &container.bytes, &bytes, at)?;
         }
     }
     Ok(())
@@ -217,6 +232,17 @@ fn surplus_blocks(
 /// more than some 50 MB of memory can plan. What is given for memory has no say: the file must not depend on it (I5).
 fn most_at_once(inspection: &Inspection) -> usize {
     to_usize(inspection.counts.clusters() / 16).clamp(1 << 14, 1 << 20)
+}
+
+/// The bytes of a pass, in whole blocks of the file system.
+pub(super) fn most_bytes(inspection: &Inspection) -> u64 {
+    most_at_once(inspection) as u64 * inspection.header.cluster_bits.bytes().max(BLOCK)
+}
+
+/// The room of the smallest part in which a pass that takes `pass` bytes of room is done: every part counts the references of the whole
+/// image once more.
+pub(super) fn least(pass: u64, bits: ClusterBits) -> u64 {
+    pass.min((pass / MOST_PARTS).max(2 * bits.bytes()).next_multiple_of(BLOCK))
 }
 
 /// Whether there is anything to move, to drop or to cut.

@@ -1,5 +1,6 @@
 //! Giving space back: what only the pool holds, what leaked, and with compaction every hole in the file.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -8,14 +9,15 @@ use serde::Serialize;
 use super::apply::{self, Punch, idle, settle};
 use super::change::Change;
 use super::members::NewMember;
-use super::{WRITING, compact, sizes};
+use super::room::{Needs, backed, room, with_slack};
+use super::{WRITING, compact, renew, sizes};
 use crate::check::make_ready;
 use crate::dedup::sequence::Spill;
 use crate::error::{Error, Left, Result};
 use crate::format::header::Header;
 use crate::image::read_header;
 use crate::progress::Stage;
-use crate::storage::Storage;
+use crate::storage::{BLOCK, Room, Storage};
 use crate::survey::guests;
 use crate::survey::{Ground, sound};
 use crate::work::Work;
@@ -69,8 +71,16 @@ pub struct GcReport {
     pub freed_bytes: u64,
     /// Clusters that moved; for a plan, those that are to.
     pub moved_clusters: u64,
+    /// What compaction copies, in bytes: holes inside clusters are not copied. A forecast, for what was done as well.
+    pub copied_bytes: u64,
     /// Whether anything was to be done.
     pub changed: bool,
+    /// The most room on the file system that the run takes at a time where there is enough, beside what the file occupies already.
+    pub room_needed_bytes: u64,
+    /// The least that it begins with: it takes smaller steps then.
+    pub room_least_bytes: u64,
+    /// Room that there is; of a device what the image does not use; `None` where nobody knows.
+    pub room_available_bytes: Option<u64>,
     /// Length of the file before.
     pub file_length_before_bytes: u64,
     /// Length of the file after.
@@ -132,14 +142,19 @@ impl GcPlan {
                 freed_clusters: freed,
                 freed_bytes: freed * bits.bytes(),
                 moved_clusters: 0,
+                copied_bytes: 0,
                 changed: false,
+                room_needed_bytes: 0,
+                room_least_bytes: 0,
+                room_available_bytes: None,
                 file_length_before_bytes: file_length,
                 file_length_after_bytes: file_length,
                 allocated_before_bytes: allocated,
                 allocated_after_bytes: allocated,
                 seconds: 0.0,
             };
-            let is_idle = !idle(&ground.inspection.counts, bits, storage)?.is_empty();
+            let idle = idle(&ground.inspection.counts, bits, storage)?;
+            let is_idle = !idle.is_empty();
             let mut plan = Self { options, change, report, spill: spill.clone(), is_idle, started };
             let inspection = &plan.change.ground.inspection;
             let compacts = options.compact && (!plan.change.is_empty() || compact::has_work(storage, inspection)?);
@@ -147,6 +162,7 @@ impl GcPlan {
                 plan.forecast(storage)?;
             }
             plan.report.changed = !plan.change.is_empty() || plan.is_idle || compacts;
+            plan.room(storage, compacts, idle)?;
             Ok(plan)
         })
     }
@@ -173,17 +189,65 @@ impl GcPlan {
         Ok(())
     }
 
+    /// What is copied, and the room that it takes; `idle` are free clusters that the file occupies.
+    fn room(&mut self, storage: &dyn Storage, compacts: bool, idle: Vec<Range<u64>>) -> Result<()> {
+        let change = &self.change;
+        let bits = change.ground.inspection.header.cluster_bits;
+        let mut released = backed(storage, idle)?;
+        let needs = if change.is_empty() {
+            Needs::none(change, storage)?
+        } else {
+            let (needs, prepared) = apply::needs(change, storage)?;
+            released = released.saturating_sub(backed(storage, prepared.writes(bits))?);
+            needs
+        };
+        let mut least = needs.needed.saturating_sub(released);
+        if change.changes_pool()
+            && let Some(in_two_steps) = renew::least(change, storage)?
+        {
+            least = least.min(in_two_steps);
+        }
+        let (mut needed, mut copied) = (needs.needed, 0);
+        if compacts {
+            let end = self.report.file_length_after_bytes >> bits.bits();
+            let gone = change.gone_clusters();
+            let counts = &change.ground.inspection.counts;
+            let bytes = |cluster: u64| cluster << bits.bits()..(cluster + 1) << bits.bits();
+            let moves = |&cluster: &u64| counts.get(cluster) > 0 && !gone.contains(cluster);
+            copied = backed(storage, (end..counts.clusters()).filter(moves).map(bytes).collect())?;
+            // Clusters that are smaller than blocks need room in whole ones where they go.
+            let filled = match bits.bytes() < BLOCK {
+                true => (0..end).filter(|cluster| !moves(cluster)).count() as u64 * BLOCK,
+                false => copied,
+            };
+            let pass = with_slack(filled.min(compact::most_bytes(&change.ground.inspection))) + BLOCK;
+            // A pass is done in parts where there is no room for all of it, with what was freed before it.
+            let freed = released + backed(storage, gone.iter().map(bytes).collect())?;
+            needed = needed.max(pass);
+            least = least.max(compact::least(pass, bits).saturating_sub(freed));
+        }
+        self.report.copied_bytes = copied;
+        self.report.room_needed_bytes = needed;
+        self.report.room_least_bytes = least;
+        self.report.room_available_bytes = needs.available;
+        Ok(())
+    }
+
     /// Does what the plan says to the image that it was made from.
     ///
     /// # Errors
     /// As [`gc`].
     pub fn apply(mut self, storage: &dyn Storage, work: &Work<'_>) -> Result<GcReport> {
         if self.report.changed {
+            let (needed, available) = (self.report.room_least_bytes, self.report.room_available_bytes);
+            if room(storage)? != Room::Fixed {
+                Needs { needed, available }.ensure()?;
+            }
             work.run(|| {
                 work.progress.within(0.3, if self.options.compact { 0.6 } else { 1.0 });
                 work.progress.begin(WRITING, 0);
                 if !self.change.is_empty() {
-                    apply::apply(&mut self.change, storage, Punch::All, work)?;
+                    renew::apply(&mut self.change, storage, Punch::All, &self.spill, work)?;
                 } else if self.is_idle {
                     settle(storage, self.report.file_length_before_bytes, Punch::All, work)?;
                 }

@@ -41,6 +41,10 @@
 //!  8 punch what is free; clear the dirty bit; flush        nothing uses what is punched
 //! ```
 //!
+//! Whether there is room for what steps 2 to 5 write is asked before step 1. Where there is only once leaks and free clusters that
+//! the file still occupies are given back, that is done before step 1: they are punched, and counts that are
+//! too high lowered.
+//!
 //! Clusters are pooled (4) before they are shared (5). Done the other way round, a crash in between would leave shared clusters
 //! without the pool's reference, which is right, but not for long: after a repair and some writes by a guest `qemu-img check`
 //! would find wrong COPIED flags (I2).
@@ -60,6 +64,8 @@ pub(crate) mod overwrite;
 pub(crate) mod plan;
 mod pointers;
 mod pool_writer;
+mod renew;
+mod room;
 pub(crate) mod scan;
 
 use std::path::Path;
@@ -69,6 +75,7 @@ pub use gc::{GcOptions, GcPlan, GcReport, gc};
 pub use overwrite::OverwriteReport;
 pub(crate) use overwrite::overwrite;
 pub use plan::{Plan, Share};
+use room::Needs;
 use serde::Serialize;
 
 use crate::check::make_ready;
@@ -126,6 +133,10 @@ pub struct DedupReport {
     pub batches: u64,
     /// Whether anything was to be done.
     pub changed: bool,
+    /// Room on the file system that the run needs, beside what the file occupies already.
+    pub room_needed_bytes: u64,
+    /// Room that there is; of a device what the image does not use; `None` where nobody knows.
+    pub room_available_bytes: Option<u64>,
     /// Length of the file before.
     pub file_length_before_bytes: u64,
     /// Length of the file after.
@@ -175,6 +186,10 @@ impl Plan {
     pub fn report(&self, storage: &dyn Storage) -> Result<DedupReport> {
         let (file_length, allocated) = sizes(storage)?;
         let figures = self.figures();
+        let needs = match self.is_empty() {
+            true => Needs::none(&self.change, storage)?,
+            false => apply::needs(&self.change, storage)?.0,
+        };
         Ok(DedupReport {
             cluster_size_bytes: self.cluster_size(),
             scanned_clusters: figures.scanned,
@@ -190,6 +205,8 @@ impl Plan {
             upgraded: self.upgrades(),
             batches: 0,
             changed: !self.is_empty(),
+            room_needed_bytes: needs.needed,
+            room_available_bytes: needs.available,
             file_length_before_bytes: file_length,
             file_length_after_bytes: file_length,
             allocated_before_bytes: allocated,

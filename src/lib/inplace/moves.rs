@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::room::{available, backed, room, unbacked, with_slack};
 use crate::check::Inspection;
 use crate::check::counts::Counts;
 use crate::disk::Inflater;
@@ -12,7 +13,8 @@ use crate::format::header::Header;
 use crate::format::table::{L2Entry, with_offset};
 use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
-use crate::storage::{Storage, read_padded, write};
+use crate::storage::sparse::write_sparse;
+use crate::storage::{BLOCK, Storage, read_padded};
 use crate::survey::bits::{Bits, Ranked};
 use crate::survey::tables::L2Tables;
 use crate::survey::units::{Units, order};
@@ -76,6 +78,73 @@ impl Moves {
         runs
     }
 
+    /// The room that they take: what of them is no hole, or what of their places is one; and that of their counts.
+    pub(super) fn room(&self, storage: &dyn Storage) -> Result<u64> {
+        let (old, new): (Vec<_>, Vec<_>) = self.needs().partition(|(_, is_old)| *is_old);
+        let ranges = |parts: Vec<(Range<u64>, bool)>| parts.into_iter().map(|(range, _)| range).collect();
+        Ok(with_slack(backed(storage, ranges(old))? + unbacked(storage, ranges(new))?) + BLOCK)
+    }
+
+    /// The bytes of the file in which they lie, or where those are no whole blocks of the file system, in which they will: what they need
+    /// room for. Clusters first, then compressed data.
+    fn needs(&self) -> impl Iterator<Item = (Range<u64>, bool)> + '_ {
+        let is_whole = self.bits.bytes() >= BLOCK;
+        let clusters = self.from.bits().iter().zip(&self.to).map(move |(from, (to, _))| {
+            let start = if is_whole { from } else { *to } << self.bits.bits();
+            (start..start + self.bits.bytes(), is_whole)
+        });
+        clusters.chain(self.packed.iter().map(|packed| (packed.new.host.0..packed.new.host.0 + packed.len, false)))
+    }
+
+    /// Takes out what there is room for, all of it if possible; a part that takes `least` bytes is taken in any case. `None` where
+    /// nothing is left.
+    pub(super) fn take_part(
+        &mut self,
+        storage: &dyn Storage,
+        inspection: &Inspection,
+        least: u64,
+    ) -> Result<Option<Self>> {
+        if self.len() == 0 {
+            return Ok(None);
+        }
+        let all = self.to.len() + self.packed.len();
+        let count = match available(room(storage)?) {
+            Some(available) if self.room(storage)? > available => {
+                self.fitting(storage, inspection, least.max(available / 2))?
+            }
+            _ => all,
+        };
+        let (clusters, packed) = (count.min(self.to.len()), count.saturating_sub(self.to.len()));
+        let from: Vec<u64> = self.from.bits().iter().collect();
+        let (first, rest) = from.split_at_checked(clusters).or_internal("fewer clusters move than have places")?;
+        let part = Self {
+            bits: self.bits,
+            from: set(first),
+            to: self.to.drain(..clusters).collect(),
+            packed: self.packed.drain(..packed).collect(),
+        };
+        self.from = set(rest);
+        Ok(Some(part))
+    }
+
+    /// How many of the first ones take up to `budget` bytes of room. What must lie in a row moves at once.
+    fn fitting(&self, storage: &dyn Storage, inspection: &Inspection, budget: u64) -> Result<usize> {
+        let (mut count, mut bytes) = (0usize, 0);
+        for (range, is_old) in self.needs() {
+            bytes += if is_old { backed(storage, vec![range])? } else { unbacked(storage, vec![range])? };
+            if BLOCK + with_slack(bytes) > budget && count > 0 {
+                break;
+            }
+            count += 1;
+        }
+        let mut neighbours = self.from.bits().iter().zip(self.from.bits().iter().skip(1)).skip(count.saturating_sub(1));
+        let in_a_row = |a: u64, b: u64| inspection.claims.iter().any(|claim| claim.first <= a && b <= claim.last);
+        while neighbours.next().is_some_and(|(a, b)| in_a_row(a, b)) {
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// Copies the compressed data.
     pub(super) fn copy_packed(&self, storage: &dyn Storage) -> Result<()> {
         let mut buffer = Vec::new();
@@ -83,7 +152,7 @@ impl Moves {
             let at = packed.old.host.0;
             buffer.resize(to_usize(packed.len), 0);
             read_padded(storage, &mut buffer, at).at(format_args!("Could not read at {at:#x}"))?;
-            write(storage, &buffer, packed.new.host.0)?;
+            write_sparse(storage, &buffer, packed.new.host.0)?;
         }
         Ok(())
     }
@@ -93,7 +162,7 @@ impl Moves {
         let bits = header.cluster_bits;
         let mut changed = false;
         for entry in table.chunks_exact_mut(header.l2_entry_len()) {
-            let word = u64_at(entry, 0).or_internal("half an L2 entry")?;
+            let word = u64_at(entry, 0).or_internal("an L2 entry that is too short")?;
             let new = match L2Entry::decode(word, bits, !header.extended_l2()) {
                 L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
                     self.offset(host.0).map(|new| with_offset(word, HostOffset(new)))
@@ -106,12 +175,20 @@ impl Moves {
                 L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => None,
             };
             if let Some(new) = new {
-                entry.get_mut(..8).or_internal("half an L2 entry")?.copy_from_slice(&new.to_be_bytes());
+                let slot = entry.get_mut(..8).or_internal("an L2 entry that is too short")?;
+                slot.copy_from_slice(&new.to_be_bytes());
                 changed = true;
             }
         }
         Ok(changed)
     }
+}
+
+/// `clusters`, ascending.
+fn set(clusters: &[u64]) -> Ranked {
+    let mut set = Bits::new(clusters.last().map_or(0, |last| last + 1));
+    clusters.iter().for_each(|&cluster| set.insert(cluster));
+    set.ranked()
 }
 
 /// The moves that bring the end of the file nearer to where it could be; none where that is reached, or out of reach.

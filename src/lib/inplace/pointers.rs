@@ -15,7 +15,7 @@ use crate::units::{HostCluster, HostOffset, to_usize};
 pub(super) struct Container {
     /// Where it is.
     pub(super) at: u64,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     /// Where in it the offsets are.
     pointers: Vec<usize>,
 }
@@ -33,9 +33,9 @@ impl Container {
         let mut bytes = self.bytes.clone();
         let mut changed = false;
         for &at in &self.pointers {
-            let word = u64_at(&bytes, at).or_internal("a pointer lies behind the end of its table")?;
+            let word = u64_at(&bytes, at).or_internal("an entry of a table lies behind its end")?;
             let Some(new) = l1_target(word).and_then(|target| moves.offset(target.0)) else { continue };
-            let slot = bytes.get_mut(at..at + 8).or_internal("a pointer lies behind the end of its table")?;
+            let slot = bytes.get_mut(at..at + 8).or_internal("an entry of a table lies behind its end")?;
             slot.copy_from_slice(&with_offset(word, HostOffset(new)).to_be_bytes());
             changed = true;
         }
@@ -85,8 +85,8 @@ fn entries(bytes: &[u8], count: usize, length: impl Fn(&[u8]) -> Option<usize>) 
     let mut starts = Vec::new();
     let mut at = 0;
     while starts.len() < count {
-        let length =
-            bytes.get(at..).and_then(&length).or_internal("a table that was read before has fewer entries now")?;
+        // The table is one that was checked: an entry that is left out would go on pointing to where something has been.
+        let length = bytes.get(at..).and_then(&length).or_internal("a table has fewer entries than were checked")?;
         starts.push(at);
         at += length;
     }

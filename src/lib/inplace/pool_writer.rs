@@ -1,5 +1,7 @@
 //! Writing a new pool beside the old one.
 
+use std::ops::Range;
+
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 use sha2::{Digest, Sha256};
@@ -18,6 +20,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_entry};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
+use crate::storage::sparse::write_sparse;
 use crate::storage::{Storage, write};
 use crate::survey::Ground;
 use crate::survey::units::Content;
@@ -60,6 +63,32 @@ impl Places {
             directory: (0..directory).map(|_| free.one()).collect(),
             members,
         })
+    }
+
+    /// What is written of its clusters, in bytes of the file.
+    pub(super) fn writes(&self, bits: ClusterBits) -> Vec<Range<u64>> {
+        let (members, directory) = self.tables.split_at(to_usize(self.member_tables));
+        let l1: Vec<HostCluster> = (self.l1.0..self.l1.0 + bits.clusters(self.l1_bytes())).map(HostCluster).collect();
+        let parts = [
+            (l1.as_slice(), self.l1_bytes()),
+            (members, self.members * 8),
+            (directory, self.directory.len() as u64 * 8),
+            (self.directory.as_slice(), DirectoryHeader::directory_bytes(self.members)),
+        ];
+        let mut writes = Vec::new();
+        for (clusters, mut left) in parts {
+            for cluster in clusters {
+                let start = cluster.offset(bits).0;
+                let used = left.min(bits.bytes());
+                writes.push(start..start + used);
+                left -= used;
+            }
+        }
+        writes
+    }
+
+    fn l1_bytes(&self) -> u64 {
+        self.tables.len() as u64 * 8
     }
 
     /// The pool's entry in the snapshot table.
@@ -266,14 +295,15 @@ impl<'a> Scattered<'a> {
             let run =
                 self.places.iter().zip(first.0..).take(whole).take_while(|(place, next)| place.0 == *next).count();
             let len = run << self.bits.bits();
-            let bytes = self.buffer.get(from..from + len).or_internal("a run of clusters is longer than its bytes")?;
-            write(self.storage, bytes, first.offset(self.bits).0)?;
+            let piece =
+                self.buffer.get(from..from + len).or_internal("clusters of the pool that were not collected")?;
+            write_sparse(self.storage, piece, first.offset(self.bits).0)?;
             from += len;
             whole -= run;
             self.places = self.places.split_at(run).1;
         }
         if whole > 0 {
-            return Err(Error::internal("the pool needs more clusters than it has"));
+            return Err(Error::internal("the pool has more content than places"));
         }
         self.buffer.drain(..from);
         Ok(())

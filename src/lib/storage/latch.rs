@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Storage;
+use super::{Room, Storage};
 
 /// A storage that takes no more changes once a flush has failed.
 ///
@@ -64,5 +64,9 @@ impl Storage for Latch<'_> {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         self.storage.next_data(offset)
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        self.storage.room()
     }
 }

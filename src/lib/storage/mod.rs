@@ -29,9 +29,12 @@ mod lookup;
 pub(crate) mod open;
 pub(crate) mod rate;
 pub(crate) mod region;
+mod room;
+pub(crate) mod sparse;
 pub(crate) mod target;
 
 pub use lock::LockMode;
+pub use room::Room;
 
 /// A file, or something that behaves like one.
 pub trait Storage: Send + Sync {
@@ -83,6 +86,14 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The operating system's.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+
+    /// What there is to grow into, now.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn room(&self) -> io::Result<Room> {
+        Ok(Room::Unknown)
+    }
 }
 
 /// Whether a file system or device that answers so cannot do what it was asked for.
@@ -137,7 +148,7 @@ pub(crate) fn flush(storage: &dyn Storage) -> Result<()> {
 }
 
 /// The block of most file systems, in bytes.
-const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 
 /// A file or block device of the operating system.
 #[derive(Debug)]
@@ -253,6 +264,10 @@ impl Storage for FileStorage {
         let start = start.cast_unsigned();
         *known = start..if end > start { end } else { (start + 1).next_multiple_of(BLOCK) };
         Ok(Some(known.clone()))
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        Room::of(&self.file)
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Storage;
+use super::{Room, Storage};
 use crate::cancel::Cancel;
 
 /// How long to sleep before looking whether the operation was stopped.
@@ -84,5 +84,9 @@ impl Storage for Paced<'_> {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         self.storage.next_data(offset)
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        self.storage.room()
     }
 }

@@ -175,6 +175,7 @@ impl Subject {
             None => Left::Whole,
             // What is shared moves beside what the pool holds.
             Some(options) if options.drop_pool || options.compact && self.kind.contains("pool") => Left::Nothing,
+            Some(_) if self.kind.contains("given up") => Left::Nothing,
             Some(_) => Left::References,
         }
     }

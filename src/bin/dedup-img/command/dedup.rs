@@ -8,6 +8,9 @@ use crate::cli::DedupArgs;
 use crate::failure::Failure;
 use crate::view;
 
+/// What to do where there is no room.
+const ADVICE: &str = "free some; dedup-img gc gives back what the image does not use and needs less";
+
 /// Runs the command.
 pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
     let Some(file) = args.file.as_deref() else {
@@ -31,6 +34,10 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
             let report = plan.report(storage)?;
             return view::dedup::planned(file, &plan, &report, args.run.output);
         }
-        Ok(view::dedup::done(file, &plan.apply(storage, work)?, args.run.output))
+        Ok(view::dedup::done(
+            file,
+            &plan.apply(storage, work).map_err(|e| view::room::no_room(e, ADVICE))?,
+            args.run.output,
+        ))
     })
 }

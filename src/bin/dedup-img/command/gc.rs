@@ -22,11 +22,21 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
     };
     run_in_place(&common, |storage, scratch, work| {
         let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
+        let no_room = |e| view::room::no_room(e, advice(options));
         let mut plan = GcPlan::new(storage, options, scratch, work)?;
         if made_ready(&common, storage, work)? {
             plan = GcPlan::new(storage, options, scratch, work)?;
         }
-        let report = if args.dry_run { plan.report() } else { plan.apply(storage, work)? };
+        let report = if args.dry_run { plan.report() } else { plan.apply(storage, work).map_err(no_room)? };
         Ok(view::gc::summary(file, &report, options, args.dry_run, args.run.output))
     })
+}
+
+/// What to do where there is no room.
+fn advice(options: GcOptions) -> &'static str {
+    match options {
+        GcOptions { compact: true, .. } => "free some; without --compact less is needed",
+        GcOptions { drop_pool: false, .. } => "free some; with --drop-pool less is needed",
+        GcOptions { .. } => "free some",
+    }
 }

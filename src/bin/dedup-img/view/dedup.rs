@@ -7,6 +7,7 @@ use dedup_img::inplace::{DedupReport, Plan};
 use dedup_img::name::shown;
 use serde::Serialize;
 
+use super::room;
 use super::summary::{Rows, SCHEMA_VERSION, peak_memory, pretty};
 use super::units::{bytes, count, grouped};
 use crate::cli::OutputArg;
@@ -92,6 +93,7 @@ fn human(file: &Path, report: &DedupReport, dry_run: bool) -> String {
     add("freed", report.freed_clusters, if dry_run { ", would be given back" } else { ", given back" });
     if dry_run {
         rows.add("on disk", bytes(report.allocated_before_bytes), &format!("{}; nothing was written", shown(file)));
+        room::add(&mut rows, report.room_needed_bytes, report.room_needed_bytes, report.room_available_bytes);
     } else if report.allocated_before_bytes > 0 {
         let before = format!("{} before; {}", bytes(report.allocated_before_bytes), shown(file));
         rows.add("on disk", bytes(report.allocated_after_bytes), &before);

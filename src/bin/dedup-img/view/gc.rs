@@ -6,6 +6,7 @@ use dedup_img::inplace::{GcOptions, GcReport};
 use dedup_img::name::shown;
 use serde::Serialize;
 
+use super::room;
 use super::summary::{Rows, SCHEMA_VERSION, peak_memory, pretty};
 use super::units::{bytes, count, grouped};
 use crate::cli::OutputArg;
@@ -41,7 +42,8 @@ pub(crate) fn summary(file: &Path, report: &GcReport, options: GcOptions, dry_ru
     add("un-pooled", report.unpooled_members, "pool member", " with one user left");
     add("freed", report.freed_clusters, "cluster", ", the pool's own not counted");
     if options.compact {
-        add("moved", report.moved_clusters, "cluster", ", into holes");
+        let copied = format!(", into holes; {} to copy", bytes(report.copied_bytes));
+        add("moved", report.moved_clusters, "cluster", if dry_run { &copied } else { ", into holes" });
     }
     let members = match (report.pool_dropped, report.directory_rebuilt) {
         (true, _) => "the pool is removed",
@@ -58,6 +60,9 @@ pub(crate) fn summary(file: &Path, report: &GcReport, options: GcOptions, dry_ru
     } else if !is_device {
         let before = format!("{} before", bytes(report.allocated_before_bytes));
         rows.add("on disk", bytes(report.allocated_after_bytes), &before);
+    }
+    if dry_run {
+        room::add(&mut rows, report.room_needed_bytes, report.room_least_bytes, report.room_available_bytes);
     }
     let mut text = rows.finish(report.seconds);
     if dry_run && is_device {

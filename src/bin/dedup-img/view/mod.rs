@@ -5,6 +5,7 @@ pub(crate) mod dedup;
 pub(crate) mod gc;
 pub(crate) mod notice;
 pub(crate) mod progress;
+pub(crate) mod room;
 pub(crate) mod stats;
 pub(crate) mod summary;
 mod units;

@@ -12,6 +12,7 @@ use crate::error::{Error, OrInternal, Result};
 use crate::format::header::Header;
 use crate::format::table::L2Entry;
 use crate::format::table::{l1_entry, l1_target, with_copied};
+use crate::storage::sparse::{rewrite, write_sparse};
 use crate::storage::{Storage, flush, read_padded, write};
 use crate::survey::Ground;
 use crate::units::{HostCluster, to_usize};
@@ -67,7 +68,7 @@ impl<'a> Tables<'a> {
                 }
             }
             put(&mut content, entries)?;
-            write(self.storage, &content, place.offset(bits).0)
+            write_sparse(self.storage, &content, place.offset(bits).0)
         })
     }
 
@@ -82,13 +83,14 @@ impl<'a> Tables<'a> {
             if places.next_if(|(other, _)| *other == index).is_some() {
                 return Ok(());
             }
-            let host = self.table(index).or_internal("an L2 table that changes is neither there nor new")?;
-            let mut content = self.read(index)?;
+            let host = self.table(index).or_internal("an L2 table that changes has no place")?;
+            let old = self.read(index)?;
+            let mut content = old.clone();
             put(&mut content, entries)?;
-            write(self.storage, &content, host)
+            rewrite(self.storage, &old, &content, host)
         })?;
         for run in self.writes.tables.chunk_by(|a, b| a.0 + 1 == b.0) {
-            let (first, _) = run.first().or_internal("a run of no tables")?;
+            let (first, _) = run.first().or_internal("a run of tables without any")?;
             let words = run.iter().flat_map(|(_, place)| l1_entry(place.offset(bits), true).to_be_bytes());
             write(self.storage, &words.collect::<Vec<u8>>(), self.header.l1_offset.0 + first * 8)?;
         }
@@ -133,7 +135,8 @@ impl<'a> Tables<'a> {
 fn put(content: &mut [u8], entries: &[(u64, u64)]) -> Result<()> {
     let words = content.as_chunks_mut().0;
     for (at, entry) in entries {
-        *words.get_mut(to_usize(*at)).or_internal("an L2 entry lies behind its table")? = entry.to_be_bytes();
+        *words.get_mut(to_usize(*at)).or_internal("an entry lies behind the end of its L2 table")? =
+            entry.to_be_bytes();
     }
     Ok(())
 }

@@ -1,0 +1,96 @@
+//! Writing a pool anew where there is no room for it beside the old one.
+//!
+//! ```text
+//!    step                                            after a crash here
+//!  1 the pool goes, as with GcOptions::drop_pool;     the image is clean and has no pool: what was shared
+//!    what only it held is free and punched            stays shared, no new sharing of it begins
+//!  2 its members that are in use enter a new one      as for any change
+//! ```
+//!
+//! A member is never shared further between the two steps, and nobody else can write to the image. The new pool lies where there is
+//! room in the file then, so that only here the layout depends on the file system (I5).
+
+use super::apply::{self, Punch};
+use super::change::Change;
+use super::members::NewMember;
+use super::room::{room, with_slack};
+use crate::cancel::Cancel;
+use crate::check::ALONE;
+use crate::dedup::sequence::{Sequence, Spill};
+use crate::error::{ErrorKind, OrInternal, Result};
+use crate::format::snapshot::Snapshot;
+use crate::format::table::L2Entry;
+use crate::storage::{BLOCK, Room, Storage};
+use crate::survey::bits::Bits;
+use crate::survey::{Ground, guests, sound};
+use crate::work::Work;
+
+/// Said where the first step fails.
+const GOING: &str = "; its pool may have been given up to make room; dedup-img dedup makes one";
+/// Said where the second step fails.
+const GIVEN_UP: &str = "; its pool was given up to make room; dedup-img dedup makes one";
+
+/// Does what `change` says, which is no more than a new pool, in two steps where there is no room to do it in one.
+pub(super) fn apply(
+    change: &mut Change,
+    storage: &dyn Storage,
+    punch: Punch,
+    spill: &Spill,
+    work: &Work<'_>,
+) -> Result<()> {
+    match apply::apply(change, storage, punch, work) {
+        Err(e) if matches!(e.kind(), ErrorKind::NoRoom { .. }) && least(change, storage)?.is_some() => {}
+        done => return done.map(|_| ()),
+    }
+    let bits = change.ground.inspection.header.cluster_bits;
+    let members: Vec<u64> =
+        change.members_after.iter().map(|unit| change.ground.units.entry(unit).encode(bits)).collect();
+    change.drops_pool = true;
+    change.joining = Sequence::new(spill);
+    change.members_after = Bits::new(change.ground.units.limit());
+    apply::apply(change, storage, Punch::All, work).map_err(|e| match e.kind() {
+        // Nothing was written.
+        ErrorKind::NoRoom { .. } | ErrorKind::Cancelled => e,
+        _ => e.ending(GOING),
+    })?;
+    // A request to stop does not reach this far: nobody asked for an image without a pool.
+    let never = Cancel::default();
+    pool(&members, storage, spill, &work.with_cancel(&never)).map_err(|e| e.ending(GIVEN_UP))
+}
+
+/// The least room that a new pool needs, where it may take two steps; `None` where it may not.
+pub(super) fn least(change: &Change, storage: &dyn Storage) -> Result<Option<u64>> {
+    let ground = &change.ground;
+    let copies = matches!(room(storage)?, Room::FileSystem { copies: true, .. });
+    let Some(index) = ground.pool_index.filter(|_| !change.drops_pool && !change.changes_content() && !copies) else {
+        return Ok(None);
+    };
+    let snapshots = &ground.inspection.snapshots;
+    // The last entry of the snapshot table goes by being counted no more.
+    let table: usize = match index + 1 == snapshots.len() {
+        true => 0,
+        false => snapshots.iter().map(|snapshot| Snapshot::encode(snapshot).len()).sum(),
+    };
+    Ok(Some(with_slack((table as u64).next_multiple_of(BLOCK))))
+}
+
+/// Pools what the L2 entries `members` lead to, in an image that has no pool.
+fn pool(members: &[u64], storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> Result<()> {
+    let inspection = sound(storage, ALONE, &work.silent(), |_| {})?;
+    let mut change = Change::none(Ground::new(storage, inspection)?, spill)?;
+    let units = &change.ground.units;
+    let bits = change.ground.inspection.header.cluster_bits;
+    let mut wanted = Bits::new(units.limit());
+    for word in members {
+        let unit = units.of(L2Entry::decode(*word, bits, true));
+        wanted.insert(unit.or_internal("a member of the pool that is in use is gone")?);
+    }
+    let mut joining = Sequence::new(spill);
+    let mut after = Bits::new(units.limit());
+    guests(&change.ground, storage, wanted, spill, work, |unit, guests| {
+        after.insert(unit);
+        joining.push(NewMember { unit, guest: *guests.start() }.encode())
+    })?;
+    (change.joining, change.members_after) = (joining, after);
+    apply::apply(&mut change, storage, Punch::All, work).map(|_| ())
+}
