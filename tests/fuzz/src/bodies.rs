@@ -98,10 +98,15 @@ pub fn repair(input: &[u8]) {
             assert!(subject.bytes() == before, "refused, and yet written to: {}", told(&repaired));
             assert!(!error.to_string().is_empty(), "{}", told(&repaired));
         }
+        Ok(done) if done.refused.is_some() => {
+            assert!(subject.bytes() == before, "refused, and yet written to: {}", told(&repaired));
+        }
         Ok(done) => {
             assert_eq!(checked(&subject.path, false).ok(), Some(done.report), "{}", told(&repaired));
             if what == Repair::All {
-                assert_eq!(done.report.corruptions + done.report.leaks, 0, "{}", told(&repaired));
+                // Where two parts claim a cluster nothing is freed.
+                let leaks = if done.report.findings_beyond > 0 { 0 } else { done.report.leaks };
+                assert_eq!(done.report.corruptions + leaks, 0, "{}", told(&repaired));
             }
             // What the directory of a pool shared with the refcounts belongs to it alone once they have moved.
             let mut stale = done.report.benign > 0;
