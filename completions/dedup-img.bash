@@ -85,7 +85,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__check)
-            opts="-f -U -r -p -q -T -h --format --force-share --data --repair --threads --progress --quiet --output --cache --help"
+            opts="-f -U -r -p -q -T -h --format --force-share --data --repair --threads --locking --progress --quiet --output --cache --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -112,6 +112,10 @@ _dedup__img() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
                     fi
+                    return 0
+                    ;;
+                --locking)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
                     return 0
                     ;;
                 --output)
@@ -148,7 +152,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__convert)
-            opts="-f -l -U -O -o -B -F -c -n -p -q -T -t -S -r -m -W -h --source-format --source-snapshot --all-snapshots --force-share --no-backing --backing-dir --target-format --target-options --backing --backing-format --compress --compression-level --pin --no-create --plain --memory --threads --progress --quiet --output --source-cache --salvage --target-cache --sparse-size --rate --parallel --oob-writes --target-is-zero --help"
+            opts="-f -l -U -O -o -B -F -c -n -p -q -T -t -S -r -m -W -h --source-format --source-snapshot --all-snapshots --force-share --no-backing --backing-dir --target-format --target-options --backing --backing-format --compress --compression-level --pin --no-create --plain --memory --threads --locking --progress --quiet --output --source-cache --salvage --target-cache --sparse-size --rate --parallel --oob-writes --target-is-zero --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -268,6 +272,10 @@ _dedup__img() {
                     fi
                     return 0
                     ;;
+                --locking)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
+                    return 0
+                    ;;
                 --output)
                     COMPREPLY=($(compgen -W "human json" -- "${cur}"))
                     return 0
@@ -338,7 +346,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__create)
-            opts="-f -o -b -F -q -h --format --options --backing --backing-format --backing-dir --quiet --help"
+            opts="-f -o -b -F -q -h --format --options --backing --backing-format --backing-dir --locking --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -411,6 +419,10 @@ _dedup__img() {
                     fi
                     return 0
                     ;;
+                --locking)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -419,7 +431,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__dedup)
-            opts="-f -p -q -h --format --dry-run --pin --memory --threads --progress --quiet --output --help"
+            opts="-f -p -q -h --format --dry-run --pin --memory --threads --locking --progress --quiet --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -451,6 +463,10 @@ _dedup__img() {
                     fi
                     return 0
                     ;;
+                --locking)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
+                    return 0
+                    ;;
                 --output)
                     COMPREPLY=($(compgen -W "human json" -- "${cur}"))
                     return 0
@@ -463,7 +479,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__gc)
-            opts="-f -p -q -h --format --dry-run --compact --drop-pool --memory --threads --progress --quiet --output --help"
+            opts="-f -p -q -h --format --dry-run --compact --drop-pool --memory --threads --locking --progress --quiet --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -489,6 +505,10 @@ _dedup__img() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
                     fi
+                    return 0
+                    ;;
+                --locking)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
                     return 0
                     ;;
                 --output)
@@ -629,7 +649,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__stats)
-            opts="-f -U -p -q -h --format --force-share --no-backing --backing-dir --quick --cluster-size --top --no-curve --max-duplicate --min-saved --memory --threads --progress --quiet --output --help"
+            opts="-f -U -p -q -h --format --force-share --no-backing --backing-dir --quick --cluster-size --top --no-curve --max-duplicate --min-saved --memory --threads --locking --progress --quiet --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -690,6 +710,10 @@ _dedup__img() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
                     fi
+                    return 0
+                    ;;
+                --locking)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
                     return 0
                     ;;
                 --output)

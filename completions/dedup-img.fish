@@ -40,6 +40,9 @@ complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s b -l back
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s F -l backing-format -d 'Format of the backing file' -r -f -a "raw\t''
 qcow2\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -l backing-dir -d 'Follow \'..\' and links in names, inside DIR' -r -f -a "(__fish_complete_directories)"
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -l locking -d 'Lock images; off: at your risk' -r -f -a "auto\t''
+on\t''
+off\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s q -l quiet -d 'Print nothing but errors'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand create" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -s f -l source-format -d 'Format [default: found by the content]' -r -f -a "raw\t''
@@ -57,6 +60,9 @@ complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l pin -d '
 all\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l memory -d 'Memory for tables' -r -f
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l threads -d 'Worker threads [default: one for each processor]' -r -f
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l locking -d 'Lock images; off: at your risk' -r -f -a "auto\t''
+on\t''
+off\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l output -d 'How to print the result' -r -f -a "human\t''
 json\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -s T -l source-cache -d 'Cache mode; none: not in the page cache' -r -f -a "writeback\t''
@@ -91,6 +97,9 @@ complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l pin -d 'Wh
 all\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l memory -d 'Memory for tables' -r -f
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l threads -d 'Worker threads [default: one for each processor]' -r -f
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l locking -d 'Lock images; off: at your risk' -r -f -a "auto\t''
+on\t''
+off\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l output -d 'How to print the result' -r -f -a "human\t''
 json\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l dry-run -d 'Say what would be done, and write nothing'
@@ -100,6 +109,9 @@ complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -s h -l help 
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand gc" -s f -l format -d 'Format [default: found by the content]' -r -f -a "qcow2\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand gc" -l memory -d 'Memory for tables' -r -f
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand gc" -l threads -d 'Worker threads [default: one for each processor]' -r -f
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand gc" -l locking -d 'Lock images; off: at your risk' -r -f -a "auto\t''
+on\t''
+off\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand gc" -l output -d 'How to print the result' -r -f -a "human\t''
 json\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand gc" -l dry-run -d 'Say what would be done, and write nothing'
@@ -112,6 +124,9 @@ complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -s f -l forma
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -s r -l repair -d 'Repair leaks, or all that can be repaired' -r -f -a "leaks\t''
 all\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -l threads -d 'Worker threads [default: one for each processor]' -r -f
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -l locking -d 'Lock images; off: at your risk' -r -f -a "auto\t''
+on\t''
+off\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -l output -d 'How to print the result' -r -f -a "human\t''
 json\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand check" -s T -l cache -d 'Cache mode; none: not in the page cache' -r -f -a "writeback\t''
@@ -134,6 +149,9 @@ complete -c dedup-img -n "__fish_dedup_img_using_subcommand stats" -l max-duplic
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand stats" -l min-saved -d 'Fail if sharing saves less than this' -r -f
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand stats" -l memory -d 'Memory for tables' -r -f
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand stats" -l threads -d 'Worker threads [default: one for each processor]' -r -f
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand stats" -l locking -d 'Lock images; off: at your risk' -r -f -a "auto\t''
+on\t''
+off\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand stats" -l output -d 'How to print the result' -r -f -a "human\t''
 json\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand stats" -s U -l force-share -d 'Read though another program may write'

@@ -1,5 +1,8 @@
 //! Block devices as source and as target, by loop devices: written where they are, and refused before anything is lost.
 
+mod blocks;
+mod stacked;
+
 use super::running::Running;
 use crate::args;
 use crate::support::corpus::{K, M, content, plain, write_sparse};

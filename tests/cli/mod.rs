@@ -23,6 +23,7 @@ mod matrix;
 mod memory;
 mod program;
 mod readme;
+mod refusals;
 mod room;
 mod running;
 mod signals;

@@ -7,6 +7,8 @@ use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 /// A loop device, gone with the test.
 pub(crate) struct Loop(PathBuf);
@@ -30,6 +32,34 @@ impl Loop {
         Self::made(args!["-r", "-f", "--show", file])
     }
 
+    /// A device over the bytes of `file` from `offset` on, `length` of them or all that follow.
+    #[track_caller]
+    pub(crate) fn of_range(file: &Path, offset: u64, length: Option<u64>) -> Self {
+        let length = length.map_or("0".to_owned(), |length| length.to_string());
+        Self::made(args!["-o", offset.to_string(), "--sizelimit", length, "-f", "--show", file])
+    }
+
+    /// Partition `number` from `start` on, both in bytes.
+    #[track_caller]
+    pub(crate) fn partition(&self, number: u32, start: u64, length: u64) -> Partition<'_> {
+        let sectors = [start, length].map(|bytes| (bytes / 512).to_string());
+        qemu::run("addpart", args![&self.0, number.to_string(), sectors[0], sectors[1]]).ok();
+        let node = PathBuf::from(format!("{}p{number}", self.0.display()));
+        let made = Partition { disk: self, number, node };
+        // Who makes the nodes may take a moment; in a container nobody does.
+        for _ in 0..100 {
+            if made.exists() {
+                return made;
+            }
+            sleep(Duration::from_millis(10));
+        }
+        let told = format!("/sys/class/block/{}/dev", made.node.file_name().unwrap().display());
+        let told = fs::read_to_string(told).unwrap();
+        let (major, minor) = told.trim().split_once(':').unwrap();
+        qemu::run("mknod", args![&made.node, "b", major, minor]).ok();
+        made
+    }
+
     #[track_caller]
     fn made<const N: usize>(words: [OsString; N]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test makes a loop device and needs root, as tests/run has");
@@ -42,6 +72,28 @@ impl Loop {
     pub(crate) fn used(file: &Path, length: u64) -> Self {
         fs::write(file, vec![0xff; usize::try_from(length).unwrap()]).unwrap();
         Self::over(file)
+    }
+}
+
+/// A partition of a loop device.
+pub(crate) struct Partition<'a> {
+    disk: &'a Loop,
+    number: u32,
+    node: PathBuf,
+}
+
+impl Deref for Partition<'_> {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.node
+    }
+}
+
+impl Drop for Partition<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("delpart").arg(&self.disk.0).arg(self.number.to_string()).status();
+        let _ = fs::remove_file(&self.node);
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod qemu;
 mod ran;
 mod random;
 pub(crate) mod reader;
+pub(crate) mod refuse;
 pub(crate) mod root_disk;
 pub(crate) mod subjects;
 mod verify;

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use dedup_img::disk::BackingRule;
 use dedup_img::pool::Pin;
+use dedup_img::storage::Locking;
 
 use crate::qemu_options::{QemuArgs, QemuCheckArgs, QemuCreateArgs};
 use crate::size::{number, parse_percent, parse_size};
@@ -40,6 +41,21 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
 }
 
+/// What all commands have in common that open images.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct LockingArgs {
+    /// Lock images; off: at your risk
+    #[arg(
+        long,
+        value_name = "auto|on|off",
+        default_value = "auto",
+        help_heading = "Work",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) locking: LockingArg,
+}
+
 /// Create a new, empty image that is ready for deduplication.
 #[derive(Debug, Args)]
 #[command(
@@ -70,6 +86,8 @@ pub(crate) struct CreateArgs {
     /// Follow '..' and links in names, inside DIR
     #[arg(long, value_name = "DIR", help_heading = "Image", hide_short_help = true)]
     pub(crate) backing_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) locking: LockingArgs,
     /// Print nothing but errors
     #[arg(short, long, help_heading = "Output")]
     pub(crate) quiet: bool,
@@ -221,6 +239,8 @@ pub(crate) struct RunArgs {
         hide_short_help = true
     )]
     pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) locking: LockingArgs,
 
     /// Show progress
     #[arg(short, long, help_heading = "Output")]
@@ -454,6 +474,24 @@ pub(crate) enum PinArg {
 pub(crate) enum OutputArg {
     Human,
     Json,
+}
+
+/// The values of `locking` of a file in QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LockingArg {
+    Auto,
+    On,
+    Off,
+}
+
+impl From<LockingArg> for Locking {
+    fn from(arg: LockingArg) -> Self {
+        match arg {
+            LockingArg::Auto => Self::Auto,
+            LockingArg::On => Self::On,
+            LockingArg::Off => Self::Off,
+        }
+    }
 }
 
 /// The shells that there are completions for.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use dedup_img::cancel::Cancel;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
+use signal_hook::consts::{SIGABRT, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::low_level::{emulate_default_handler, signal_name};
 
@@ -56,6 +56,15 @@ pub(crate) fn asked() -> bool {
 /// The name of the signal that asked to stop, if one did.
 pub(crate) fn name() -> Option<&'static str> {
     received().map(|signal| signal_name(signal).unwrap_or("a signal"))
+}
+
+/// Makes a small allocation that fails, which aborts after a line that says so, end the program with exit code 1: to a script this
+/// is a failure as others, and no crash. (Large ones are errors of the library.)
+pub(crate) fn end_without_memory() {
+    if !Ignored::by_caller().has(SIGABRT) {
+        // Where a handler cannot be set it ends by the signal.
+        let _ = flag::register_conditional_shutdown(SIGABRT, 1, Arc::new(AtomicBool::new(true)));
+    }
 }
 
 /// Ends the program by the signal that was received, if any. So a shell's loop ends too, as one asks with Ctrl-C.

@@ -16,6 +16,7 @@ mod size;
 mod view;
 
 use cli::Command;
+use dedup_img::storage::Locking;
 use exit::Exit;
 
 fn main() -> std::process::ExitCode {
@@ -24,6 +25,8 @@ fn main() -> std::process::ExitCode {
         Ok(cli) => cli,
         Err(error) => return view::usage(&error).into(),
     };
+    interrupt::end_without_memory();
+    locking(&cli.command).decide();
     let result = match cli.command {
         Command::Create(args) => command::create::run(args).map(|()| Exit::Done),
         Command::Convert(args) => command::convert::run(&args).map(|()| Exit::Done),
@@ -44,4 +47,18 @@ fn main() -> std::process::ExitCode {
             exit.into()
         }
     }
+}
+
+/// Whether the images that `command` opens are locked.
+fn locking(command: &Command) -> Locking {
+    let args = match command {
+        Command::Create(args) => args.locking,
+        Command::Convert(args) => args.run.locking,
+        Command::Dedup(args) => args.run.locking,
+        Command::Gc(args) => args.run.locking,
+        Command::Check(args) => args.run.locking,
+        Command::Stats(args) => args.run.locking,
+        Command::Completions(_) => return Locking::default(),
+    };
+    args.locking.into()
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{autoclear, extension};
 use crate::format::{u16_at, u32_at, u64_at};
 use crate::name::shown;
+use crate::storage::buffer::zeroed;
 use crate::storage::read_padded;
 use crate::units::to_usize;
 
@@ -72,7 +73,7 @@ impl Checker<'_> {
             return refuse("Requested bitmap directory size is zero");
         }
         self.claim(offset, size, Use::BitmapDirectory, None);
-        let mut directory = vec![0; to_usize(size.min(self.file_len))];
+        let mut directory = zeroed(to_usize(size.min(self.file_len)))?;
         read_padded(self.storage, &mut directory, offset)
             .map_err(|e| Error::io("Could not read the bitmap directory", e))?;
         let bitmaps = match self.directory(&directory, count) {
@@ -143,7 +144,7 @@ impl Checker<'_> {
 
     fn bitmap_data(&mut self, bitmap: &Bitmap) -> Result<()> {
         let bytes = (bitmap.entries * 8).min(self.file_len);
-        let mut table = vec![0; to_usize(bytes)];
+        let mut table = zeroed(to_usize(bytes))?;
         read_padded(self.storage, &mut table, bitmap.table)
             .map_err(|e| Error::io(format_args!("Could not read the table of bitmap '{}'", bitmap.name), e))?;
         for word in table.as_chunks().0 {

@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::error::Result;
+use crate::storage::buffer::zeroed;
 use crate::units::{ClusterBits, to_usize};
 
 /// The largest count that lies in the small table; larger ones are rare.
@@ -56,10 +58,12 @@ fn byte(word: u64, shift: u64) -> u8 {
 
 impl Tally {
     /// Zeros for the numbers below `limit`, which count up to `max`.
-    pub(crate) fn new(limit: u64, max: u64) -> Self {
-        let mut tally = Self { max, limit: 0, small: Vec::new(), large: Mutex::default() };
-        tally.grow(limit);
-        tally
+    ///
+    /// # Errors
+    /// Fails where there is no memory for them.
+    pub(crate) fn new(limit: u64, max: u64) -> Result<Self> {
+        let small = zeroed(to_usize(limit.div_ceil(PER_WORD)))?;
+        Ok(Self { max, limit, small, large: Mutex::default() })
     }
 
     fn grow(&mut self, limit: u64) {
@@ -159,12 +163,14 @@ pub(crate) enum Refused {
 
 impl Counts {
     /// No references in a file of `file_len` bytes.
-    #[must_use]
-    pub(crate) fn new(bits: ClusterBits, file_len: u64, max: u64) -> Self {
+    ///
+    /// # Errors
+    /// Fails where there is no memory for them.
+    pub(crate) fn new(bits: ClusterBits, file_len: u64, max: u64) -> Result<Self> {
         // A reference may end within the cluster that follows a file that ends in mid-cluster.
         let clusters = bits.clusters(file_len) + 1;
-        let set = || (0..words_for(clusters)).map(|_| AtomicU64::new(0)).collect();
-        Self { bits, file_len, tally: Tally::new(clusters, max), data: set(), packed: set() }
+        let set = || zeroed(words_for(clusters));
+        Ok(Self { bits, file_len, tally: Tally::new(clusters, max)?, data: set()?, packed: set()? })
     }
 
     /// Makes room for counts of a file that has grown to `file_len` bytes.
@@ -180,7 +186,7 @@ impl Counts {
     ///
     /// # Errors
     /// Says why not, with QEMU's limits: a reference may reach less than a cluster past the end of the file.
-    pub(crate) fn add(&self, offset: u64, size: u64, times: u64, data: bool) -> Result<(), Refused> {
+    pub(crate) fn add(&self, offset: u64, size: u64, times: u64, data: bool) -> std::result::Result<(), Refused> {
         if size == 0 {
             return Ok(());
         }
@@ -275,7 +281,7 @@ mod tests {
 
     #[test]
     fn large_counts_are_exact_and_stop_at_the_width() {
-        let counts = Counts::new(ClusterBits::GRAIN, 10 << 12, 65535);
+        let counts = Counts::new(ClusterBits::GRAIN, 10 << 12, 65535).unwrap();
         for _ in 0..1000 {
             counts.add(4096, 4096, 1, true).unwrap();
         }
@@ -289,8 +295,8 @@ mod tests {
     #[test]
     fn a_run_counts_as_its_clusters_one_by_one() {
         for max in [15, 255, 65535] {
-            let one_by_one = Counts::new(ClusterBits::GRAIN, 200 << 12, max);
-            let by_run = Counts::new(ClusterBits::GRAIN, 200 << 12, max);
+            let one_by_one = Counts::new(ClusterBits::GRAIN, 200 << 12, max).unwrap();
+            let by_run = Counts::new(ClusterBits::GRAIN, 200 << 12, max).unwrap();
             for n in 0..600u64 {
                 let (start, length, times) = (n * 37 % 190, n * 11 % 90 + 1, if n % 50 == 0 { 130 } else { n % 3 + 1 });
                 let (mut lost, mut expected) = (Vec::new(), Vec::new());
@@ -310,11 +316,11 @@ mod tests {
 
     #[test]
     fn a_reference_may_reach_less_than_a_cluster_past_the_end() {
-        let counts = Counts::new(ClusterBits::GRAIN, (10 << 12) + 512, 65535);
+        let counts = Counts::new(ClusterBits::GRAIN, (10 << 12) + 512, 65535).unwrap();
         assert_eq!(counts.add(10 << 12, 4096, 1, false), Ok(()));
         assert_eq!(counts.add(11 << 12, 4096, 1, false), Err(Refused::PastEnd));
         assert_eq!(counts.add(u64::MAX - 5, 4096, 1, false), Err(Refused::PastEnd));
-        let whole = Counts::new(ClusterBits::GRAIN, 10 << 12, 65535);
+        let whole = Counts::new(ClusterBits::GRAIN, 10 << 12, 65535).unwrap();
         assert_eq!(whole.add((9 << 12) + 512, 4096, 1, false), Ok(()));
         assert_eq!((whole.get(9), whole.get(10), whole.clusters()), (1, 1, 11));
     }

@@ -209,7 +209,7 @@ fn inspect_as(
         let message = "the file is too large to be checked (more than 2^31 - 1 clusters); convert it with larger ones";
         return Err(Error::new(ErrorKind::Limit, message));
     }
-    let counts = Counts::new(header.cluster_bits, file_len, header.refcount_bits.max());
+    let counts = Counts::new(header.cluster_bits, file_len, header.refcount_bits.max())?;
     let checker = Checker {
         storage,
         work,

@@ -18,6 +18,7 @@ use crate::format::table::{L2Entry, l1_target};
 use crate::format::u64_at;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, RECORD_LENGTH, Record};
 use crate::pool::{self, NAME};
+use crate::storage::buffer::{collected, reserve, zeroed};
 use crate::storage::{Storage, flush, read_padded, write};
 use crate::units::{GuestOffset, HostOffset, to_usize};
 
@@ -63,7 +64,8 @@ pub(super) fn write_directory(new: &NewDirectory, inspection: &Inspection, stora
     let bits = inspection.header.cluster_bits;
     let limit = inspection.header.refcount_bits.sharer_limit().unwrap_or(0);
     let lowest = lowest_guests(new, inspection, storage)?;
-    let mut records = Vec::with_capacity(new.members.len() * RECORD_LENGTH);
+    let mut records = Vec::new();
+    reserve(&mut records, new.members.len() * RECORD_LENGTH)?;
     let mut cluster = vec![0; bits.len()];
     for host in &new.members {
         read_padded(storage, &mut cluster, host.0)
@@ -146,7 +148,7 @@ impl Checker<'_> {
         let split = entries.partition_point(|(slot, _)| *slot < member_slots);
         let (members, directory) = entries.split_at(split);
         let order = self.members(members);
-        let words = members.iter().map(|(_, word)| *word).collect();
+        let words = collected(members.iter().map(|(_, word)| *word))?;
         let mut known = KnownPool { index, members: words, records: None, ascending: order == Order::Ascending };
         match self.directory_records(pool, members, directory, member_slots)? {
             Err(why) => {
@@ -176,7 +178,7 @@ impl Checker<'_> {
     /// members are distinct, and so are the clusters of its directory.
     fn pool_entries(&self, pool: &Snapshot) -> Result<Option<Vec<(u64, u64)>>> {
         let bits = self.header.cluster_bits;
-        let mut l1 = vec![0; to_usize((u64::from(pool.l1_entries) * 8).min(self.file_len))];
+        let mut l1 = zeroed(to_usize((u64::from(pool.l1_entries) * 8).min(self.file_len)))?;
         let read = |buffer: &mut Vec<u8>, offset: u64| {
             read_padded(self.storage, buffer, offset).map_err(|e| Error::io("Could not read the pool's tables", e))
         };
@@ -190,6 +192,7 @@ impl Checker<'_> {
             read(&mut table, target.0)?;
             let words = table.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word));
             let slots = (index * bits.entries()..).zip(words);
+            reserve(&mut entries, bits.len() / 8)?;
             entries.extend(slots.filter(|(_, word)| *word != 0));
             if entries.len() as u64 > most {
                 return Ok(None);
@@ -238,6 +241,7 @@ impl Checker<'_> {
             return Ok(Err("it does not fit the members"));
         }
         let mut bytes = Vec::new();
+        reserve(&mut bytes, directory.len() * bits.len())?;
         for ((slot, word), expected) in directory.iter().zip(0u64..) {
             let L2Entry::Data { host, .. } = L2Entry::decode(*word, bits, true) else {
                 return Ok(Err("an entry leads to no cluster"));
@@ -260,7 +264,7 @@ impl Checker<'_> {
         if header.records_sha256 != Sha::from(Sha256::digest(records)) {
             return Ok(Err("its records are damaged"));
         }
-        Ok(Ok((header, records.as_chunks::<RECORD_LENGTH>().0.iter().map(Record::decode).collect())))
+        Ok(Ok((header, collected(records.as_chunks::<RECORD_LENGTH>().0.iter().map(Record::decode))?)))
     }
 
     /// What a new directory is made of, if the members are in order and it fits into the clusters of the old one.

@@ -9,6 +9,7 @@ use super::counts::{SIDE_BY_SIDE, by_word};
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
 use crate::image::refcounts::{Block, Refcounts};
+use crate::storage::buffer::zeroed;
 use crate::units::to_usize;
 
 /// What is known of a stored refcount.
@@ -54,7 +55,7 @@ impl States {
         let blocks = clusters.div_ceil(per_block);
         // A block counts 64 clusters at the least.
         let words_in = |clusters: u64| to_usize(clusters / PER_WORD);
-        let mut words = vec![0; words_in(blocks.saturating_mul(per_block))];
+        let mut words = zeroed(words_in(blocks.saturating_mul(per_block)))?;
         let ones = refcounts.width().ones(PER_WORD);
         words.par_chunks_mut(words_in(per_block)).enumerate().try_for_each_init(
             Vec::new,

@@ -11,6 +11,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_reserved, l1_target};
 use crate::name::shown;
 use crate::pool;
+use crate::storage::buffer::{collected, push, zeroed};
 use crate::storage::read_padded;
 use crate::units::{GuestOffset, HostOffset, to_usize};
 
@@ -74,10 +75,10 @@ impl Checker<'_> {
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
         self.claim(offset.0, bytes, Use::L1(name.clone()), None);
-        let mut table = vec![0; to_usize(bytes)];
+        let mut table = zeroed(to_usize(bytes))?;
         read_padded(self.storage, &mut table, offset.0)
             .map_err(|e| Error::io(format_args!("Could not read the L1 table at {offset:#x}"), e))?;
-        let words: Vec<u64> = table.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+        let words = collected(table.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)))?;
         let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
         for (&entry, index) in words.iter().zip(0u32..).filter(|(entry, _)| **entry != 0) {
             let guest = GuestOffset(span.saturating_mul(u64::from(index)));
@@ -90,7 +91,7 @@ impl Checker<'_> {
                 self.say(Severity::Corruption, Kind::L2Unaligned(at(), target));
             }
             self.claim(target.0, self.header.cluster_bits.bytes(), Use::L2(name.clone()), Some(guest));
-            tables.references.push(L2Reference { table: target, layer, index });
+            push(&mut tables.references, L2Reference { table: target, layer, index })?;
         }
         Ok(words)
     }

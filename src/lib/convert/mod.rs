@@ -61,6 +61,7 @@ use crate::pool::Pin;
 use crate::storage::Storage;
 use crate::storage::open::FileId;
 use crate::storage::rate::Paced;
+use crate::storage::stack::Bytes;
 use crate::storage::target::{Nowhere, Target};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
@@ -489,11 +490,10 @@ fn layers<'a>(disk: &'a Disk, plan: &'a Plan, bits: ClusterBits) -> Result<Optio
     }
 }
 
-/// Fails where `target` is one of the files that `disk` is read from.
+/// Fails where `target` is one of the files that `disk` is read from, or has their bytes under another name.
 fn refuse_own_source(disk: &Disk, target: &Path) -> Result<()> {
     let Ok(metadata) = std::fs::metadata(target) else { return Ok(()) };
-    let target_id = FileId::of(&metadata);
-    match disk.find(target_id).or_else(|| disk.find(target_id.behind_loop()?)) {
+    match disk.find(&Bytes::of(FileId::of(&metadata))) {
         None => Ok(()),
         Some(source) => Err(Error::invalid(format!(
             "'{}' is a source of this conversion ('{}'); name another target",

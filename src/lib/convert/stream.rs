@@ -26,6 +26,7 @@ use crate::error::{Error, OrInternal, Result};
 use crate::image::layout::{Layout, Parts};
 use crate::image::writer::{NewImage, Traits};
 use crate::pool::Pin;
+use crate::storage::buffer::no_memory;
 use crate::storage::buffer::{Buffer, BufferPool};
 use crate::storage::{Storage, write};
 use crate::units::{ClusterBits, HostOffset, halves, to_usize};
@@ -99,7 +100,7 @@ pub(super) fn stream(
         work.cancel.check()?;
         for chunk in &mut batch {
             bytes_read += chunk.bytes_read;
-            if !index.look_up(chunk) {
+            if !index.look_up(chunk)? {
                 return Ok(None);
             }
             for (&(_, cluster), found) in chunk.clusters.iter().zip(&chunk.found) {
@@ -207,18 +208,22 @@ impl Index {
     /// Looks up the clusters of the next chunk. Past the sharer limit a second first one begins, as in [`group`].
     ///
     /// [`group`]: crate::dedup::group::group
-    fn look_up(&mut self, chunk: &mut Chunk<'_>) -> bool {
+    fn look_up(&mut self, chunk: &mut Chunk<'_>) -> Result<bool> {
         chunk.first = self.stored;
         if self.sharing == Sharing::Plain {
             chunk.found.resize(chunk.clusters.len(), Found::New);
             self.stored += chunk.found.len() as u64;
-            return true;
+            return Ok(true);
         }
         for &(fingerprint, cluster) in &chunk.clusters {
+            if self.contents.len() == self.contents.capacity() {
+                let room = self.contents.try_reserve(1);
+                room.map_err(|_| no_memory::<(u64, u64)>(self.contents.len() * 2))?;
+            }
             let known = self.contents.entry(fingerprint).or_insert(0);
             let (keeper, sharers) = (*known >> SHARER_BITS, *known & MAX_SHARERS);
             if sharers == MAX_SHARERS {
-                return false;
+                return Ok(false);
             }
             if sharers == 0 || sharers >= self.limit {
                 *known = cluster << SHARER_BITS | 1;
@@ -229,7 +234,7 @@ impl Index {
                 chunk.found.push(Found::Duplicate { keeper, first: sharers == 1 });
             }
         }
-        true
+        Ok(true)
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use super::sequence::Spill;
 use crate::error::{OrInternal, Result};
+use crate::storage::buffer::zeroed;
 use crate::units::to_usize;
 
 /// A fixed count of numbers, each of which is set once and read in any order; 0 until then.
@@ -17,7 +18,7 @@ impl Numbers {
     /// `count` zeros, in a temporary file where they would take more than twice the words that stay in memory.
     pub(crate) fn new(count: u64, spill: &Spill) -> Result<Self> {
         match usize::try_from(count).ok().filter(|&count| count / 2 <= spill.words()) {
-            Some(count) => Ok(Self::Memory(vec![0; count])),
+            Some(count) => zeroed(count).map(Self::Memory),
             None => Ok(Self::File(spill.file()?, spill.clone())),
         }
     }

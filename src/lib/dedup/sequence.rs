@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::error::{Error, OrInternal, Result};
 use crate::name::shown;
+use crate::storage::buffer::{push, reserve};
 use crate::storage::target::TEMPORARY;
 use crate::units::to_usize;
 
@@ -151,8 +152,7 @@ impl Sequence {
         if self.0.is_full() {
             self.0.flush()?;
         }
-        self.0.memory.push(word);
-        Ok(())
+        push(&mut self.0.memory, word)
     }
 
     /// Appends many words.
@@ -163,6 +163,7 @@ impl Sequence {
         if self.0.memory.len() + words.len() > self.0.spill.words {
             self.0.flush()?;
         }
+        reserve(&mut self.0.memory, words.len())?;
         self.0.memory.extend_from_slice(words);
         Ok(())
     }
@@ -236,8 +237,7 @@ impl Sorter {
         if self.store.is_full() {
             self.flush()?;
         }
-        self.store.memory.push(word);
-        Ok(())
+        push(&mut self.store.memory, word)
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -274,7 +274,7 @@ impl Sorter {
             let mut merge = Merge::new(sources.collect(), &[]);
             let mut run: Option<Range<u64>> = None;
             while let Some(word) = merge.next() {
-                merged.memory.push(word?);
+                push(&mut merged.memory, word?)?;
                 if merged.is_full() {
                     run = Some(joined(run, merged.flush()?));
                 }
@@ -345,6 +345,10 @@ impl<'a> Run<'a> {
             let words = to_usize(self.rest.end - self.rest.start).min(self.capacity);
             if words == 0 {
                 return None;
+            }
+            let missing = words.saturating_sub(self.buffer.len());
+            if let Err(e) = reserve(&mut self.buffer, missing) {
+                return Some(Err(e));
             }
             self.buffer.resize(words, 0);
             if let Err(e) = self.file.file.read_exact_at(self.buffer.as_mut_bytes(), self.rest.start * WORD) {

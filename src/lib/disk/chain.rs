@@ -12,7 +12,9 @@ use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::CompressionType;
 use crate::image::{Lost, Qcow2};
 use crate::name::shown;
+use crate::storage::mounts::writable_mount;
 use crate::storage::open::FileId;
+use crate::storage::stack::Bytes;
 use crate::storage::{FileStorage, Storage, drop_cache};
 use crate::units::ClusterBits;
 
@@ -97,9 +99,15 @@ impl Chain {
         }
     }
 
-    /// The file of the chain that is the file `id`, if any.
-    pub(super) fn find(&self, id: FileId) -> Option<&Path> {
-        self.layers.iter().find(|layer| layer.id == id).map(|layer| layer.path.as_path())
+    /// The file of the chain that has some of `bytes`, if any.
+    pub(super) fn find(&self, bytes: &Bytes) -> Option<&Path> {
+        self.layers.iter().find(|layer| Bytes::of(layer.id).meet(bytes)).map(|layer| layer.path.as_path())
+    }
+
+    /// The block devices of the chain with a file system that is mounted writable, and where.
+    pub(super) fn mounted(&self) -> impl Iterator<Item = (&Path, PathBuf)> {
+        let devices = self.layers.iter().filter(|layer| matches!(layer.id, FileId::Device(_)));
+        devices.filter_map(|layer| Some((layer.path.as_path(), writable_mount(&Bytes::of(layer.id))?)))
     }
 
     /// The layer of this number, which a segment names.

@@ -3,7 +3,7 @@
 //! Backing files are opened as far as a [`BackingRule`] lets the names in an image lead.
 //!
 //! ```no_run
-//! # use std::path::Path;
+//! # use std::path::{Path, PathBuf};
 //! use dedup_img::disk::{Disk, DiskOptions, Reader};
 //!
 //! let disk = Disk::open(Path::new("overlay.qcow2"), &DiskOptions::default())?;
@@ -26,7 +26,7 @@ mod stamp;
 
 use std::iter;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use backing::BackingRule;
 pub(crate) use backing::refuse_protocol;
@@ -42,7 +42,7 @@ use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::CompressionType;
 use crate::image::Qcow2;
 use crate::storage::Storage;
-use crate::storage::open::FileId;
+use crate::storage::stack::Bytes;
 use crate::units::{ClusterBits, to_usize};
 
 /// A disk open for reading, with all the files that its content comes from, locked.
@@ -159,10 +159,17 @@ impl Disk {
         self.first.chain.format()
     }
 
-    /// The file that is the file `id`, if any.
+    /// The file that has some of `bytes`, if any.
     #[must_use]
-    pub(crate) fn find(&self, id: FileId) -> Option<&Path> {
-        self.parts().find_map(|part| part.chain.find(id))
+    pub(crate) fn find(&self, bytes: &Bytes) -> Option<&Path> {
+        self.parts().find_map(|part| part.chain.find(bytes))
+    }
+
+    /// The block devices among the files that carry a file system which is mounted and can be written meanwhile, and where it is
+    /// mounted.
+    #[must_use]
+    pub fn mounted(&self) -> Vec<(&Path, PathBuf)> {
+        self.parts().flat_map(|part| part.chain.mounted()).collect()
     }
 
     /// The image itself, where it is a single QCOW2.

@@ -187,6 +187,9 @@ fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptio
 pub fn open_image(path: &Path, format: Option<Format>, mode: LockMode) -> Result<(FileStorage, Format)> {
     let open = || {
         let storage = FileStorage::new(open_locked(path, mode)?);
+        if mode == LockMode::Write {
+            storage.ensure_flushes()?;
+        }
         let format = format.map_or_else(|| probe_storage(&storage), Ok)?;
         Ok((storage, format))
     };

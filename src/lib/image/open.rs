@@ -9,6 +9,7 @@ use crate::format::header::{Header, MAX_L1_BYTES, V3_LENGTH};
 use crate::format::snapshot::{FIXED, MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::l1_target;
 use crate::pool;
+use crate::storage::buffer::{collected, zeroed};
 use crate::storage::{Storage, read_exact, read_padded};
 use crate::units::{HostOffset, to_usize};
 
@@ -293,9 +294,9 @@ fn advised(error: Error) -> Error {
 
 /// Reads `count` big-endian words; the caller has bounded `count`.
 fn read_words(storage: &dyn Storage, offset: HostOffset, count: usize, what: &str) -> Result<Vec<u64>> {
-    let mut bytes = vec![0; count * size_of::<u64>()];
+    let mut bytes = zeroed(count * size_of::<u64>())?;
     read_exact(storage, &mut bytes, offset.0, what)?;
-    Ok(bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect())
+    collected(bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)))
 }
 
 /// How bytes of a table are read.
@@ -316,7 +317,7 @@ fn read_snapshots(storage: &dyn Storage, header: &Header, file_len: u64, read: R
     let available = file_len.saturating_sub(header.snapshots_offset.0).min(MAX_TABLE_BYTES);
     let mut length = 4096.min(available);
     loop {
-        let mut bytes = vec![0; to_usize(length)];
+        let mut bytes = zeroed(to_usize(length))?;
         read(storage, &mut bytes, header.snapshots_offset.0, "snapshot table")?;
         match decode_snapshots(&bytes, header.snapshots) {
             Err(_) if length < available => length = (length * 2).min(available),

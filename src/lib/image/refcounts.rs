@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::header::Header;
 use crate::format::refcount::RefcountBits;
+use crate::storage::buffer::zeroed;
 use crate::storage::{Storage, read_padded};
 use crate::units::{ClusterBits, HostOffset, to_usize};
 
@@ -39,7 +40,7 @@ impl<'a> Refcounts<'a> {
     /// # Errors
     /// Those of reading.
     pub(crate) fn load(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
-        let mut bytes = vec![0; header.refcount_table_clusters as usize * header.cluster_bits.len()];
+        let mut bytes = zeroed(header.refcount_table_clusters as usize * header.cluster_bits.len())?;
         read_padded(storage, &mut bytes, header.refcount_table_offset.0)
             .map_err(|e| Error::io("Could not read the refcount table", e))?;
         let table = bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect();

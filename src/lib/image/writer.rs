@@ -18,8 +18,10 @@ use crate::format::table::{L2Entry, is_copied, l1_entry, with_copied};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, Record};
 use crate::storage::Storage;
+use crate::storage::buffer::zeroed;
 use crate::storage::open::FileId;
 use crate::storage::region::RegionWriter;
+use crate::storage::stack::Bytes;
 use crate::units::{GuestCluster, HostCluster, HostOffset, to_usize};
 
 use super::layers::Layers;
@@ -81,7 +83,7 @@ impl Traits {
         let options =
             DiskOptions { format: Some(backing.format), backing: backing.behind.clone(), ..DiskOptions::default() };
         let disk = Disk::open(&path, &options).map_err(|e| e.followed_by("Could not open backing image."))?;
-        let own = std::fs::metadata(target).ok().and_then(|metadata| disk.find(FileId::of(&metadata)));
+        let own = std::fs::metadata(target).ok().and_then(|metadata| disk.find(&Bytes::of(FileId::of(&metadata))));
         match own {
             None => Ok(Some(disk)),
             Some(_) => {
@@ -104,7 +106,7 @@ impl<'a> NewImage<'a> {
         let mut image = Self {
             layout,
             storage,
-            l1: vec![0; layers.as_ref().map_or(layout.l1_entries as usize, Layers::l1_entries)],
+            l1: zeroed(layers.as_ref().map_or(layout.l1_entries as usize, Layers::l1_entries))?,
             l2: region(layout.l2),
             pool_l2: region(layout.pool_l2),
             refcounts: region(layout.refcount_blocks),

@@ -21,6 +21,7 @@ use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incom
 use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::L2Entry;
 use crate::image::refcounts::Refcounts;
+use crate::storage::device::ensure_capacity;
 use crate::storage::latch::Latch;
 use crate::storage::sparse::rewrite;
 use crate::storage::{Storage, flush, write};
@@ -181,7 +182,9 @@ fn prepare(change: &Change, begun: Option<Allocator>, storage: &dyn Storage) -> 
         let count = u32::try_from(table.len()).ok().or_internal("more snapshots than fit into a table")?;
         snapshots = Some((place, bytes, count));
     }
-    Ok(Prepared { growth: free.finish(&refcounts)?, pool, snapshots })
+    let growth = free.finish(&refcounts)?;
+    ensure_capacity(storage, growth.file_len)?;
+    Ok(Prepared { growth, pool, snapshots })
 }
 
 /// The snapshots, with a new pool in the place of the old one or behind the others, or without the old one.

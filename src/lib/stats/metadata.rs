@@ -86,7 +86,7 @@ fn disk_clusters(ground: &Ground, storage: &dyn Storage) -> Result<(DiskClusters
     let Ground { inspection, units, .. } = ground;
     let header = &inspection.header;
     let total = header.cluster_bits.clusters(header.size);
-    let users = Tally::new(units.limit(), u64::MAX);
+    let users = Tally::new(units.limit(), u64::MAX)?;
     let mut disk = DiskClusters {
         cluster_size_bytes: header.cluster_bits.bytes(),
         total_clusters: total,

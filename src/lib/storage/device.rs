@@ -4,7 +4,7 @@
 //! half of it for all of it: the first sector, which holds the header of an image or the partition table of a disk, is cleared
 //! before anything else is written and gets its content last.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -24,7 +24,7 @@ use crate::units::to_usize;
 
 /// What is written last, in bytes.
 const HEAD: usize = 512;
-/// Devices zero ranges of whole blocks, and this is a multiple of all of theirs.
+/// The finest ranges that a device is asked to zero; one with larger logical blocks is asked for those.
 const BLOCK: u64 = 4096;
 /// Zeros that are written in one go where a device cannot zero.
 const ZEROS: usize = 1 << 20;
@@ -36,6 +36,8 @@ pub(crate) struct Device {
     path: PathBuf,
     /// Bytes of the device.
     size: u64,
+    /// It zeroes ranges of whole blocks of so many bytes.
+    block: u64,
     /// Bytes of its content.
     length: AtomicU64,
     /// What the first sector will hold.
@@ -60,19 +62,16 @@ impl Device {
             if !metadata.file_type().is_block_device() {
                 return Err(Error::unsupported("it is no block device any more; try again"));
             }
-            // Linux may open it all the same, and refuses the first write.
-            let read_only = format!("/sys/dev/block/{}:{}/ro", major(metadata.rdev()), minor(metadata.rdev()));
-            if std::fs::read_to_string(read_only).is_ok_and(|text| text.trim_end() == "1") {
-                return Err(Error::unsupported("the device is read-only"));
-            }
+            refuse_read_only(&metadata)?;
             lock(&file, path, LockMode::Write)?;
             let file = FileStorage::new(file);
             let size = file.len().at("Could not get its size")?;
             Ok((file, size))
         };
         let (file, size) = open().map_err(|e: Error| e.opening(path))?;
+        let block = logical_block(file.file()).max(BLOCK);
         let (length, head) = (AtomicU64::new(0), Mutex::new(Box::new([0; HEAD])));
-        Ok(Self { file, path: path.to_owned(), size, length, head })
+        Ok(Self { file, path: path.to_owned(), size, block, length, head })
     }
 
     /// Fails where a content of `length` bytes has no room.
@@ -80,13 +79,7 @@ impl Device {
     /// # Errors
     /// As said, with both sizes.
     pub(crate) fn ensure_room(&self, length: u64) -> Result<()> {
-        if length <= self.size {
-            return Ok(());
-        }
-        let (path, size) = (shown(&self.path), self.size);
-        let message =
-            format!("'{path}' is too small: it has {size} bytes, and {length} are needed; nothing was written");
-        Err(Error::new(ErrorKind::Limit, message))
+        ensure_room(self.size, length).map_err(|e| e.prefixed(&format!("'{}'", shown(&self.path))))
     }
 
     /// Clears the first sector: from here until [`Device::commit`] the device holds nothing that anybody takes for a disk.
@@ -94,7 +87,9 @@ impl Device {
     /// # Errors
     /// The operating system's.
     pub(crate) fn begin(&self) -> Result<()> {
-        self.file.write_at(&[0; HEAD], 0).and_then(|()| self.file.sync()).map_err(|e| self.writing(e))
+        // What an earlier writer has lost on its way to the device the kernel tells the next one who asks: before anything is changed.
+        let told = self.file.sync().and_then(|()| self.file.write_at(&[0; HEAD], 0)).and_then(|()| self.file.sync());
+        told.map_err(|e| self.writing(e))
     }
 
     /// Writes the first sector, and returns the bytes of the content. With `durable` all of it is on the device before and after.
@@ -170,6 +165,40 @@ impl Device {
     }
 }
 
+/// The size of a device's logical blocks: what it zeroes or discards begins and ends at a multiple. 512 where it does not say.
+pub(crate) fn logical_block(device: &File) -> u64 {
+    rustix::fs::ioctl_blksszget(device).ok().filter(|block| block.is_power_of_two()).map_or(512, u64::from)
+}
+
+/// Fails where the device behind `metadata` cannot be written. Linux may open it for writing all the same, and refuses the first write.
+pub(crate) fn refuse_read_only(metadata: &Metadata) -> Result<()> {
+    let is_device = metadata.file_type().is_block_device();
+    let read_only = format!("/sys/dev/block/{}:{}/ro", major(metadata.rdev()), minor(metadata.rdev()));
+    if is_device && std::fs::read_to_string(read_only).is_ok_and(|text| text.trim_end() == "1") {
+        return Err(Error::unsupported("the device is read-only"));
+    }
+    Ok(())
+}
+
+/// Fails where what is to be `length` bytes long does not fit into a device of `size` bytes.
+fn ensure_room(size: u64, length: u64) -> Result<()> {
+    if length <= size {
+        return Ok(());
+    }
+    let message = format!(
+        "no room on the device, which is too small: it has {size} bytes, and {length} are needed; nothing was written"
+    );
+    Err(Error::new(ErrorKind::Limit, message))
+}
+
+/// Fails where `storage` can never become `length` bytes long; to be asked before anything is written.
+pub(crate) fn ensure_capacity(storage: &dyn Storage, length: u64) -> Result<()> {
+    match storage.capacity().at("Could not get its size")? {
+        Some(size) => ensure_room(size, length),
+        None => Ok(()),
+    }
+}
+
 impl Storage for Device {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let read = self.file.read_at(buf, offset)?;
@@ -210,13 +239,17 @@ impl Storage for Device {
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
         let len = to_usize(range.end.saturating_sub(range.start));
         let start = range.start + self.with_head(range.start, len, |head| head.fill(0)) as u64;
-        let blocks = start.next_multiple_of(BLOCK)..range.end & !(BLOCK - 1);
+        let blocks = start.next_multiple_of(self.block)..range.end - range.end % self.block;
         if blocks.is_empty() {
             return self.write_zeros(start..range.end).map(|()| true);
         }
         self.write_zeros(start..blocks.start)?;
         self.write_zeros(blocks.end..range.end)?;
         self.zero_blocks(blocks).map(|()| true)
+    }
+
+    fn capacity(&self) -> io::Result<Option<u64>> {
+        Ok(Some(self.size))
     }
 
     fn allocated(&self) -> io::Result<u64> {

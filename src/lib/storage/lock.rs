@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -19,6 +20,32 @@ const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 const USE: i64 = 100;
 const NOT_SHARED: i64 = 200;
+
+/// Whether images are locked, as QEMU's `locking` of a file has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Locking {
+    /// They are, where the kernel has such locks; a file system that refuses them is an error.
+    #[default]
+    Auto,
+    /// They are, and a kernel without such locks is an error too.
+    On,
+    /// They are not: nothing keeps two programs from writing the same image, which destroys it.
+    Off,
+}
+
+static LOCKING: OnceLock<Locking> = OnceLock::new();
+
+impl Locking {
+    /// Decides for this process, before it opens its first image; the first decision stands. Whether files can be locked depends on
+    /// the machine and its file systems, and half of what an operation opens being locked would help nobody.
+    pub fn decide(self) {
+        let _ = LOCKING.set(self);
+    }
+
+    fn decided() -> Self {
+        LOCKING.get().copied().unwrap_or_default()
+    }
+}
 
 /// How an image is used, and what is tolerated beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,23 +99,34 @@ impl LockMode {
 /// [`ErrorKind::Locked`] in QEMU's words where another program's use contradicts `mode`. On a kernel without
 /// OFD locks QEMU does not lock (`locking=auto`), and neither does this; where the file system refuses them, both fail.
 pub(crate) fn lock(file: &File, path: &Path, mode: LockMode) -> Result<()> {
+    let locking = Locking::decided();
+    if locking == Locking::Off {
+        return Ok(());
+    }
     for &byte in mode.held() {
         match fcntl(file, FcntlArg::F_OFD_SETLK(&range(byte, F_RDLCK))) {
             Ok(_) => {}
             Err(Errno::EACCES | Errno::EAGAIN) => return Err(locked(path, &format!("Failed to lock byte {byte}"))),
-            Err(Errno::EINVAL | Errno::ENOSYS) => return Ok(()),
-            Err(e) => return Err(Error::io(format_args!("Failed to lock byte {byte}"), e.into())),
+            Err(Errno::EINVAL | Errno::ENOSYS) if locking == Locking::Auto => return Ok(()),
+            Err(e) => return Err(no_locks(&format!("Failed to lock byte {byte}"), e)),
         }
     }
     for &(byte, what) in mode.refused() {
         let mut probe = range(byte, F_WRLCK);
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe))
-            .map_err(|e| Error::io(format_args!("Failed to check lock byte {byte}"), e.into()))?;
+            .map_err(|e| no_locks(&format!("Failed to check lock byte {byte}"), e))?;
         if i32::from(probe.l_type) != F_UNLCK {
             return Err(locked(path, &format!("Failed to get {what} lock")));
         }
     }
     Ok(())
+}
+
+/// The system cannot tell who else uses the file.
+fn no_locks(what: &str, reason: Errno) -> Error {
+    Error::io(what, reason.into()).followed_by(
+        "The file system does not lock files. Where no other program and no guest uses the image, --locking=off goes on without.",
+    )
 }
 
 fn locked(path: &Path, message: &str) -> Error {

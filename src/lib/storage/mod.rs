@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice};
@@ -26,14 +26,16 @@ mod in_place_file;
 pub(crate) mod latch;
 pub(crate) mod lock;
 mod lookup;
+pub(crate) mod mounts;
 pub(crate) mod open;
 pub(crate) mod rate;
 pub(crate) mod region;
 mod room;
 pub(crate) mod sparse;
+pub(crate) mod stack;
 pub(crate) mod target;
 
-pub use lock::LockMode;
+pub use lock::{LockMode, Locking};
 pub use room::Room;
 
 /// A file, or something that behaves like one.
@@ -62,12 +64,20 @@ pub trait Storage: Send + Sync {
     /// The operating system's.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Gives the space of `range` back, which then reads as zeros. Returns `false` where the file system cannot do that; then
-    /// nothing has changed.
+    /// Gives the space of `range` back, as far as whole blocks of the file system or device lie in it, which then read as zeros.
+    /// Returns `false` where that cannot be done; then nothing has changed.
     ///
     /// # Errors
     /// The operating system's.
     fn punch(&self, range: Range<u64>) -> io::Result<bool>;
+
+    /// The length that this can never exceed: that of a block device. `None` for what grows as it is written.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn capacity(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
 
     /// The bytes that the file occupies, which are fewer than its length where it has holes.
     ///
@@ -96,9 +106,17 @@ pub trait Storage: Send + Sync {
     }
 }
 
-/// Whether a file system or device that answers so cannot do what it was asked for.
+/// Whether a file system or device that answers so cannot do what it was asked for, or may not, and has changed nothing. They do not
+/// agree on one answer: what is not built in, what a filter of system calls takes away, what an append-only file forbids, and
+/// what a device has other blocks for.
 pub(crate) fn no_such_call(error: Errno) -> bool {
-    matches!(error, Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV)
+    use Errno::{EINVAL, ENODEV, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, ETXTBSY};
+    matches!(error, EOPNOTSUPP | ENOSYS | ENODEV | EINVAL | EPERM | ENOTTY | ETXTBSY)
+}
+
+/// Whether a hole cannot be made because that itself needs room, on file systems that never write in place.
+fn no_room(error: Errno) -> bool {
+    matches!(error, Errno::ENOSPC | Errno::EDQUOT)
 }
 
 /// Has the system begin to read `range` of `file`, all of it at once. Threads that read side by side in one file look to it like
@@ -154,6 +172,8 @@ pub(crate) const BLOCK: u64 = 4096;
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
+    /// The first reason why space could not be given back.
+    kept: OnceLock<Errno>,
     /// A range of data that was found last. File systems look for the next hole extent by extent, which may be at the end of
     /// the file.
     data: Mutex<Range<u64>>,
@@ -161,7 +181,42 @@ pub struct FileStorage {
 
 impl FileStorage {
     pub(crate) fn new(file: File) -> Self {
-        Self { file, data: Mutex::default() }
+        Self { file, kept: OnceLock::new(), data: Mutex::default() }
+    }
+
+    /// Why space that is free in the file was not given back to its file system, in the words of the operating system; `None` where
+    /// all was, or nothing was to be, and for a block device, whose space nobody else can use.
+    #[must_use]
+    pub fn kept_space(&self) -> Option<&'static str> {
+        let is_file = self.file.metadata().is_ok_and(|metadata| metadata.is_file());
+        self.kept.get().filter(|_| is_file).map(|reason| reason.desc())
+    }
+
+    /// Fails where what is written cannot be made durable: the order of writes is what protects an image in place, and there is none
+    /// without flushes. Nothing is written.
+    ///
+    /// # Errors
+    /// As said.
+    pub(crate) fn ensure_flushes(&self) -> Result<()> {
+        self.sync().map_err(|e| match e.raw_os_error().map(Errno::from_raw).is_some_and(no_such_call) {
+            true => Error::io("its file system cannot flush, and an image is changed in place only with flushes", e)
+                .ending("; copy it to another file system"),
+            false => Error::io("Could not flush", e),
+        })
+    }
+
+    /// The blocks in which space can be given back: those of a device are its own, and a file system clears the rest by itself.
+    fn grain(&self) -> u64 {
+        match self.file.metadata() {
+            Ok(metadata) if metadata.file_type().is_block_device() => device::logical_block(&self.file),
+            _ => 1,
+        }
+    }
+
+    /// What may be data where nobody can tell: all from `offset` on.
+    fn all_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.len()?;
+        Ok((offset < len).then_some(offset..len))
     }
 
     /// The file.
@@ -215,21 +270,39 @@ impl Storage for FileStorage {
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
         let mut known = self.data();
         *known = 0..0;
+        let grain = self.grain();
+        let range = range.start.next_multiple_of(grain)..range.end - range.end % grain;
+        if range.is_empty() {
+            return Ok(true);
+        }
         let number = |n: u64| i64::try_from(n).map_err(|_| io::Error::from(Errno::EOVERFLOW));
-        let (start, length) = (number(range.start)?, number(range.end.saturating_sub(range.start))?);
+        let (start, length) = (number(range.start)?, number(range.end - range.start)?);
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         loop {
             match nix::fcntl::fallocate(&self.file, mode, start, length) {
                 Ok(()) => return Ok(true),
                 Err(Errno::EINTR) => {}
-                Err(e) if no_such_call(e) => return Ok(false),
+                Err(e) if no_such_call(e) || no_room(e) => {
+                    let _ = self.kept.set(e);
+                    return Ok(false);
+                }
                 Err(e) => return Err(e.into()),
             }
         }
     }
 
+    fn capacity(&self) -> io::Result<Option<u64>> {
+        let is_device = self.file.metadata()?.file_type().is_block_device();
+        is_device.then(|| self.len()).transpose()
+    }
+
     fn allocated(&self) -> io::Result<u64> {
-        Ok(nix::sys::stat::fstat(self.file.as_fd())?.st_blocks.cast_unsigned() * 512)
+        match nix::sys::stat::fstat(self.file.as_fd()) {
+            Ok(found) => Ok(found.st_blocks.cast_unsigned() * 512),
+            // Where nobody can tell, as for a block device. It is a figure, no more.
+            Err(e) if no_such_call(e) => Ok(0),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -248,17 +321,13 @@ impl Storage for FileStorage {
         let start = match nix::unistd::lseek64(&self.file, at, Whence::SeekData) {
             Ok(start) => start,
             Err(Errno::ENXIO) => return Ok(None),
-            // File systems and devices that do not know: everything may be data.
-            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => {
-                let len = self.len()?;
-                return Ok((offset < len).then_some(offset..len));
-            }
-            Err(e) => return Err(e.into()),
+            // Whatever keeps a file system or device from saying it: everything may be data, and reading will tell.
+            Err(_) => return self.all_from(offset),
         };
         let end = match nix::unistd::lseek64(&self.file, start, Whence::SeekHole) {
             Ok(end) => end.cast_unsigned(),
             Err(Errno::ENXIO) => return Ok(None),
-            Err(e) => return Err(e.into()),
+            Err(_) => return self.all_from(start.cast_unsigned()),
         };
         // Between the two calls data may have become a hole. Nobody must come here again and again for a range of no length.
         let start = start.cast_unsigned();

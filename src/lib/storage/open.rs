@@ -1,14 +1,16 @@
 //! Opening an existing file for an image, locked.
 
 use std::fs::{File, Metadata, OpenOptions};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::{major, minor};
 
+use super::device::refuse_read_only;
 use super::lock::{LockMode, lock};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// Opens the regular file or block device at `path` and locks it as `mode` says.
 ///
@@ -18,15 +20,12 @@ use crate::error::{Error, IoContext, Result};
 pub(crate) fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
     // Opening some devices does something: look first.
     refuse_special(&std::fs::metadata(path).map_err(Error::os)?)?;
-    // O_NONBLOCK: opening a pipe must not wait for its other end. It means nothing for files and block devices.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(mode == LockMode::Write)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)
-        .map_err(Error::os)?;
+    let file = open(path, mode == LockMode::Write)?;
     let metadata = file.metadata().at("fstat")?;
     refuse_special(&metadata)?;
+    if mode == LockMode::Write {
+        refuse_read_only(&metadata)?;
+    }
     lock(&file, path, mode)?;
     // Between opening and locking the name may have been given to another file (a rename over it).
     let named = std::fs::metadata(path).at("stat")?;
@@ -36,8 +35,33 @@ pub(crate) fn open_locked(path: &Path, mode: LockMode) -> Result<File> {
     Ok(file)
 }
 
+/// How long to sleep before a file with a lease is tried again.
+const NAP: Duration = Duration::from_millis(20);
+/// How long a lease is waited for: the kernel breaks one after 45 seconds, where nobody has told it otherwise.
+const LEASE: Duration = Duration::from_secs(120);
+
+/// Opens the file at `path` without ever waiting for the other end of a pipe, and waits for whoever holds a lease on it, as a file
+/// server does for its clients.
+fn open(path: &Path, write: bool) -> Result<File> {
+    let begun = Instant::now();
+    loop {
+        // O_NONBLOCK means nothing for files and block devices but this: a lease is asked back, and not waited for.
+        let mut options = OpenOptions::new();
+        match options.read(true).write(write).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < LEASE => std::thread::sleep(NAP),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(Error::new(
+                    ErrorKind::Locked,
+                    "another program holds a lease on it, and does not give it back",
+                ));
+            }
+            opened => return opened.map_err(Error::os),
+        }
+    }
+}
+
 /// Identifies the file or the device behind a descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum FileId {
     /// A file of a file system.
     File {
@@ -58,17 +82,6 @@ impl FileId {
             true => Self::Device(metadata.rdev()),
             false => Self::File { dev: metadata.dev(), ino: metadata.ino() },
         }
-    }
-
-    /// The file that a loop device, or a partition of one, stores its content in.
-    #[must_use]
-    pub(crate) fn behind_loop(self) -> Option<Self> {
-        let Self::Device(rdev) = self else { return None };
-        let device = format!("/sys/dev/block/{}:{}", major(rdev), minor(rdev));
-        let device = std::fs::canonicalize(device).ok()?;
-        let name = [Some(device.as_path()), device.parent()].into_iter().flatten();
-        let mut name = name.filter_map(|device| std::fs::read_to_string(device.join("loop/backing_file")).ok());
-        std::fs::metadata(name.next()?.trim_end_matches('\n')).ok().map(|metadata| Self::of(&metadata))
     }
 }
 

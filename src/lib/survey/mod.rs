@@ -17,6 +17,7 @@ use crate::image::read_header;
 use crate::pool::directory::Record;
 use crate::progress::Stage;
 use crate::storage::Storage;
+use crate::storage::buffer::{collected, zeroed};
 use crate::units::{GuestCluster, to_usize};
 use crate::work::Work;
 
@@ -54,7 +55,7 @@ impl Ground {
         let tables = L2Tables::new(storage, header, &inspection.tables);
         let units = Units::survey(header, inspection.file_len, &tables, &entries, room)?;
         let unit = |&word: &u64| units.of(L2Entry::decode(word, header.cluster_bits, true));
-        let numbers: Vec<Option<u64>> = entries.iter().map(unit).collect();
+        let numbers: Vec<Option<u64>> = collected(entries.iter().map(unit))?;
         let mut members = Bits::new(units.limit());
         numbers.iter().flatten().for_each(|&unit| members.insert(unit));
         let records = records.map(|records| {
@@ -105,8 +106,8 @@ pub(crate) fn guests(
     for first in (0..wanted.bits().len()).step_by(spill.words()) {
         work.cancel.check()?;
         let batch = spill.words().min(to_usize(wanted.bits().len() - first));
-        let lowest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(u64::MAX)).collect();
-        let highest: Vec<AtomicU64> = (0..batch).map(|_| AtomicU64::new(0)).collect();
+        let lowest: Vec<AtomicU64> = collected((0..batch).map(|_| AtomicU64::new(u64::MAX)))?;
+        let highest: Vec<AtomicU64> = zeroed(batch)?;
         tables.visit(
             |table, content| {
                 for (word, index) in content.as_chunks().0.iter().zip(0u64..) {

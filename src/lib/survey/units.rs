@@ -13,6 +13,7 @@ use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
 use crate::format::table::L2Entry;
 use crate::format::u64_at;
+use crate::storage::buffer::reserve;
 use crate::storage::{Storage, read_padded};
 use crate::units::{ClusterBits, HostOffset, to_usize};
 
@@ -43,7 +44,7 @@ impl Units {
     ) -> Result<Self> {
         let bits = header.cluster_bits;
         let plain = bits.clusters(file_len) + 1 + room;
-        let users = Counts::new(bits, file_len, u64::MAX);
+        let users = Counts::new(bits, file_len, u64::MAX)?;
         let mut compressed: Vec<(CompressedExtent, u64)> = Vec::new();
         let mut kept_by_zeros = Bits::new(plain);
         let mut most = 1 << 20;
@@ -67,6 +68,7 @@ impl Units {
                 Ok(found)
             },
             |(mut extents, places)| {
+                reserve(&mut compressed, extents.len())?;
                 compressed.append(&mut extents);
                 // Snapshots with tables of their own name the same clusters again and again.
                 if compressed.len() > most {

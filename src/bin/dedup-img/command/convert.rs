@@ -104,6 +104,9 @@ impl Job<'_> {
             true => Disk::open_with_snapshots(self.source(), &self.disk_options, self.largest_cluster())?,
             false => open(self.sources, &self.disk_options)?,
         };
+        if !self.args.run.quiet {
+            disk.mounted().iter().for_each(|(source, point)| view::warning(&summary::mounted(source, point)));
+        }
         if self.options.qemu.source_uncached {
             disk.drop_cache();
         }

@@ -5,8 +5,7 @@ use std::path::Path;
 use dedup_img::check::{is_unready, make_ready};
 use dedup_img::disk::{Format, open_image};
 use dedup_img::name::shown;
-use dedup_img::storage::LockMode;
-use dedup_img::storage::Storage;
+use dedup_img::storage::{FileStorage, LockMode, Storage};
 use dedup_img::work::Work;
 use dedup_img::{Error, ErrorKind, Result};
 
@@ -33,7 +32,15 @@ pub(super) fn run_in_place(
     view::refuse_own_output(args.file, args.run.quiet)?;
     let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(args.file)));
     let format = args.format.map(str::parse::<Format>).transpose().map_err(opening)?;
-    let run_on = |work: &Work<'_>| open_and(args, format, |storage, scratch| operation(storage, scratch, work));
+    let run_on = |work: &Work<'_>| {
+        open_and(args, format, |storage, scratch| {
+            let result = operation(storage, scratch, work);
+            if !args.run.quiet {
+                view::kept_space(args.file, storage);
+            }
+            result
+        })
+    };
     let job = run::Job { command: args.command, target: (!args.dry_run).then_some(args.file) };
     let summary = run::run(job, args.run, args.memory, run_on)??;
     if args.run.quiet { Ok(()) } else { view::print(&summary) }
@@ -42,7 +49,7 @@ pub(super) fn run_in_place(
 fn open_and(
     args: &InPlace<'_>,
     format: Option<Format>,
-    operation: impl FnOnce(&dyn Storage, &Path) -> Result<String>,
+    operation: impl FnOnce(&FileStorage, &Path) -> Result<String>,
 ) -> Result<String> {
     let mode = if args.dry_run { LockMode::Read } else { LockMode::Write };
     let (storage, format) = open_image(args.file, format, mode)?;

@@ -21,6 +21,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use dedup_img::name::shown;
+use dedup_img::storage::FileStorage;
 
 use crate::cli::Cli;
 use crate::elsewhere;
@@ -65,6 +66,17 @@ pub(crate) fn failure(failure: &dyn Display) -> Exit {
 /// Says what went wrong on the way, and does not stop the program.
 pub(crate) fn warning(text: &str) {
     let _ = writeln!(io::stderr().lock(), "dedup-img: warning: {text}");
+}
+
+/// Tells that the file system has not taken back what is free in `file`, if so.
+pub(crate) fn kept_space(file: &Path, storage: &FileStorage) {
+    if let Some(reason) = storage.kept_space() {
+        warning(&format!(
+            "'{}': its file system does not take freed space back ({reason}); it stays in the file for new data, and \
+             gc --compact makes the file shorter",
+            shown(file)
+        ));
+    }
 }
 
 /// Says that the image in `file` was not closed cleanly, and that `repaired` wrong refcounts and flags were repaired before anything

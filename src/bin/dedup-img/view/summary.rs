@@ -46,6 +46,15 @@ pub(crate) fn unreadable(part: &Unreadable) -> String {
     format!("error while reading offset {start}: {} ({file}{length} bytes, zeros in the target)", part.reason)
 }
 
+/// A source that somebody may write while it is read.
+pub(crate) fn mounted(source: &Path, point: &Path) -> String {
+    let (source, point) = (shown(source), shown(point));
+    format!(
+        "'{source}' is mounted writable at '{point}': what is written there meanwhile may be converted by halves; \
+         unmount it, mount it read-only, or convert a snapshot of it"
+    )
+}
+
 /// A source of which only its bytes tell whether it was written.
 pub(crate) fn restless(path: &Path) -> String {
     format!(
