@@ -6,7 +6,6 @@ use crate::args;
 use crate::support::{Ran, Random, dedup_command, dedup_img, names_in, qemu, scratch, sha256_of};
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -45,8 +44,9 @@ fn script<I: IntoIterator<Item = OsString>>(name: &str, home: &Path, args: I) ->
 fn stub(home: &Path, name: &str, lines: &str) {
     let path = home.join("bin").join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, format!("#!/bin/sh\nREAL='{}'\n{lines}\n", env!("CARGO_BIN_EXE_dedup-img"))).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = format!("#!/bin/sh\nREAL='{}'\n{lines}\n", env!("CARGO_BIN_EXE_dedup-img"));
+    // Written by another process: what a test beside this one starts would hold the file open here, and it could not be run.
+    qemu::run("sh", args!["-c", "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"", path, program]).ok();
 }
 
 /// Writes a raw disk with two equal halves.

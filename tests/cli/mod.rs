@@ -21,6 +21,7 @@ mod locks;
 mod manual;
 mod matrix;
 mod memory;
+mod needs;
 mod program;
 mod readme;
 mod refusals;

@@ -113,7 +113,7 @@ fn chains_name_their_bases_relatively() {
 }
 
 #[test]
-fn the_root_disk_is_a_sparse_ext4_file_system_with_real_data() {
+fn the_root_disk_is_a_sparse_ext4_file_system_with_data() {
     let disk = std::fs::metadata(root_disk()).unwrap();
     assert_eq!(disk.len(), 1 << 30);
     let data = disk.blocks() * 512;

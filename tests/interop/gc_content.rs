@@ -302,7 +302,7 @@ fn guest(random: &mut Random, home: &Path, size: u64, operations: usize) -> Vec<
     commands
 }
 
-/// A real root file system that is converted, used, and made small again: as small as a new conversion of the same content.
+/// A root file system that is converted, used, and made small again: as small as a new conversion of the same content.
 #[test]
 fn a_root_disk_that_was_used_becomes_as_small_as_a_fresh_one() {
     let home = scratch();

@@ -2,8 +2,9 @@
 //! file is as large as the different contents of all nights and the tables that lead to them.
 
 use crate::args;
+use crate::support::files::Files;
 use crate::support::into::into;
-use crate::support::root_disk::{root_disk, small_root_disk, system};
+use crate::support::root_disk::{SEED, root_disk, small_root_disk, system};
 use crate::support::{Random, dedup_img, qemu, scratch, sha256_of};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,35 +23,12 @@ const PER_TABLE: usize = CLUSTER / 8;
 /// A name for what a cluster holds; none for zeros.
 type Name = Option<[u8; 32]>;
 
-/// Files of this machine, in the order of their names.
-fn files(top: &str, most: usize) -> Vec<PathBuf> {
-    let (mut found, mut open) = (Vec::new(), vec![PathBuf::from(top)]);
-    while let Some(directory) = open.pop() {
-        let Ok(list) = fs::read_dir(&directory) else { continue };
-        let mut names: Vec<PathBuf> = list.flatten().map(|entry| entry.path()).collect();
-        names.sort();
-        for name in names {
-            let Ok(kind) = name.symlink_metadata() else { continue };
-            let plain = name.to_str().is_some_and(|name| !name.contains([' ', '"']));
-            if kind.is_dir() {
-                open.push(name);
-            } else if kind.is_file() && plain && (1..400 << 10).contains(&kind.len()) && File::open(&name).is_ok() {
-                found.push(name);
-            }
-        }
-        if found.len() > most {
-            break;
-        }
-    }
-    found
-}
-
 /// What happens to a file system in a day, done by debugfs, which needs no root.
 struct Days {
     disk: PathBuf,
     home: PathBuf,
     random: Random,
-    /// Files of this machine that the disk may have already, and others.
+    /// Files that the disk has already, and others.
     known: Vec<PathBuf>,
     other: Vec<PathBuf>,
     log: Vec<u8>,
@@ -65,7 +43,7 @@ impl Days {
         writeln!(self.script, "{line}").unwrap();
     }
 
-    /// Writes a file of this machine under a new name in `directory`, or bytes made of it.
+    /// Writes a file under a new name in `directory`, or bytes made of it.
     fn add(&mut self, directory: &str, source: &Path, bytes: Option<Vec<u8>>) {
         self.count += 1;
         let name = format!("{directory}/{}-{}", self.count, source.file_name().unwrap().display());
@@ -200,8 +178,8 @@ fn a_month_of_nights_reads_as_it_was_and_stores_each_content_once() {
         disk: disk.clone(),
         home: home.path().to_owned(),
         random: Random::new(30),
-        known: files("/usr/bin", 300),
-        other: files("/usr/share", 2000),
+        known: Files::new(SEED).write(&home.path().join("known"), 150),
+        other: Files::new(SEED + 1).write(&home.path().join("other"), 300),
         log: Vec::new(),
         written: Vec::new(),
         script: String::new(),

@@ -3,6 +3,7 @@
 
 use crate::args;
 use crate::support::corpus::Sample;
+use crate::support::cost::{Cost, Counter};
 use crate::support::mutator::{Damaged, Mutator};
 use crate::support::subjects::{deduplicated, subjects};
 use crate::support::{Random, dedup_img, families, qemu, scratch};
@@ -13,10 +14,9 @@ use std::fmt::Write;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use wait4::Wait4;
 
 /// Mutations where nobody says how many.
 const FEW: u64 = 80;
@@ -50,11 +50,9 @@ struct Base {
 
 /// What a run of the program took.
 #[derive(Clone, Copy, Debug, Default)]
-struct Cost {
+struct Took {
     wall: Duration,
-    user: Duration,
-    system: Duration,
-    memory: u64,
+    cost: Cost,
     /// Bytes on standard error.
     words: u64,
 }
@@ -64,14 +62,15 @@ struct Cost {
 struct Worst(BTreeMap<&'static str, Vec<(u64, String)>>);
 
 impl Worst {
-    fn note(&mut self, cost: Cost, told: &str) {
+    fn note(&mut self, took: Took, told: &str) {
+        let cost = took.cost;
         let micros = |time: Duration| time.as_micros() as u64;
         for (what, figure) in [
-            ("us of the clock", micros(cost.wall)),
+            ("us of the clock", micros(took.wall)),
             ("us of user time", micros(cost.user)),
             ("us of system time", micros(cost.system)),
             ("bytes resident", cost.memory),
-            ("bytes said", cost.words),
+            ("bytes said", took.words),
         ] {
             let runs = self.0.entry(what).or_default();
             let at = runs.partition_point(|(other, _)| *other >= figure);
@@ -155,25 +154,20 @@ fn mutate(mutator: &Mutator, random: &mut Random) -> Damaged {
     damaged
 }
 
-/// Runs the program, and returns its exit code or -1, the beginning of what it said on standard error, and what it took.
-fn run(args: &[OsString]) -> (i32, String, Cost) {
-    let mut command = Command::new("prlimit");
-    command.args([STOP[1], STOP[2], "timeout", "-s", "KILL", STOP[0], env!("CARGO_BIN_EXE_dedup-img")]).args(args);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).env("LC_ALL", "C");
+/// Runs the program, and returns its exit code, the beginning of what it said on standard error, and what it took.
+fn run(args: &[OsString]) -> (i32, String, Took) {
+    let stop = args![STOP[1], STOP[2], "timeout", "-s", "KILL", STOP[0], env!("CARGO_BIN_EXE_dedup-img")];
+    let counter = Counter::new();
+    let mut command = counter.command("prlimit", stop.into_iter().chain(args.iter().cloned()));
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
     let begun = Instant::now();
-    let mut child = command.spawn().expect("prlimit and timeout are there");
+    let mut child = command.spawn().expect("time, prlimit and timeout are there");
     let (mut said, mut errors) = (Vec::new(), child.stderr.take().unwrap());
     Read::by_ref(&mut errors).take(1 << 16).read_to_end(&mut said).unwrap();
     let words = said.len() as u64 + io::copy(&mut errors, &mut io::sink()).unwrap();
-    let ended = child.wait4().unwrap();
-    let cost = Cost {
-        wall: begun.elapsed(),
-        user: ended.rusage.utime,
-        system: ended.rusage.stime,
-        memory: ended.rusage.maxrss,
-        words,
-    };
-    (ended.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned(), cost)
+    let code = child.wait().unwrap().code().unwrap_or(-1);
+    let took = Took { wall: begun.elapsed(), cost: counter.read(), words };
+    (code, String::from_utf8_lossy(&said).into_owned(), took)
 }
 
 /// One mutation's way through the program.
@@ -195,24 +189,25 @@ impl Trial<'_> {
 
     /// Runs a command, whose exit code must be one of `codes`; `one_line` where it must say one line if that is 1.
     fn run(&mut self, args: &[OsString], codes: &[i32], one_line: bool) -> i32 {
-        let (code, said, cost) = run(args);
+        let (code, said, took) = run(args);
+        let cost = took.cost;
         let words: Vec<_> = args.iter().map(|word| word.to_string_lossy()).collect();
         let told = format!("{}: `{}` ended with {code}", self.story, words.join(" "));
-        self.worst.note(cost, &told);
+        self.worst.note(took, &told);
         *self.codes.entry(format!("{} {code}", words[0])).or_default() += 1;
         let lines: Vec<String> = said.lines().take(8).map(|line| line.chars().take(300).collect()).collect();
         let mut offend = |what: String| self.offences.push(format!("{what}: {told}\n    {}", lines.join("\n    ")));
         if !codes.contains(&code) || said.contains("panicked") {
             offend("CRASH".into());
         }
-        if cost.user + cost.system > TIME || self.by_clock && cost.wall > TIME {
-            offend(format!("SLOW, {:?} user, {:?} system, {:?} in all", cost.user, cost.system, cost.wall));
+        if cost.user + cost.system > TIME || self.by_clock && took.wall > TIME {
+            offend(format!("SLOW, {:?} user, {:?} system, {:?} in all", cost.user, cost.system, took.wall));
         }
         if cost.memory > MEMORY {
             offend(format!("LARGE, {} MiB resident", cost.memory >> 20));
         }
-        if cost.words > WORDS {
-            offend(format!("WORDY, {} bytes said", cost.words));
+        if took.words > WORDS {
+            offend(format!("WORDY, {} bytes said", took.words));
         }
         if code == 1 && one_line && (said.lines().count() != 1 || !said.starts_with("dedup-img: ")) {
             offend("NOT ONE LINE".into());
@@ -265,7 +260,6 @@ fn no_mutation_makes_check_or_convert_crash_hang_or_grow() {
             (0..bases.len()).filter(|at| long.is_none() || bases[*at].is_small == wants_small).collect();
         let at = fitting[random.below(fitting.len() as u64) as usize];
         let base = &bases[at];
-        // Linux counts what this process has resident as what its child had, so that it must not hold much itself.
         let damaged = match base.is_small {
             true => mutate(mutators.entry(at).or_insert_with(|| Mutator::new(&base.path)), &mut random),
             false => mutate(&Mutator::new(&base.path), &mut random),
@@ -295,9 +289,6 @@ fn no_mutation_makes_check_or_convert_crash_hang_or_grow() {
             println!("{} mutations in {:?}, {} offences", n + 1, begun.elapsed(), offences.len());
         }
     }
-    let own = fs::read_to_string("/proc/self/status").unwrap();
-    let own = own.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
-    println!("this process had {own} resident itself, which no run can be below");
     println!("{count} mutations of {} images, seed {seed}, in {:?}", bases.len(), begun.elapsed());
     codes.iter().for_each(|(code, times)| println!("{times:8} {code}"));
     for (what, runs) in &worst.0 {

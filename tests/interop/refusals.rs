@@ -45,8 +45,9 @@ fn made(name: &str, words: &[&str]) -> (TempDir, PathBuf) {
 #[test]
 fn encrypted_images_are_refused_by_the_name_of_the_cipher() {
     for (format, word) in [("luks,encrypt.iter-time=10", "LUKS"), ("aes", "AES")] {
-        let options = format!("encrypt.key-secret=s,encrypt.format={format}");
-        let (_home, path) = made("secret.qcow2", &["--object", "secret,id=s,data=abc", "-f", "qcow2", "-o", &options]);
+        let home = scratch();
+        let path = home.path().join("secret.qcow2");
+        qemu::create_encrypted(format, &path);
         refused(&path, &["-f", "qcow2"], &["Could not open", word]);
         refused(&path, &["-O", "raw"], &[word]);
     }

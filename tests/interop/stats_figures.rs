@@ -41,7 +41,7 @@ fn figure(report: &Value, part: &str, key: &str) -> u64 {
 
 /// Pieces of the root file system: metadata, files, and some of them a second time.
 pub(super) fn root_part() -> PathBuf {
-    cached("root-1-part-48M.raw", |part| {
+    cached("root-2-part-48M.raw", |part| {
         let disk = File::open(root_disk()).unwrap();
         let mut bytes = vec![0; 48 * M as usize];
         let (first, second) = bytes.split_at_mut(32 * M as usize);

@@ -7,10 +7,12 @@
 )]
 
 pub(crate) mod corpus;
+pub(crate) mod cost;
 pub(crate) mod count;
 pub(crate) mod crash;
 pub(crate) mod failing;
 pub(crate) mod families;
+pub(crate) mod files;
 pub(crate) mod inplace;
 pub(crate) mod into;
 pub(crate) mod loops;

@@ -4,9 +4,45 @@ use super::Ran;
 use crate::args;
 use serde_json::Value;
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
+use std::ops::RangeInclusive;
+use std::panic::Location;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+/// A version of QEMU: major, minor.
+pub(crate) type Version = (u32, u32);
+
+/// The versions that the words, options and locks which the tests expect of QEMU were seen with.
+pub(crate) const SEEN: RangeInclusive<Version> = (10, 0)..=(10, 0);
+
+/// The version that is installed.
+pub(crate) fn version() -> Version {
+    static VERSION: OnceLock<Version> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let ran = img(args!["--version"]).ok();
+        let number = ran.stdout.strip_prefix("qemu-img version ").unwrap_or_else(|| panic!("{}", ran.told()));
+        let mut parts = number.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap());
+        (parts.next().unwrap(), parts.next().unwrap())
+    })
+}
+
+/// Fails where QEMU's words (or options, or locks) are not the `same` as are expected of some `versions`, and one of these is
+/// installed. Of any other version the difference is noted, and tests/run prints it. Contents, verdicts and exit codes are no words:
+/// they are the same with every version, and plain assertions compare them.
+#[track_caller]
+pub(crate) fn words(versions: &RangeInclusive<Version>, same: bool, told: impl FnOnce() -> String) {
+    if same {
+        return;
+    }
+    let (told, place) = (told(), Location::caller());
+    assert!(!versions.contains(&version()), "{told}");
+    let line: String = told.chars().map(|c| if c == '\n' { '|' } else { c }).take(400).collect();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("other-words");
+    let mut noted = std::fs::File::options().create(true).append(true).open(path).unwrap();
+    noted.write_all(format!("{}:{}: {line}\n", place.file(), place.line()).as_bytes()).unwrap();
+}
 
 /// A command for one of QEMU's tools, or another tool that the tests need.
 pub(crate) fn tool<I: IntoIterator<Item = OsString>>(name: &str, args: I) -> Command {
@@ -17,11 +53,8 @@ pub(crate) fn tool<I: IntoIterator<Item = OsString>>(name: &str, args: I) -> Com
 
 /// The sentence for a tool that is not there; never a silent skip.
 fn missing(name: &str, error: &std::io::Error) -> ! {
-    let package = if name.starts_with("qemu") { "qemu-utils" } else { "e2fsprogs" };
     match error.kind() {
-        ErrorKind::NotFound => {
-            panic!("this test needs {name}: run `apt-get install {package}`, or tests/run which does")
-        }
+        ErrorKind::NotFound => panic!("this test needs {name}: tests/run lists its package and installs it"),
         _ => panic!("{name} could not be started: {error}"),
     }
 }
@@ -82,6 +115,17 @@ pub(crate) fn check_clean(path: &Path) {
 /// `qemu-img compare` of two images of known formats.
 pub(crate) fn compare(format_a: &str, a: &Path, format_b: &str, b: &Path) -> Ran {
     img(args!["compare", "-f", format_a, "-F", format_b, a, b])
+}
+
+/// Makes an encrypted image of 1 MiB, of the key `abc`, whose secret is called `s`. Before version 10 it is a matter of luck whether
+/// qemu-img can count how long a key takes on a fast machine.
+#[track_caller]
+pub(crate) fn create_encrypted(format: &str, path: &Path) {
+    let options = format!("encrypt.key-secret=s,encrypt.format={format}");
+    let words = args!["create", "-q", "--object", "secret,id=s,data=abc", "-f", "qcow2", "-o", options, path, "1M"];
+    let unlucky = |ran: &Ran| ran.code == 1 && ran.stderr.contains("Unable to get accurate CPU usage");
+    let runs = std::iter::repeat_with(|| img(words.clone()));
+    runs.take(100).find(|ran| !unlucky(ran)).expect("a lucky run among a hundred").ok();
 }
 
 /// Asserts that two images have the same size and the same content. Strict mode would also want equal allocation, which

@@ -1,5 +1,6 @@
-//! A real ext4 root file system, made without root: real files of this machine, and a second, diverged copy of a part of them.
+//! A real ext4 root file system, made without root: files from a seed, and a second, diverged copy of a part of them.
 
+use super::files::Files;
 use super::{Ran, cached, qemu};
 use crate::args;
 use std::ffi::OsString;
@@ -11,17 +12,17 @@ use std::path::{Path, PathBuf};
 const DATA: u64 = 200 << 20;
 /// Bytes of files of the second copy.
 const COPY: u64 = 60 << 20;
-/// Files above this size are left out, so that no single one takes all the room.
-const LARGEST: u64 = 6 << 20;
+/// The seed of its files.
+pub(crate) const SEED: u64 = 1;
 
 /// A sparse raw disk of 1 GiB with an ext4 file system of 4 KiB blocks, kept.
 pub(crate) fn root_disk() -> PathBuf {
-    cached("root-1.raw", |disk| build(disk, DATA, COPY, "1G"))
+    cached("root-2.raw", |disk| build(disk, DATA, COPY, "1G"))
 }
 
-/// The same with a sixth of the files, on 128 MiB.
+/// The same with the first sixth of the files, on 128 MiB.
 pub(crate) fn small_root_disk() -> PathBuf {
-    cached("root-small-1.raw", |disk| build(disk, DATA / 6, COPY / 6, "128M"))
+    cached("root-small-2.raw", |disk| build(disk, DATA / 6, COPY / 6, "128M"))
 }
 
 /// Makes a file system of `size` at `disk` with files of `data` bytes, of which `copy` bytes are there twice.
@@ -30,17 +31,8 @@ fn build(disk: &Path, data: u64, copy: u64, size: &str) {
     if tree.exists() {
         fs::remove_dir_all(&tree).unwrap();
     }
-    let mut room = Room { left: data, kept: Vec::new() };
-    for (top, share) in [("/etc", 10), ("/usr/bin", 3), ("/usr/lib", 2), ("/usr/share", 1)] {
-        let mut part = Room { left: room.left / share, kept: Vec::new() };
-        let before = part.left;
-        part.copy(Path::new(top), &tree.join(&top[1..]));
-        room.left -= before - part.left;
-        room.kept.extend(part.kept);
-    }
-    let held = room.kept.iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
-    assert!(held > data / 2, "this machine has only {held} bytes of files to build a root disk from");
-    diverged_copy(&tree, &room.kept, copy);
+    let kept = Files::new(SEED).tree(&tree, data);
+    diverged_copy(&tree, &kept, copy);
     let words = args!["-q", "-F", "-t", "ext4", "-b", "4096", "-L", "root", "-d", &tree, disk, size];
     system("mke2fs", words).ok();
     fs::remove_dir_all(&tree).unwrap();
@@ -53,34 +45,6 @@ pub(crate) fn system<I: IntoIterator<Item = OsString>>(name: &str, words: I) -> 
     search.push(":/usr/sbin:/sbin");
     command.env("PATH", search);
     qemu::finish(name, command)
-}
-
-/// Copies files until the room is used up.
-struct Room {
-    left: u64,
-    kept: Vec<PathBuf>,
-}
-
-impl Room {
-    /// Copies a directory, in the order of names; what this user may not read stays behind.
-    fn copy(&mut self, from: &Path, to: &Path) {
-        let Ok(list) = fs::read_dir(from) else { return };
-        let mut names: Vec<OsString> = list.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
-        names.sort();
-        fs::create_dir_all(to).unwrap();
-        for name in names {
-            let (source, target) = (from.join(&name), to.join(&name));
-            let Ok(found) = fs::symlink_metadata(&source) else { continue };
-            if found.is_dir() && self.left > 0 {
-                self.copy(&source, &target);
-            } else if found.is_symlink() {
-                std::os::unix::fs::symlink(fs::read_link(&source).unwrap(), &target).unwrap();
-            } else if found.is_file() && found.len() <= LARGEST.min(self.left) && fs::copy(&source, &target).is_ok() {
-                self.left -= found.len();
-                self.kept.push(target);
-            }
-        }
-    }
 }
 
 /// Copies every other file a second time, and lets every eighth of the copies drift.

@@ -125,9 +125,7 @@ pub(crate) fn foreign(home: &Path) -> [(&'static str, PathBuf); 2] {
     let [outside, secret] = ["outside.qcow2", "secret.qcow2"].map(|name| home.join(name));
     qemu::create("qcow2", &outside, M, &format!("data_file={}", home.join("data.raw").display()));
     qemu::io("qcow2", &outside, &["write -P 1 64k 300k".into(), "write -z 512k 64k".into()]);
-    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
-    let create = args!["create", "-q", "--object", "secret,id=s,data=abc", "-f", "qcow2", "-o", options, secret, "1M"];
-    qemu::img(create).ok();
+    qemu::create_encrypted("luks,encrypt.iter-time=10", &secret);
     let opened = format!("driver=qcow2,encrypt.key-secret=s,file.filename={}", secret.display());
     qemu::run("qemu-io", args!["--object", "secret,id=s,data=abc", "-c", "write 0 300k", "--image-opts", opened]).ok();
     [("an external data file", outside), ("encryption", secret)]

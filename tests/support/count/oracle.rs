@@ -37,12 +37,14 @@ pub(crate) fn agrees_with_qemu(path: &Path) {
         let parts = map.as_array().unwrap().iter().filter(|part| part["depth"] == 0 && holds(part));
         parts.map(|part| part["length"].as_u64().unwrap().div_ceil(size)).sum()
     };
+    // Since version 8.2.
+    let tells_compression = map.as_array().unwrap().iter().any(|part| part.get("compressed").is_some());
+    let due = ["allocated_clusters", "compressed_clusters", "zero_flagged_clusters", "unallocated_clusters"].map(mine);
     let found = [
         clusters(|part| part["data"] == true),
-        clusters(|part| part["compressed"] == true),
+        if tells_compression { clusters(|part| part["compressed"] == true) } else { due[1] },
         clusters(|part| part["zero"] == true && part["present"] == true && part["data"] == false),
         clusters(|part| part["present"] == false),
     ];
-    let due = ["allocated_clusters", "compressed_clusters", "zero_flagged_clusters", "unallocated_clusters"].map(mine);
     assert_eq!(found, due, "{}: {map:#}", path.display());
 }
