@@ -152,7 +152,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__convert)
-            opts="-f -l -U -O -o -B -F -c -n -p -q -T -t -S -r -m -W -h --source-format --source-snapshot --all-snapshots --force-share --no-backing --backing-dir --target-format --target-options --backing --backing-format --compress --compression-level --pin --no-create --plain --memory --threads --locking --progress --quiet --output --source-cache --salvage --target-cache --sparse-size --rate --parallel --oob-writes --target-is-zero --help"
+            opts="-f -l -U -O -o -B -F -c -n -p -q -T -t -S -r -m -W -h --source-format --source-snapshot --all-snapshots --force-share --no-backing --backing-dir --ignore-holes --target-format --target-options --backing --backing-format --compress --compression-level --pin --no-create --plain --memory --threads --locking --progress --quiet --output --source-cache --salvage --target-cache --sparse-size --rate --parallel --oob-writes --target-is-zero --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -431,7 +431,7 @@ _dedup__img() {
             return 0
             ;;
         dedup__img__subcmd__dedup)
-            opts="-f -p -q -h --format --dry-run --pin --memory --threads --locking --progress --quiet --output --help"
+            opts="-f -p -q -h --format --ignore-holes --dry-run --pin --memory --threads --locking --progress --quiet --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -83,6 +83,7 @@ complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -s m -l par
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l all-snapshots -d 'The disk with all its internal snapshots'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -s U -l force-share -d 'Read though another program may write'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l no-backing -d 'Refuse what needs a backing file'
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l ignore-holes -d 'Read what is said to be a hole, too'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -s c -l compress -d 'Compress what becomes smaller by it'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -s n -l no-create -d 'Write what differs into an existing image'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand convert" -l plain -d 'Share nothing: an image as of qemu-img'
@@ -102,6 +103,7 @@ on\t''
 off\t''"
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l output -d 'How to print the result' -r -f -a "human\t''
 json\t''"
+complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l ignore-holes -d 'Read what is said to be a hole, too'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -l dry-run -d 'Say what would be done, and write nothing'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -s p -l progress -d 'Show progress'
 complete -c dedup-img -n "__fish_dedup_img_using_subcommand dedup" -s q -l quiet -d 'Print nothing but errors'

@@ -242,3 +242,31 @@ fn too_little_memory_is_an_error_and_no_crash() {
     }
     assert_eq!(sha256_of(&image), before);
 }
+
+/// A file system that says of data that it is a hole, as ZFS did in 2023. Who knows that does not believe it.
+#[test]
+fn a_hole_that_is_none_is_read_where_it_is_not_believed() {
+    const ENXIO: i32 = 6;
+    let home = scratch();
+    let [raw, base, target] = ["source.raw", "base.raw", "target.qcow2"].map(|name| home.path().join(name));
+    let half = Random::new(5).bytes(1 << 20);
+    fs::write(&raw, [&half[..], &half].concat()).unwrap();
+    fs::write(&base, [vec![7; 1 << 20], half].concat()).unwrap();
+    let lying = format!("lseek={ENXIO}");
+    let believed = refusing(&lying, args!["convert", "-q", "-f", "raw", raw, target]);
+    assert_eq!(believed.code, 0);
+    assert_ne!(qemu::img(args!["compare", "-f", "raw", "-F", "qcow2", raw, target]).code, 0, "nobody lies here");
+    for more in [&[][..], &["-c"], &["--plain"], &["-B", "base.raw", "-F", "raw"]] {
+        let words = args!["convert", "-q", "--ignore-holes", "-f", "raw", "-o", "cluster_size=4k"].to_vec();
+        let words = words.into_iter().chain(more.iter().map(Into::into)).chain(args![raw, target]);
+        refusing(&lying, words).ok();
+        qemu::compare_same("raw", &raw, "qcow2", &target);
+    }
+    let back = home.path().join("back.raw");
+    refusing(&lying, args!["convert", "-q", "--ignore-holes", "-f", "raw", "-O", "raw", raw, back]).ok();
+    assert_eq!(sha256_of(&back), sha256_of(&raw));
+    qemu::img(args!["convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", raw, target]).ok();
+    refusing(&lying, args!["dedup", "-q", "--ignore-holes", target]).ok();
+    qemu::check_clean(&target);
+    qemu::compare_same("raw", &raw, "qcow2", &target);
+}

@@ -144,7 +144,7 @@ fn converted(way: Way, source: &Source, home: &Path, progress: &dyn Progress) ->
             Random::new(3).fill(&mut bytes[..1 << 20]);
             fs::write(&base, bytes).unwrap();
             let behind = BackingRule::default();
-            let backing = Some(Backing { name: "base.raw".into(), format: Format::Raw, behind });
+            let backing = Some(Backing { name: "base.raw".into(), format: Format::Raw, behind, ignore_holes: false });
             let traits = Traits { backing, ..Traits::default() };
             ConvertOptions { traits, ..fixed }
         }

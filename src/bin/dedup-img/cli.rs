@@ -128,6 +128,9 @@ pub(crate) struct ConvertArgs {
     pub(crate) force_share: bool,
     #[command(flatten)]
     pub(crate) backing: BackingArgs,
+    /// Read what is said to be a hole, too
+    #[arg(long, help_heading = "Source", hide_short_help = true)]
+    pub(crate) ignore_holes: bool,
 
     /// Format
     #[arg(
@@ -274,6 +277,9 @@ pub(crate) struct DedupArgs {
     /// Format [default: found by the content]
     #[arg(short = 'f', long = "format", value_name = "qcow2", help_heading = "Image", hide_short_help = true)]
     pub(crate) format: Option<String>,
+    /// Read what is said to be a hole, too
+    #[arg(long, help_heading = "Image", hide_short_help = true)]
+    pub(crate) ignore_holes: bool,
     /// Say what would be done, and write nothing
     #[arg(long, help_heading = "What to do")]
     pub(crate) dry_run: bool,

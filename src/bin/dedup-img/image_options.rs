@@ -17,6 +17,8 @@ pub(crate) struct ImageOptions {
     pub(crate) backing_file: Option<PathBuf>,
     pub(crate) backing_format: Option<String>,
     pub(crate) behind: BackingRule,
+    /// Whether what is said to be a hole of that file is read.
+    pub(crate) ignore_holes: bool,
     pub(crate) cluster_size: Option<ClusterSize>,
     pub(crate) compression: CompressionType,
     pub(crate) lazy_refcounts: bool,
@@ -175,7 +177,12 @@ impl ImageOptions {
             (Some(_), None) => return Err(said("Backing file specified without backing format")),
             (Some(name), Some(format)) => {
                 let format = format.parse().map_err(|e| said(&format!("{e}\nCould not open backing image.")))?;
-                Some(Backing { name: name.clone(), format, behind: self.behind.clone() })
+                Some(Backing {
+                    name: name.clone(),
+                    format,
+                    behind: self.behind.clone(),
+                    ignore_holes: self.ignore_holes,
+                })
             }
         };
         Ok(Traits { compression: self.compression, lazy_refcounts: self.lazy_refcounts, backing })

@@ -73,6 +73,8 @@ pub struct DiskOptions {
     /// Read what can be read of damaged images, also of those that are marked corrupt, and take zeros for what cannot be, see
     /// [`Disk::unreadable`].
     pub salvage: bool,
+    /// Read what the file system says is a hole: some have said so of data.
+    pub ignore_holes: bool,
 }
 
 impl Disk {
@@ -204,7 +206,7 @@ fn probe_storage(storage: &FileStorage) -> Result<Format> {
 
 fn open_content(file: File, format: Option<Format>, options: &DiskOptions) -> Result<Content> {
     let snapshot = options.snapshot.as_ref();
-    let storage = FileStorage::new(file);
+    let storage = FileStorage::new(file).ignoring_holes(options.ignore_holes);
     let probed = || {
         probe_storage(&storage).map_err(|e| match e.kind() {
             ErrorKind::Format => e.ending(", or say -f raw if its bytes are meant"),

@@ -47,6 +47,8 @@ pub struct Backing {
     pub format: Format,
     /// Which files behind it are opened.
     pub behind: BackingRule,
+    /// See [`DiskOptions::ignore_holes`].
+    pub ignore_holes: bool,
 }
 
 /// Writes the metadata of a new image. Call [`NewImage::step`] or [`NewImage::map_private`] for all clusters in guest order, then
@@ -80,8 +82,12 @@ impl Traits {
         // What could not be opened again later is not written.
         refuse_protocol(backing.name.as_os_str().as_bytes())?;
         let path = target.parent().unwrap_or(Path::new("")).join(&backing.name);
-        let options =
-            DiskOptions { format: Some(backing.format), backing: backing.behind.clone(), ..DiskOptions::default() };
+        let options = DiskOptions {
+            format: Some(backing.format),
+            backing: backing.behind.clone(),
+            ignore_holes: backing.ignore_holes,
+            ..DiskOptions::default()
+        };
         let disk = Disk::open(&path, &options).map_err(|e| e.followed_by("Could not open backing image."))?;
         let own = std::fs::metadata(target).ok().and_then(|metadata| disk.find(&Bytes::of(FileId::of(&metadata))));
         match own {

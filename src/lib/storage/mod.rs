@@ -174,6 +174,7 @@ pub struct FileStorage {
     file: File,
     /// The first reason why space could not be given back.
     kept: OnceLock<Errno>,
+    ignores_holes: bool,
     /// A range of data that was found last. File systems look for the next hole extent by extent, which may be at the end of
     /// the file.
     data: Mutex<Range<u64>>,
@@ -181,7 +182,13 @@ pub struct FileStorage {
 
 impl FileStorage {
     pub(crate) fn new(file: File) -> Self {
-        Self { file, kept: OnceLock::new(), data: Mutex::default() }
+        Self { file, kept: OnceLock::new(), ignores_holes: false, data: Mutex::default() }
+    }
+
+    /// The same, and what its file system says of holes is not believed: all of it may be data, and reading tells.
+    #[must_use]
+    pub fn ignoring_holes(self, ignores: bool) -> Self {
+        Self { ignores_holes: ignores, ..self }
     }
 
     /// Why space that is free in the file was not given back to its file system, in the words of the operating system; `None` where
@@ -313,6 +320,9 @@ impl Storage for FileStorage {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        if self.ignores_holes {
+            return self.all_from(offset);
+        }
         let mut known = self.data();
         if known.contains(&offset) {
             return Ok(Some(offset..known.end));
@@ -356,6 +366,14 @@ mod tests {
         read_padded(&storage, &mut buf, (1 << 20) - 4).unwrap();
         assert_eq!(buf, [0; 8]);
         assert!(read_exact(&storage, &mut buf, (1 << 20) - 4, "table").is_err());
+    }
+
+    #[test]
+    fn holes_that_are_not_believed_are_data() {
+        let storage = FileStorage::new(tempfile::tempfile().unwrap()).ignoring_holes(true);
+        storage.set_len(1 << 20).unwrap();
+        assert_eq!(storage.next_data(4096).unwrap(), Some(4096..1 << 20));
+        assert_eq!(storage.next_data(1 << 20).unwrap(), None);
     }
 
     #[test]

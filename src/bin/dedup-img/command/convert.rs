@@ -202,6 +202,7 @@ fn source_options(args: &ConvertArgs, sources: &[PathBuf]) -> Result<DiskOptions
         force_share: args.force_share,
         backing: args.backing.rule(),
         salvage: args.qemu.salvage,
+        ignore_holes: args.ignore_holes,
     })
 }
 
@@ -247,6 +248,7 @@ fn convert_options(args: &ConvertArgs, target: &Path, format: Format) -> Result<
     options.backing_file = args.backing_file.clone().or(options.backing_file);
     options.backing_format = args.backing_format.clone().or(options.backing_format);
     options.behind = args.backing.rule();
+    options.ignore_holes = args.ignore_holes;
     // What other programs read well is what qemu-img makes.
     let (cluster_size, refcount_bits, sharing) = match args.plain {
         true => (ClusterSize::Usual, RefcountBits::PLAIN, Sharing::Plain),

@@ -21,6 +21,7 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
         file,
         format: args.format.as_deref(),
         dry_run: args.dry_run,
+        ignore_holes: args.ignore_holes,
         memory: args.tables.memory,
         run: &args.run,
     };

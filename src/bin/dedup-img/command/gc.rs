@@ -17,6 +17,8 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
         file,
         format: args.format.as_deref(),
         dry_run: args.dry_run,
+        // What moves is read in any case.
+        ignore_holes: false,
         memory: args.tables.memory,
         run: &args.run,
     };

@@ -20,6 +20,7 @@ pub(super) struct InPlace<'a> {
     pub(super) file: &'a Path,
     pub(super) format: Option<&'a str>,
     pub(super) dry_run: bool,
+    pub(super) ignore_holes: bool,
     pub(super) memory: u64,
     pub(super) run: &'a RunArgs,
 }
@@ -53,6 +54,7 @@ fn open_and(
 ) -> Result<String> {
     let mode = if args.dry_run { LockMode::Read } else { LockMode::Write };
     let (storage, format) = open_image(args.file, format, mode)?;
+    let storage = storage.ignoring_holes(args.ignore_holes);
     let said = |e: Error| match e.kind() {
         ErrorKind::Format => e.prefixed(&format!("Could not open '{}'", shown(args.file))),
         _ => e.prefixed(&format!("'{}'", shown(args.file))),

@@ -81,6 +81,7 @@ fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img:
             force_share: args.force_share,
             backing: args.backing.rule(),
             salvage: false,
+            ignore_holes: false,
         };
         Ok(Named { path: file.clone(), item: Disk::open(file, &options)? })
     };
