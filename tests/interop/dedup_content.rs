@@ -44,6 +44,14 @@ fn refused(path: &Path, why: &[&str]) {
 fn holds(image: &Path) -> Option<Survey> {
     println!("{}", image.display());
     let (home, path) = copied(image);
+    if Image::open(image).header.incompatible & 1 != 0 && dedup_img(args!["check", "-f", "qcow2", image]).code == 2 {
+        // It was not closed cleanly, and is repaired first, as QEMU does it when it opens one.
+        let ran = dedup_img(words(&path, &[]));
+        assert!(ran.code == 0 && ran.stderr.contains("was not closed cleanly"), "{}", ran.told());
+        qemu::check_clean(&path);
+        qemu::compare_same("qcow2", image, "qcow2", &path);
+        return None;
+    }
     if let Some(why) = refusal(image) {
         refused(&path, &why);
         return None;
