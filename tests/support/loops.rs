@@ -64,7 +64,10 @@ impl Loop {
     fn made<const N: usize>(words: [OsString; N]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test makes a loop device and needs root, as tests/run has");
         let made = qemu::run("losetup", words).ok();
-        Self(PathBuf::from(made.stdout.trim()))
+        let device = PathBuf::from(made.stdout.trim());
+        // A write that failed when the device was another test's is told to whoever flushes it next.
+        let _ = fs::File::open(&device).and_then(|device| device.sync_all());
+        Self(device)
     }
 
     /// A device of `length` bytes that somebody has filled with 0xff before, stored in `file`.
