@@ -125,15 +125,21 @@ impl Running {
     /// Stops the process at the first moment at which the condition holds.
     #[track_caller]
     pub(crate) fn stop_when(&mut self, holds: impl FnMut(&Self) -> bool) {
-        if self.until(holds) {
-            self.signal("STOP");
-            if self.until(Self::is_stopped) {
-                return;
-            }
+        if self.stops_when(holds) {
+            return;
         }
         let mut gone = Self { child: self.child.take(), line: self.line.clone() };
         gone.child().kill().unwrap();
         panic!("it has ended too early to be stopped: {}", gone.finish().told());
+    }
+
+    /// The same; `false` where the process has ended before.
+    #[track_caller]
+    pub(crate) fn stops_when(&mut self, holds: impl FnMut(&Self) -> bool) -> bool {
+        self.until(holds) && {
+            self.signal("STOP");
+            self.until(Self::is_stopped)
+        }
     }
 
     /// Waits for the end, with standard input closed.

@@ -83,7 +83,14 @@ fn what_was_stopped_and_what_it_has_left_is_said_in_a_line() {
         let due = format!("dedup-img: {line}\n");
         let ends = (0..20).map(|_| {
             fs::write(&image, &before).unwrap();
-            let ran = signalled(heeding(words.iter().cloned()), file, &["INT"]);
+            let mut running = Running::start(heeding(words.iter().cloned()));
+            if !running.stops_when(|it| it.has_locked(file)) {
+                running.finish().ok();
+                return false;
+            }
+            running.signal("INT");
+            running.signal("CONT");
+            let ran = running.finish();
             assert!(ran.code == -1 && (ran.stderr.is_empty() || ran.stderr == due), "{due}: {}", ran.told());
             ran.stdout.is_empty() && !ran.stderr.is_empty()
         });

@@ -24,6 +24,8 @@ const WORD: u64 = size_of::<u128>() as u64;
 pub struct Spill {
     words: usize,
     directory: PathBuf,
+    /// Whether files go elsewhere where the directory takes none.
+    elsewhere: bool,
 }
 
 impl Spill {
@@ -31,7 +33,7 @@ impl Spill {
     #[must_use]
     pub fn new(bytes: u64, directory: &Path) -> Self {
         let words = to_usize(bytes / WORD).max(1024);
-        Self { words, directory: directory.to_owned() }
+        Self { words, directory: directory.to_owned(), elsewhere: true }
     }
 
     /// How many words stay in memory.
@@ -43,25 +45,32 @@ impl Spill {
     /// The same with a fraction of the memory.
     #[must_use]
     pub fn share(&self, of: usize) -> Self {
-        Self { words: (self.words / of).max(1024), directory: self.directory.clone() }
+        Self { words: (self.words / of).max(1024), ..self.clone() }
     }
 
-    /// An unnamed temporary file; elsewhere where the directory takes none: an image may lie where nothing else may.
+    /// The same, and files go to that directory or nowhere: somebody has named it for them.
+    #[must_use]
+    pub fn only_there(self) -> Self {
+        Self { elsewhere: false, ..self }
+    }
+
+    /// An unnamed temporary file; elsewhere where the directory takes none, unless it was named for them: an image may lie where
+    /// nothing else may.
     pub(crate) fn file(&self) -> Result<File> {
         use io::ErrorKind::{
             NotADirectory, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
         };
         tempfile::tempfile_in(&self.directory).or_else(|e| match e.kind() {
             NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded => {
-                Self::elsewhere().map_err(|_| self.error(e))
+                self.elsewhere().ok_or_else(|| self.error(e))
             }
             _ => Err(self.error(e)),
         })
     }
 
     /// A temporary file where the system has its own. A directory that is full holds an image that is to become smaller.
-    fn elsewhere() -> io::Result<File> {
-        tempfile::tempfile_in(TEMPORARY)
+    fn elsewhere(&self) -> Option<File> {
+        self.elsewhere.then(|| tempfile::tempfile_in(TEMPORARY).ok()).flatten()
     }
 
     pub(crate) fn error(&self, source: io::Error) -> Error {
@@ -123,8 +132,10 @@ impl Store {
         };
         let range = match file.append(&self.memory) {
             Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                let moved = Spill::elsewhere().and_then(|to| file.move_to(to));
-                moved.and_then(|()| file.append(&self.memory)).map_err(|_| e)
+                match self.spill.elsewhere() {
+                    Some(to) => file.move_to(to).and_then(|()| file.append(&self.memory)).map_err(|_| e),
+                    None => Err(e),
+                }
             }
             appended => appended,
         };

@@ -108,7 +108,7 @@ impl<T> Named<T> {
 /// Those of reading; [`ErrorKind::Corrupt`] for a damaged image; [`ErrorKind::Changed`] for one that changed while it was read.
 pub fn stats(disks: &[Named<Disk>], options: StatsOptions, scratch: &Path, work: &Work<'_>) -> Result<StatsReport> {
     let started = Instant::now();
-    let spill = work.spill(scratch);
+    let spill = work.spill(scratch).only_there();
     let mut report = work.run(|| Count::new(disks, options)?.run(&spill, work))?;
     for disk in disks {
         disk.item.ensure_unchanged()?;
@@ -123,7 +123,7 @@ pub fn stats(disks: &[Named<Disk>], options: StatsOptions, scratch: &Path, work:
 /// Those of reading; [`ErrorKind::Corrupt`] for a damaged image.
 pub fn quick(images: &[Named<Qcow2>], scratch: &Path, work: &Work<'_>) -> Result<StatsReport> {
     let started = Instant::now();
-    let spill = work.spill(scratch);
+    let spill = work.spill(scratch).only_there();
     let mut all = Vec::new();
     work.progress.start();
     for (n, image) in images.iter().enumerate() {
