@@ -225,7 +225,7 @@ fn a_rate_is_kept_and_does_not_delay_an_interrupt() {
         let took = started.elapsed();
         // What is written last is not waited for.
         assert!((500..4000).contains(&took.as_millis()), "{took:?}");
-        let mut command = crate::support::dedup_command(args!["convert", "-q", "-O", format, "-r", "1"]);
+        let mut command = super::failure::heeding(args!["convert", "-q", "-O", format, "-r", "1"]);
         let mut child = command.args(["source.raw", "slow"]).current_dir(home.path()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(700));
         assert!(child.try_wait().unwrap().is_none());

@@ -282,20 +282,10 @@ fn option_values_are_taken_where_qemu_img_takes_them() {
         let _ = (std::fs::remove_file(&ours), std::fs::remove_file(&theirs));
         let judge = qemu::img(args!["create", "-q", "-f", "qcow2", "-o", option, theirs, "1M"]);
         let ran = dedup_img(args!["create", "-q", "-o", option, ours, "1M"]);
-        assert_eq!(
-            (ran.code, ours.exists()),
-            (judge.code, theirs.exists()),
-            "{option}: {}{}",
-            ran.told(),
-            judge.told()
-        );
-        assert_eq!(
-            ran.stdout.contains("refcount_bits"),
-            judge.stdout.contains("refcount_bits"),
-            "{option}: {}",
-            ran.told()
-        );
-        if ours.exists() {
+        let helps = |ran: &Ran| ran.stdout.contains("refcount_bits");
+        let same = (ran.code, ours.exists(), helps(&ran)) == (judge.code, theirs.exists(), helps(&judge));
+        qemu::words(&qemu::SEEN, same, || format!("{option}: {}{}", ran.told(), judge.told()));
+        if same && ours.exists() {
             assert_eq!(of(&ours), of(&theirs), "{option}");
         }
     }

@@ -277,7 +277,7 @@ fn interrupted(signal: &str, written: u64, image: &Path, truth: &Path) -> Ran {
     let home = scratch();
     let path = home.path().join("image.qcow2");
     fs::copy(image, &path).unwrap();
-    let mut running = Running::dedup_img(DEDUP(&["-q", "--memory", "1M"], &path, &path));
+    let mut running = Running::heeding(DEDUP(&["-q", "--memory", "1M"], &path, &path));
     running.until(|it| it.has_locked(&path) && it.written() >= written);
     running.signal(signal);
     let ran = running.finish();

@@ -181,7 +181,7 @@ fn an_interrupted_run_leaves_no_image_on_the_device() {
             let words = args!["convert", "-q", "-f", "raw", "-r", "1M", "-o", "cluster_size=4k"];
             let words = words.into_iter().take(if way == ["-O", "raw"] { 6 } else { 8 });
             let words = words.chain(way.iter().map(OsString::from)).chain(args![plain(), &*device]);
-            let mut convert = Running::dedup_img(words);
+            let mut convert = Running::heeding(words);
             convert.until(|it| it.written() >= 256 * K);
             convert.signal(signal);
             assert_eq!(convert.finish().code, -1, "{way:?} {signal}");

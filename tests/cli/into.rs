@@ -303,7 +303,7 @@ fn old_or_new(target: &Path, old: &[u8], new: &[u8], when: &str) -> usize {
 fn an_interrupt_leaves_a_clean_image() {
     let (home, source, target, old, new) = large();
     let (fresh, mut total) = (fs::read(&target).unwrap(), 0);
-    let start = || Running::dedup_img(words(&["-q", "--memory", "1M"], "raw", &source, &target));
+    let start = || Running::heeding(words(&["-q", "--memory", "1M"], "raw", &source, &target));
     let mut whole = start();
     whole.until(|it| {
         total = total.max(it.written());

@@ -24,6 +24,11 @@ impl Running {
         Self::start(dedup_command(args))
     }
 
+    /// The same, and it heeds the signals that whoever runs the tests ignores, as a job in the background of a script does SIGINT.
+    pub(crate) fn heeding<I: IntoIterator<Item = OsString>>(args: I) -> Self {
+        Self::start(super::failure::heeding(args))
+    }
+
     /// Starts a prepared command.
     pub(crate) fn start(mut command: Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -436,7 +436,7 @@ fn large(home: &Path) -> PathBuf {
 
 /// A command that needs temporary files, in the directory given.
 fn spilling(image: &Path, directory: impl Into<OsString>) -> std::process::Command {
-    let mut command = dedup_command(STATS(&["--memory", "1M", "--cluster-size", "512"], image, image));
+    let mut command = super::failure::heeding(STATS(&["--memory", "1M", "--cluster-size", "512"], image, image));
     command.env("TMPDIR", directory.into()).stdin(Stdio::null());
     command
 }
