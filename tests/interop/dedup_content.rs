@@ -9,7 +9,7 @@ use crate::support::corpus::{K, M, Sample, patch};
 use crate::support::reader::{Image, Pin, Survey, number, verify_dedup};
 use crate::support::root_disk::root_disk;
 use crate::support::subjects::{foreign, subject, subjects};
-use crate::support::{Ran, cached, dedup_img, families, qemu, scratch, sha256_of};
+use crate::support::{Ran, cached, dedup_img, families, needs_repair, qemu, scratch, sha256_of};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -44,8 +44,7 @@ fn refused(path: &Path, why: &[&str]) {
 fn holds(image: &Path) -> Option<Survey> {
     println!("{}", image.display());
     let (home, path) = copied(image);
-    if Image::open(image).header.incompatible & 1 != 0 && dedup_img(args!["check", "-f", "qcow2", image]).code == 2 {
-        // It was not closed cleanly, and is repaired first, as QEMU does it when it opens one.
+    if needs_repair(image) {
         let ran = dedup_img(words(&path, &[]));
         assert!(ran.code == 0 && ran.stderr.contains("was not closed cleanly"), "{}", ran.told());
         qemu::check_clean(&path);

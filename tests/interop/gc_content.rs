@@ -8,7 +8,7 @@ use crate::support::inplace::{Left, verify_repaired};
 use crate::support::reader::{Image, Survey};
 use crate::support::root_disk::root_disk;
 use crate::support::subjects::{deduplicated, foreign, subject, subjects};
-use crate::support::{Random, dedup_img, families, qemu, scratch, sha256_of};
+use crate::support::{Random, dedup_img, families, needs_repair, qemu, scratch, sha256_of};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -158,11 +158,9 @@ fn make_holes(path: &Path) {
 fn holds(image: &Path) -> bool {
     println!("{}", image.display());
     let (_home, path) = copied(image);
-    // One that was not closed cleanly is repaired, as QEMU does it when it opens one.
-    let unsound = dedup_img(args!["check", "-f", "qcow2", image]).code == 2;
-    let unclean = fs::read(image).unwrap()[79] & 1 == 1;
-    let refused = unsound && !unclean;
-    if unsound && unclean {
+    let mended = needs_repair(image);
+    let refused = !mended && dedup_img(args!["check", "-f", "qcow2", image]).code == 2;
+    if mended {
         let ran = dedup_img(words(&path, &[]));
         assert!(ran.code == 0 && ran.stderr.contains("was not closed cleanly"), "{}", ran.told());
         qemu::check_clean(&path);

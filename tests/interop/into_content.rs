@@ -8,7 +8,7 @@ use crate::support::inplace::Subject;
 use crate::support::into::{Before, Mixer, into, judged, layers, pooled, words};
 use crate::support::reader::{Image, Pin, Survey};
 use crate::support::subjects::subjects;
-use crate::support::{Random, dedup_img, families, qemu, scratch, sha256_of};
+use crate::support::{Random, dedup_img, families, needs_repair, qemu, scratch, sha256_of};
 use std::fs;
 use std::path::Path;
 
@@ -75,7 +75,13 @@ fn holds(image: &Path, seed: u64, end: End) -> bool {
     println!("{}, seed {seed}, {end:?}", image.display());
     let (home, path) = copied(image);
     let source = home.path().join("the source");
-    if let Some(why) = refusal(image) {
+    if needs_repair(image) {
+        write_sparse(&source, &[]);
+        let ran = dedup_img(words(&[], "raw", &source, &path));
+        assert!(ran.code == 0 && ran.stderr.contains("was not closed cleanly"), "{}", ran.told());
+        qemu::check_clean(&path);
+        qemu::compare_same("qcow2", image, "qcow2", &path);
+    } else if let Some(why) = refusal(image) {
         write_sparse(&source, &[]);
         let before = sha256_of(&path);
         dedup_img(words(&[], "raw", &source, &path)).refused(&[why, path.to_str().unwrap()]);

@@ -67,6 +67,13 @@ pub(crate) fn left_out(what: &str, why: &str) {
     std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
 }
 
+/// Whether an image was not closed cleanly and its refcounts are wrong for that: then it is repaired before it is changed, as QEMU does
+/// it when it opens one.
+pub(crate) fn needs_repair(image: &Path) -> bool {
+    let unclean = reader::Image::open(image).header.incompatible & 1 != 0;
+    unclean && dedup_img(args!["check", "-f", "qcow2", image]).code == 2
+}
+
 /// SHA-256 of a file, in hexadecimal.
 pub(crate) fn sha256_of(path: &Path) -> String {
     let mut file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
