@@ -9,10 +9,12 @@ use crate::dedup::reading::FirstReading;
 use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::error::Result;
 use crate::format::header::incompatible;
+use crate::format::table::{L2Entry, l1_target};
 use crate::pool::clusters;
+use crate::storage::{Storage, read_exact};
 use crate::survey::Ground;
 use crate::survey::bits::{Bits, Ranked};
-use crate::units::HostCluster;
+use crate::units::{HostCluster, HostOffset, to_usize};
 
 /// The block of most file systems, in bytes.
 const BLOCK: u64 = 4096;
@@ -125,6 +127,34 @@ impl Change {
         let old = pool_index.and_then(|index| inspection.snapshots.get(index));
         let before = old.map_or(0, |pool| clusters(members.bits().len(), bits, pool.l1_entries));
         (before, if self.drops_pool { 0 } else { clusters(self.members_after.len(), bits, 0) })
+    }
+
+    /// The clusters that the pool has for itself now.
+    pub(super) fn old_pool(&self, storage: &dyn Storage) -> Result<Vec<u64>> {
+        let Ground { inspection, pool_index, members, .. } = &self.ground;
+        let bits = inspection.header.cluster_bits;
+        let Some(pool) = pool_index.and_then(|index| inspection.snapshots.get(index)) else { return Ok(Vec::new()) };
+        let cluster = |host: HostOffset| host.0 >> bits.bits();
+        let length = u64::from(pool.l1_entries) * 8;
+        let mut own: Vec<u64> = (cluster(pool.l1_offset)..cluster(pool.l1_offset) + bits.clusters(length)).collect();
+        let mut l1 = vec![0; to_usize(length)];
+        read_exact(storage, &mut l1, pool.l1_offset.0, "L1 table of the pool")?;
+        let member_tables = members.bits().len().div_ceil(bits.entries());
+        let mut table = vec![0; bits.len()];
+        for (word, index) in l1.as_chunks().0.iter().zip(0u64..) {
+            let Some(host) = l1_target(u64::from_be_bytes(*word)) else { continue };
+            own.push(cluster(host));
+            if index >= member_tables {
+                read_exact(storage, &mut table, host.0, "L2 table of the pool")?;
+                let entries =
+                    table.as_chunks().0.iter().map(|word| L2Entry::decode(u64::from_be_bytes(*word), bits, true));
+                own.extend(entries.filter_map(|entry| match entry {
+                    L2Entry::Data { host, .. } => Some(cluster(host)),
+                    _ => None,
+                }));
+            }
+        }
+        Ok(own)
     }
 
     /// Whether the image will get version 3: a snapshot, and the pool is one, blocks the resizing of version 2 images.

@@ -1,9 +1,11 @@
 //! What deduplication in place will do. Nothing is written while a plan is made.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-use super::apply::upgraded;
+use super::apply::{self, upgraded};
 use super::change::Change;
 use super::choose::Choice;
 use super::members::new_members;
@@ -18,7 +20,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, MAX_SNAPSHOTS};
 use crate::image::read_header;
 use crate::pool;
-use crate::storage::Storage;
+use crate::storage::{BLOCK, Storage};
 use crate::survey::bits::Bits;
 use crate::survey::{Ground, sound};
 use crate::units::HostOffset;
@@ -204,6 +206,9 @@ impl Plan {
         }
         let mut gone = change.gone_clusters();
         lost.iter().for_each(|&cluster| gone.insert(cluster));
+        if change.changes_pool() {
+            change.old_pool(storage)?.into_iter().for_each(|cluster| gone.insert(cluster));
+        }
         let mut freed = 0;
         let mut data = Some(0..0);
         // Neighbours of small clusters keep the file system's block.
@@ -215,10 +220,12 @@ impl Plan {
             let Some(data) = &data else { break };
             freed += data.end.min(bytes.end).saturating_sub(data.start.max(bytes.start));
         }
-        let (before, mut after) = change.pool_clusters();
-        // The snapshot table, which an image without snapshots does not have.
-        after += u64::from(change.ground.inspection.snapshots.is_empty() && change.changes_pool());
-        Ok((allocated + (after << bits.bits())).saturating_sub(freed + (before << bits.bits())))
+        // A device occupies what it has.
+        let new = match storage.capacity().at("Could not get its size")? {
+            Some(_) => 0,
+            None => written_blocks(apply::needs(change, storage)?.1.writes(bits)),
+        };
+        Ok((allocated + new).saturating_sub(freed))
     }
 
     /// The figures.
@@ -260,6 +267,12 @@ impl Plan {
     pub fn zeros(&self) -> impl Iterator<Item = HostOffset> + '_ {
         self.change.zeros.iter().map(|unit| HostOffset(self.change.ground.units.bytes(unit).start))
     }
+}
+
+/// The bytes of the file system's blocks in which `writes` lie.
+fn written_blocks(writes: Vec<Range<u64>>) -> u64 {
+    let blocks = writes.into_iter().flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK));
+    blocks.collect::<BTreeSet<u64>>().len() as u64 * BLOCK
 }
 
 /// Refuses by name what is not deduplicated in place; returns the sharer limit.
