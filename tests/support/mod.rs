@@ -120,6 +120,8 @@ pub(crate) fn cached(name: &str, build: impl FnOnce(&Path)) -> PathBuf {
             Err(_) => {}
         }
         build(&fresh);
+        // Where the holes of a file are is settled when it is on the disk.
+        let _ = File::open(&fresh).and_then(|made| made.sync_all());
         std::fs::rename(&fresh, &done).unwrap();
     }
     done
