@@ -26,8 +26,9 @@ pub(crate) fn watch() -> Cancel {
             true => flag::register_conditional_shutdown(signal, status(signal), Arc::clone(&stop)),
             false => flag::register_conditional_default(signal, Arc::clone(&stop)),
         };
-        let _ = flag::register(signal, Arc::clone(&stop));
+        // In this order: who sees that it is to stop knows by which signal, whichever thread the handler runs on.
         let _ = flag::register_usize(signal, Arc::clone(&RECEIVED), signal.unsigned_abs() as usize);
+        let _ = flag::register(signal, Arc::clone(&stop));
     }
     Cancel::from_flag(stop)
 }

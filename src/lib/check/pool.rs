@@ -285,16 +285,12 @@ impl Checker<'_> {
         // Nothing else may refer to what is written over.
         let own = hosts.iter().all(|host| self.counts.get(host.0 >> bits.bits()) == 1);
         let ascending = members.is_sorted_by_key(|(_, word)| *word);
-        (in_order
-            && ascending
-            && plain
-            && own
-            && pool.vm_state_size == length
-            && hosts.len() as u64 == bits.clusters(length))
-        .then(|| NewDirectory {
+        let fits = pool.vm_state_size == length && hosts.len() as u64 == bits.clusters(length);
+        let member_l1_entries = u32::try_from(member_slots / bits.entries()).ok()?;
+        (in_order && ascending && plain && own && fits).then(|| NewDirectory {
             members: members.iter().filter_map(|(_, word)| l1_target(*word)).collect(),
             hosts,
-            member_l1_entries: u32::try_from(member_slots / bits.entries()).unwrap_or(u32::MAX),
+            member_l1_entries,
         })
     }
 

@@ -4,12 +4,14 @@ use std::str;
 
 use super::Checker;
 use super::finding::{Kind, Severity, Use};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::{Header, MAX_L1_BYTES};
 use crate::format::snapshot::{FIXED, MAX_EXTRA, MAX_TABLE_BYTES, Snapshot};
 use crate::format::{u16_at, u32_at};
 use crate::storage::read_padded;
 use crate::units::to_usize;
+
+const CUT: &str = "an entry of the snapshot table is shorter than its fixed part and what is kept of its extra data";
 
 /// Room for one entry: fixed part, extra data, id and name at their longest.
 const ENTRY: u64 = 40 + 1024 + 2 * 65536;
@@ -70,16 +72,12 @@ impl Checker<'_> {
     /// The entry at `place`, whose beginning is in `bytes`, with as much of its extra data as QEMU keeps; and its length.
     fn long_entry(&self, bytes: &mut [u8], place: u64, extra: u32) -> Result<(Snapshot, usize)> {
         let names = usize::from(u16_at(bytes, 12).unwrap_or(0)) + usize::from(u16_at(bytes, 14).unwrap_or(0));
-        let kept = u32::try_from(MAX_EXTRA).unwrap_or(u32::MAX).to_be_bytes();
-        let mut entry = bytes.get(..FIXED + MAX_EXTRA).unwrap_or_default().to_vec();
-        if let Some(length) = entry.get_mut(36..40) {
-            length.copy_from_slice(&kept);
-        }
+        let kept = u32::try_from(MAX_EXTRA).ok().or_internal(CUT)?.to_be_bytes();
+        let mut entry = bytes.get(..FIXED + MAX_EXTRA).or_internal(CUT)?.to_vec();
+        entry.get_mut(36..40).or_internal(CUT)?.copy_from_slice(&kept);
         entry.resize(FIXED + MAX_EXTRA + names, 0);
         let behind = place.saturating_add(FIXED as u64).saturating_add(u64::from(extra));
-        if let Some(names) = entry.get_mut(FIXED + MAX_EXTRA..) {
-            self.read_table(names, behind)?;
-        }
+        self.read_table(entry.get_mut(FIXED + MAX_EXTRA..).or_internal(CUT)?, behind)?;
         let (snapshot, _) = Snapshot::decode(&entry)?;
         Ok((snapshot, (FIXED + extra as usize + names).next_multiple_of(8)))
     }

@@ -76,6 +76,7 @@ impl Snapshot {
                 None => u64::from(u32_at(bytes, 32)?),
             },
             disk_size: u64_at(extra, 8),
+            // None is kept where there is no field for it (spec: -1).
             icount: u64_at(extra, 16).unwrap_or(u64::MAX),
             unknown_extra: extra.get(24..).unwrap_or_default().to_vec(),
         };
@@ -85,6 +86,7 @@ impl Snapshot {
     /// The entry's bytes, padded to a multiple of 8.
     #[must_use]
     pub(crate) fn encode(&self) -> Vec<u8> {
+        // Both are as long as an entry has said that they are, or a constant: they fit.
         let len16 = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
         let extra_len = u32::try_from(24 + self.unknown_extra.len()).unwrap_or(u32::MAX);
         let mut bytes = Vec::with_capacity(96);

@@ -136,6 +136,7 @@ fn locked(path: &Path, message: &str) -> Error {
 
 fn range(byte: i64, kind: i32) -> flock {
     flock {
+        // Constants of the kernel, which fit; it refuses what is none of them.
         l_type: i16::try_from(kind).unwrap_or(i16::MAX),
         l_whence: i16::try_from(SEEK_SET).unwrap_or(i16::MAX),
         l_start: byte,
