@@ -33,7 +33,7 @@ impl Loop {
     /// The same with logical blocks of `block` bytes, where the kernel has such.
     pub(crate) fn with_blocks(file: &Path, block: u32) -> Result<Self, String> {
         let made = qemu::run("losetup", args!["-b", block.to_string(), "-f", "--show", file]);
-        if made.code == 0 { Ok(Self(PathBuf::from(made.stdout.trim()))) } else { Err(made.stderr) }
+        if made.code == 0 { Ok(Self::begun(&made)) } else { Err(made.stderr) }
     }
 
     /// The same, and nobody can write it. (`blockdev --setro` would outlive the device.)
@@ -78,6 +78,11 @@ impl Loop {
     fn made<const N: usize>(words: [OsString; N]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test makes a loop device and needs root, as tests/run has");
         let made = qemu::run("losetup", words).ok();
+        Self::begun(&made)
+    }
+
+    /// The device of which losetup has told.
+    fn begun(made: &Ran) -> Self {
         let device = PathBuf::from(made.stdout.trim());
         // A write that failed when the device was another test's is told to whoever flushes it next.
         let _ = fs::File::open(&device).and_then(|device| device.sync_all());
