@@ -32,8 +32,22 @@ impl Loop {
 
     /// The same with logical blocks of `block` bytes, where the kernel has such.
     pub(crate) fn with_blocks(file: &Path, block: u32) -> Result<Self, String> {
-        let made = qemu::run("losetup", args!["-b", block.to_string(), "-f", "--show", file]);
-        if made.code == 0 { Ok(Self::begun(&made)) } else { Err(made.stderr) }
+        // Where another test had the free device open while it was made (as losetup has, to look), Linux goes on to write it in the
+        // blocks of before, and each of those writes fails.
+        for _ in 0..100 {
+            let made = qemu::run("losetup", args!["-b", block.to_string(), "-f", "--show", file]);
+            if made.code != 0 {
+                return Err(made.stderr);
+            }
+            let device = Self::begun(&made);
+            let written_in = qemu::run("blockdev", args!["--getbsz", &*device]).ok().stdout;
+            if written_in.trim().parse::<u32>().unwrap() >= block {
+                return Ok(device);
+            }
+            drop(device);
+            sleep(Duration::from_millis(20));
+        }
+        panic!("somebody has the free loop device open all the time");
     }
 
     /// The same, and nobody can write it. (`blockdev --setro` would outlive the device.)
