@@ -20,6 +20,8 @@ use dedup_img::storage::Locking;
 use exit::Exit;
 
 fn main() -> std::process::ExitCode {
+    #[cfg(debug_assertions)]
+    no_other_threads();
     interrupt::survive_limits();
     let cli = match help::read(std::env::args_os()) {
         Ok(cli) => cli,
@@ -47,6 +49,15 @@ fn main() -> std::process::ExitCode {
             exit.into()
         }
     }
+}
+
+/// Work that is not given to the threads that `--threads` asks for would start as many again, and panics where they cannot be started.
+/// While this is tested it panics always: rayon's own threads do not exist.
+#[cfg(debug_assertions)]
+fn no_other_threads() {
+    let refused =
+        rayon::ThreadPoolBuilder::new().spawn_handler(|_| Err(std::io::Error::other("not these"))).build_global();
+    assert!(refused.is_err(), "threads that nobody asked for");
 }
 
 /// Whether the images that `command` opens are locked.

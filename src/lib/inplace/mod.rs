@@ -10,7 +10,7 @@
 //!
 //! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Write)?;
 //! let plan = Plan::new(&storage, DedupOptions::default(), Path::new("."), &work)?;
-//! println!("{} clusters will be free", plan.report(&storage)?.freed_clusters);
+//! println!("{} clusters will be free", plan.report(&storage, &work)?.freed_clusters);
 //! plan.apply(&storage, &work)?;
 //! # Ok::<(), dedup_img::Error>(())
 //! ```
@@ -168,7 +168,7 @@ impl Plan {
     /// # Errors
     /// As [`dedup`].
     pub fn apply(mut self, storage: &dyn Storage, work: &Work<'_>) -> Result<DedupReport> {
-        let mut report = self.report(storage)?;
+        let mut report = self.report(storage, work)?;
         if !self.is_empty() {
             work.progress.within(APPLYING.0, APPLYING.1);
             work.progress.begin(WRITING, 0);
@@ -182,13 +182,13 @@ impl Plan {
     /// What the plan says, for an image that is as it was.
     ///
     /// # Errors
-    /// Those of asking for the file's size.
-    pub fn report(&self, storage: &dyn Storage) -> Result<DedupReport> {
+    /// Those of asking for the file's size, and of reading the refcounts again for the room that is needed.
+    pub fn report(&self, storage: &dyn Storage, work: &Work<'_>) -> Result<DedupReport> {
         let (file_length, allocated) = sizes(storage)?;
         let figures = self.figures();
         let needs = match self.is_empty() {
             true => Needs::none(&self.change, storage)?,
-            false => apply::needs(&self.change, storage)?.0,
+            false => work.run(|| apply::needs(&self.change, storage))?.0,
         };
         Ok(DedupReport {
             cluster_size_bytes: self.cluster_size(),

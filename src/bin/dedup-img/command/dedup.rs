@@ -32,7 +32,7 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
             plan = Plan::new(storage, options, scratch, work)?;
         }
         if args.dry_run {
-            let report = plan.report(storage)?;
+            let report = plan.report(storage, work)?;
             return view::dedup::planned(file, &plan, &report, args.run.output);
         }
         Ok(view::dedup::done(
