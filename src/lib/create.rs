@@ -12,12 +12,12 @@
 
 use std::path::Path;
 
+use crate::build::layout::{Layout, Parts};
+use crate::build::writer::{NewImage, Traits};
 use crate::convert::too_narrow;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
-use crate::image::layout::{Layout, Parts};
-use crate::image::writer::{NewImage, Traits};
 use crate::name::shown;
 use crate::progress::Progress;
 use crate::storage::target::Target;

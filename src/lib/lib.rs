@@ -119,6 +119,7 @@
 //! Rust 1.88; a newer one comes with a minor version. Linux. The default feature `cli` is the program: leave it out
 //! (`default-features = false`) where only the library is wanted, and its dependencies are left out too.
 
+mod build;
 pub mod cancel;
 pub mod check;
 mod compress;
@@ -127,6 +128,7 @@ pub mod create;
 mod dedup;
 mod digest;
 pub mod disk;
+mod edit;
 mod error;
 mod format;
 pub mod image;
@@ -136,6 +138,7 @@ pub mod notice;
 pub mod pool;
 pub mod progress;
 pub mod sharing;
+mod sort;
 pub mod stats;
 pub mod storage;
 mod survey;

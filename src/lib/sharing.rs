@@ -17,11 +17,11 @@ use std::iter;
 use std::path::Path;
 
 use crate::check::ALONE;
-use crate::dedup::sequence::{Sorted, Sorter};
 use crate::error::{OrInternal, Result};
 use crate::format::table::L2Entry;
 use crate::format::u64_at;
 use crate::pool::Record;
+use crate::sort::sequence::{Sorted, Sorter};
 use crate::storage::Storage;
 use crate::survey::tables::L2Tables;
 use crate::survey::{Ground, sound};

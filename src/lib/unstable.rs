@@ -2,8 +2,8 @@
 //! with any version.
 
 pub use crate::dedup::group::group;
-pub use crate::dedup::sequence::{Sequence, Sorted, Spill};
 pub use crate::digest::{fingerprint, is_zero, sha256};
 pub use crate::image::{Extent, Place};
 pub use crate::inplace::overwrite::overwrite;
 pub use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH};
+pub use crate::sort::sequence::{Sequence, Sorted, Spill};

@@ -8,9 +8,9 @@ use std::thread::available_parallelism;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::cancel::Cancel;
-use crate::dedup::sequence::Spill;
 use crate::error::{Error, Result, io_reason};
 use crate::progress::{Meter, Progress};
+use crate::sort::sequence::Spill;
 use crate::units::to_usize;
 
 /// Memory for tables where the user does not say: enough for 64 GiB of data at 4 KiB before anything is spilled.

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::Checker;
-use super::finding::{Kind, Severity, Use};
+use crate::check::Checker;
+use crate::check::finding::{Kind, Severity, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{autoclear, extension};
 use crate::format::{u16_at, u32_at, u64_at};

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::Checker;
-use super::counts::{Counts, SIDE_BY_SIDE};
-use super::finding::{At, Count, Flag, Kind, Layer, Severity, Use};
-use super::states::{State, States};
-use super::tables::Tables;
+use crate::check::Checker;
+use crate::check::counts::{Counts, SIDE_BY_SIDE};
+use crate::check::finding::{At, Count, Flag, Kind, Layer, Severity, Use};
+use crate::check::states::{State, States};
+use crate::check::tables::Tables;
 use crate::error::Result;
 use crate::format::table::{is_copied, l1_target};
 use crate::image::refcounts::{Block, Refcounts};

@@ -27,17 +27,15 @@ mod bitmaps;
 mod compare;
 pub(crate) mod counts;
 pub mod finding;
-pub(crate) mod mend;
 pub(crate) mod overlap;
 pub(crate) mod pool;
 mod remarks;
-pub(crate) mod repair;
-mod snapshots;
+pub(crate) mod snapshots;
 pub(crate) mod states;
 pub(crate) mod tables;
 mod walk;
 
-pub use repair::{Repair, Repaired, is_unready, make_ready, repair};
+pub use crate::inplace::repair::{Repair, Repaired, is_unready, make_ready, repair};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
@@ -122,7 +120,7 @@ struct Checker<'a> {
 
 /// How a repair looks at an image that it has not mended yet.
 #[derive(Default)]
-struct How {
+pub(crate) struct How {
     /// Read a snapshot table in which too much extra data is wrong, and say so.
     any_extra: bool,
     /// See the zero clusters whose places are no clusters of theirs, as this says, without them.
@@ -153,32 +151,32 @@ pub(crate) const ALONE: Stage = Stage("checking", 0, 100);
 
 /// What a check knows at its end.
 pub(crate) struct Inspection {
-    pub report: Report,
-    pub header: Header,
-    pub file_len: u64,
-    pub counts: Counts,
-    pub snapshots: Vec<Snapshot>,
+    pub(crate) report: Report,
+    pub(crate) header: Header,
+    pub(crate) file_len: u64,
+    pub(crate) counts: Counts,
+    pub(crate) snapshots: Vec<Snapshot>,
     /// Metadata other than L2 tables.
-    pub claims: Vec<Claim>,
-    pub tables: Tables,
+    pub(crate) claims: Vec<Claim>,
+    pub(crate) tables: Tables,
     /// The pool, if there is one.
-    pub pool: Option<pool::KnownPool>,
+    pub(crate) pool: Option<pool::KnownPool>,
     /// What a repair would have to do.
-    repair: Repairable,
+    pub(crate) repair: Repairable,
     /// The first finding that cannot be mended.
-    pub hopeless: Option<String>,
+    pub(crate) hopeless: Option<String>,
     /// A new directory of the pool, where the old one is stale.
-    stale: Option<pool::NewDirectory>,
+    pub(crate) stale: Option<pool::NewDirectory>,
     /// Where the entries of misplaced preallocated clusters are in the file.
-    misplaced: Vec<u64>,
+    pub(crate) misplaced: Vec<u64>,
     /// The first finding that says that a table may lead to the wrong place.
-    pub doubt: Option<String>,
+    pub(crate) doubt: Option<String>,
     /// Whether an entry of the snapshot table is longer than QEMU accepts.
-    long_entries: bool,
+    pub(crate) long_entries: bool,
     /// Whether the image has its snapshot table elsewhere.
-    moved_snapshots: bool,
+    pub(crate) moved_snapshots: bool,
     /// A persistent bitmap that records writes to the disk.
-    pub recording: Option<String>,
+    pub(crate) recording: Option<String>,
 }
 
 /// Checks the image in `storage` and returns all that came to be known.
@@ -192,7 +190,7 @@ pub(crate) fn inspect(
     inspect_as(storage, options, work, phase, How::default(), sink)
 }
 
-fn inspect_as(
+pub(crate) fn inspect_as(
     storage: &dyn Storage,
     options: CheckOptions,
     work: &Work<'_>,

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::finding::{Kind, Layer, Severity, Use};
-use super::tables::Tables;
-use super::{Checker, Inspection};
+use crate::check::finding::{Kind, Layer, Severity, Use};
+use crate::check::tables::Tables;
+use crate::check::{Checker, Inspection};
 use crate::units::{ClusterBits, HostOffset};
 
 /// Clusters that a part of the metadata takes.
@@ -20,7 +20,7 @@ pub(crate) struct Claim {
 }
 
 /// The clusters that metadata takes, and what of the file there is.
-pub(super) struct Metadata {
+pub(crate) struct Metadata {
     /// In order, without overlaps.
     taken: Vec<Range<u64>>,
     bits: ClusterBits,
@@ -29,7 +29,7 @@ pub(super) struct Metadata {
 
 impl Metadata {
     /// What an inspection found.
-    pub(super) fn of(inspection: &Inspection) -> Self {
+    pub(crate) fn of(inspection: &Inspection) -> Self {
         let bits = inspection.header.cluster_bits;
         let claims = inspection.claims.iter().map(|claim| claim.first..claim.last + 1);
         let tables = inspection.tables.references.iter().map(|reference| {
@@ -49,7 +49,7 @@ impl Metadata {
     }
 
     /// Whether the cluster at `host` cannot be one: it begins between two, lies behind the end of the file or on metadata.
-    pub(super) fn excludes(&self, host: HostOffset) -> bool {
+    pub(crate) fn excludes(&self, host: HostOffset) -> bool {
         let end = host.0.saturating_add(self.bits.bytes());
         let clusters = host.0 >> self.bits.bits()..end.div_ceil(self.bits.bytes());
         let at = self.taken.partition_point(|taken| taken.end <= clusters.start);
@@ -61,7 +61,7 @@ impl Metadata {
 
 impl Checker<'_> {
     /// Says where metadata lies on metadata, or data on metadata.
-    pub(super) fn overlaps(&mut self, tables: &Tables) {
+    pub(crate) fn overlaps(&mut self, tables: &Tables) {
         let bits = self.header.cluster_bits.bits();
         let mut claims = self.claims.clone();
         let clusters = self.counts.clusters();

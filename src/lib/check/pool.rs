@@ -6,10 +6,10 @@ use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 use sha2::{Digest, Sha256};
 
-use super::counts::SIDE_BY_SIDE;
-use super::finding::{At, Kind, Layer, Severity};
-use super::tables::Tables;
-use super::{Checker, Inspection};
+use crate::check::counts::SIDE_BY_SIDE;
+use crate::check::finding::{At, Kind, Layer, Severity};
+use crate::check::tables::Tables;
+use crate::check::{Checker, Inspection};
 use crate::digest::{Sha, sha256};
 use crate::disk::Inflater;
 use crate::error::{Error, OrInternal, Result};
@@ -52,7 +52,7 @@ enum Order {
 }
 
 /// What a new directory is made of, in the place of the old one.
-pub(super) struct NewDirectory {
+pub(crate) struct NewDirectory {
     members: Vec<HostOffset>,
     /// The directory's own clusters, in order.
     hosts: Vec<HostOffset>,
@@ -60,7 +60,7 @@ pub(super) struct NewDirectory {
 }
 
 /// Writes a new directory over a stale one. It was not used before and is not used until it is whole: a crash costs nothing.
-pub(super) fn write_directory(new: &NewDirectory, inspection: &Inspection, storage: &dyn Storage) -> Result<()> {
+pub(crate) fn write_directory(new: &NewDirectory, inspection: &Inspection, storage: &dyn Storage) -> Result<()> {
     let bits = inspection.header.cluster_bits;
     let limit = inspection.header.refcount_bits.sharer_limit().unwrap_or(0);
     let lowest = lowest_guests(new, inspection, storage)?;
@@ -123,7 +123,7 @@ fn lowest_guests(
 
 impl Checker<'_> {
     /// Looks at the pool, if there is one.
-    pub(super) fn pool(&mut self, snapshots: &[Snapshot], tables: &Tables) -> Result<()> {
+    pub(crate) fn pool(&mut self, snapshots: &[Snapshot], tables: &Tables) -> Result<()> {
         let user_snapshots = snapshots.iter().any(|snapshot| !pool::is_pool(snapshot));
         let Some((index, pool)) = snapshots.iter().enumerate().find(|(_, snapshot)| pool::is_pool(snapshot)) else {
             if !user_snapshots {

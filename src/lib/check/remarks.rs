@@ -1,7 +1,7 @@
 //! What is worth knowing of an image although nothing in it is wrong.
 
-use super::Checker;
-use super::finding::{Kind, Severity};
+use crate::check::Checker;
+use crate::check::finding::{Kind, Severity};
 use crate::format::header::{autoclear, extension, incompatible};
 use crate::format::snapshot::Snapshot;
 

@@ -2,8 +2,8 @@
 
 use std::str;
 
-use super::Checker;
-use super::finding::{Kind, Severity, Use};
+use crate::check::Checker;
+use crate::check::finding::{Kind, Severity, Use};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::{Header, MAX_L1_BYTES};
 use crate::format::snapshot::{FIXED, MAX_EXTRA, MAX_TABLE_BYTES, Snapshot};
@@ -20,7 +20,7 @@ const LAST: u64 = i64::MAX.cast_unsigned();
 
 impl Checker<'_> {
     /// Reads and counts the snapshot table. What the file lacks of it reads as zeros, as for QEMU.
-    pub(super) fn snapshot_table(&mut self) -> Result<Vec<Snapshot>> {
+    pub(crate) fn snapshot_table(&mut self) -> Result<Vec<Snapshot>> {
         let start = self.header.snapshots_offset.0;
         let mut snapshots = Vec::new();
         let (mut incomplete, mut long) = (Vec::new(), Vec::new());
@@ -97,13 +97,13 @@ impl Checker<'_> {
     }
 
     /// Counts the snapshot table.
-    pub(super) fn claim_snapshot_table(&mut self) {
+    pub(crate) fn claim_snapshot_table(&mut self) {
         self.claim(self.header.snapshots_offset.0, self.table_bytes, Use::SnapshotTable, None);
     }
 }
 
 /// The table of `snapshots` with what their entries in a version 3 image lack; QEMU takes the same values for it.
-pub(super) fn mended(snapshots: &[Snapshot], header: &Header) -> Result<Vec<u8>> {
+pub(crate) fn mended(snapshots: &[Snapshot], header: &Header) -> Result<Vec<u8>> {
     let mut table = Vec::new();
     for snapshot in snapshots {
         let disk_size = Some(snapshot.disk_size.unwrap_or(header.size));

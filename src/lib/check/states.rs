@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::counts::{SIDE_BY_SIDE, by_word};
+use crate::check::counts::{SIDE_BY_SIDE, by_word};
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
 use crate::image::refcounts::{Block, Refcounts};

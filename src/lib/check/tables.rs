@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::Checker;
-use super::finding::{At, Kind, Layer, Severity, Use};
+use crate::check::Checker;
+use crate::check::finding::{At, Kind, Layer, Severity, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{MAX_L1_BYTES, incompatible};
 use crate::format::snapshot::Snapshot;
@@ -39,7 +39,7 @@ pub(crate) struct Tables {
 
 impl Checker<'_> {
     /// Counts all L1 tables and L2 tables.
-    pub(super) fn tables(&mut self, snapshots: &[Snapshot]) -> Result<Tables> {
+    pub(crate) fn tables(&mut self, snapshots: &[Snapshot]) -> Result<Tables> {
         let mut tables = Tables { layers: vec![Layer::Active], references: Vec::new(), active: Vec::new() };
         let (offset, entries) = (self.header.l1_offset, self.header.l1_entries);
         tables.active = self.l1_table(offset, entries, 0, &mut tables)?;

@@ -5,12 +5,12 @@ use std::ops::Range;
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
-use super::Checker;
-use super::counts::{Counts, Refused};
-use super::finding::{At, Finding, Flag, Kind, Layer, More, Severity, Use};
-use super::overlap::Metadata;
-use super::states::{State, States};
-use super::tables::{L2Reference, Tables};
+use crate::check::Checker;
+use crate::check::counts::{Counts, Refused};
+use crate::check::finding::{At, Finding, Flag, Kind, Layer, More, Severity, Use};
+use crate::check::overlap::Metadata;
+use crate::check::states::{State, States};
+use crate::check::tables::{L2Reference, Tables};
 use crate::error::{Error, OrInternal, Result};
 use crate::format::header::{Header, incompatible};
 use crate::format::table::{L2Entry, Subclusters, is_copied, l2_reserved};

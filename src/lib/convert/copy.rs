@@ -4,13 +4,13 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::layers;
 use super::tasks::{Held, Member, TASK, Task, Tasks};
+use crate::build::layout::Layout;
+use crate::build::writer::{NewImage, Traits};
 use crate::dedup::plan::Plan;
 use crate::dedup::reading::FirstReading;
 use crate::digest::{Sha, sha256};
 use crate::disk::Disk;
 use crate::error::{Error, OrInternal, Result};
-use crate::image::layout::Layout;
-use crate::image::writer::{NewImage, Traits};
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::units::to_usize;

@@ -5,15 +5,15 @@ use serde::Serialize;
 use super::sample::Sample;
 use super::stages::SCANNING;
 use super::{ClusterSize, ConvertOptions, Sharing};
+use crate::build::layers::with_snapshots;
+use crate::build::layout::{Layout, Parts};
 use crate::dedup::level::{Distinct, Level};
 use crate::dedup::reading::FirstReading;
 use crate::dedup::scan::{Other, scan};
-use crate::dedup::sequence::Spill;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
-use crate::image::layers::with_snapshots;
-use crate::image::layout::{Layout, Parts};
 use crate::pool::Pin;
+use crate::sort::sequence::Spill;
 use crate::units::ClusterBits;
 use crate::work::Work;
 

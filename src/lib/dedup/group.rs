@@ -1,8 +1,8 @@
 //! From sorted records to links.
 
-use super::sequence::{Sorted, Sorter, Spill};
-use super::{INDEX, INDEX_BITS, index};
+use crate::dedup::{INDEX, INDEX_BITS, index};
 use crate::error::Result;
+use crate::sort::sequence::{Sorted, Sorter, Spill};
 
 /// Says that a cluster has, or is thought to have, the content of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,15 +5,15 @@ use std::iter::Peekable;
 use twox_hash::XxHash3_128;
 use zerocopy::IntoBytes;
 
-use super::plan::split_run;
-use super::reading::FirstReading;
-use super::scan::{Runs, Scan, record};
-use super::sequence::{Sequence, Sorted, Sorter, Spill, Words};
-use super::weave::{Woven, weave};
-use super::{INDEX, index};
+use crate::dedup::plan::split_run;
+use crate::dedup::reading::FirstReading;
+use crate::dedup::scan::{Runs, Scan, record};
+use crate::dedup::weave::{Woven, weave};
+use crate::dedup::{INDEX, index};
 use crate::digest::{fingerprint, is_zero};
 use crate::disk::history::History;
 use crate::error::Result;
+use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::units::ClusterBits;
 
 /// What is known of a disk at one cluster size.

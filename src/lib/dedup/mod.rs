@@ -19,7 +19,6 @@ pub(crate) mod numbers;
 pub(crate) mod plan;
 pub(crate) mod reading;
 pub(crate) mod scan;
-pub(crate) mod sequence;
 pub(crate) mod verify;
 pub(crate) mod weave;
 

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::sequence::Spill;
 use crate::error::{OrInternal, Result};
+use crate::sort::sequence::Spill;
 use crate::storage::buffer::zeroed;
 use crate::units::to_usize;
 

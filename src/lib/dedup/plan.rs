@@ -2,13 +2,13 @@
 
 use std::iter::Peekable;
 
-use super::group::Link;
-use super::level::Level;
-use super::sequence::{Sequence, Sorted, Sorter, Spill, Words};
-use super::weave::{Inherited, UserCounts, Woven};
-use super::{INDEX_BITS, index};
+use crate::dedup::group::Link;
+use crate::dedup::level::Level;
+use crate::dedup::weave::{Inherited, UserCounts, Woven};
+use crate::dedup::{INDEX_BITS, index};
 use crate::error::{OrInternal, Result};
 use crate::pool::Pin;
+use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::units::{ClusterBits, GuestCluster, halves};
 
 /// Which guest clusters are stored and which share them. Stored clusters are numbered from 0 in guest order.

@@ -6,15 +6,15 @@
 
 use std::iter::Peekable;
 
-use super::index;
-use super::level::{Larger, of_parts};
-use super::plan::peek;
-use super::scan::{Other, scan};
-use super::sequence::{Sequence, Spill, Words};
+use crate::dedup::index;
+use crate::dedup::level::{Larger, of_parts};
+use crate::dedup::plan::peek;
+use crate::dedup::scan::{Other, scan};
 use crate::disk::Disk;
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::{Error, OrInternal, Result};
+use crate::sort::sequence::{Sequence, Spill, Words};
 use crate::units::ClusterBits;
 use crate::work::Work;
 

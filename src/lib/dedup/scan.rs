@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::sequence::{Sequence, Spill};
-use super::{INDEX, INDEX_BITS};
+use crate::dedup::{INDEX, INDEX_BITS};
 use crate::digest::{fingerprint, is_zero};
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::image::Place;
+use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::buffer::{Buffer, BufferPool};
 use crate::units::{ClusterBits, to_usize};
 use crate::work::Work;

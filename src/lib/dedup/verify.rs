@@ -3,12 +3,12 @@
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
-use super::group::Link;
-use super::scan::record;
-use super::sequence::{Sorted, Sorter, Spill, Words};
+use crate::dedup::group::Link;
+use crate::dedup::scan::record;
 use crate::digest::sha256;
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, OrInternal, Result};
+use crate::sort::sequence::{Sorted, Sorter, Spill, Words};
 use crate::storage::buffer::BufferPool;
 use crate::units::ClusterBits;
 use crate::work::Work;

@@ -5,11 +5,11 @@
 
 use std::iter::Peekable;
 
-use super::plan::split_run;
-use super::sequence::{Sequence, Spill, Words};
-use super::{INDEX_BITS, index};
+use crate::dedup::plan::split_run;
+use crate::dedup::{INDEX_BITS, index};
 use crate::disk::history::Weave;
 use crate::error::{OrInternal, Result};
+use crate::sort::sequence::{Sequence, Spill, Words};
 use crate::units::{halves, to_usize};
 
 /// What follows from the places of the layers' clusters.

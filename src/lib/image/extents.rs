@@ -9,7 +9,7 @@ use crate::format::u64_at;
 use crate::storage::{read_exact, read_padded};
 use crate::units::{HostOffset, to_usize};
 
-use super::Qcow2;
+use crate::image::Qcow2;
 
 /// A run of guest bytes that is stored in one piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

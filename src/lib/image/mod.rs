@@ -3,17 +3,14 @@
 //! Whoever wants a disk's content opens a [`crate::disk::Disk`].
 
 mod extents;
-pub(crate) mod layers;
-pub(crate) mod layout;
 mod open;
 pub(crate) mod refcounts;
-pub(crate) mod writer;
 
+pub use crate::build::writer::{Backing, Traits};
 #[doc(hidden)]
 pub use extents::{Extent, Place};
 pub(crate) use open::Lost;
 pub use open::SnapshotName;
-pub use writer::{Backing, Traits};
 
 pub use crate::compress::CompressionLevel;
 pub use crate::format::header::CompressionType;

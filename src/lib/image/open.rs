@@ -13,7 +13,7 @@ use crate::storage::buffer::{collected, zeroed};
 use crate::storage::{Storage, read_exact, read_padded};
 use crate::units::{HostOffset, to_usize};
 
-use super::Qcow2;
+use crate::image::Qcow2;
 
 impl Qcow2 {
     /// Opens the active disk, or the internal snapshot that has `snapshot` as its id or, failing that, as its name.

@@ -5,11 +5,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::check::counts::Counts;
 use crate::dedup::group::Link;
-use crate::dedup::sequence::{Sorted, Sorter, Spill};
 use crate::dedup::{INDEX, index};
 use crate::error::Result;
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sorted, Sorter, Spill};
 use crate::survey::Ground;
-use crate::survey::bits::Bits;
 use crate::survey::units::Units;
 
 /// Equal units that are looked at together. More of one content than that are taken in turns, so that memory is bounded.

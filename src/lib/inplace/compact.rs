@@ -22,17 +22,17 @@ use std::io;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::apply::{Punch, UNSETTLED, set_dirty, settle};
-use super::change::Change;
-use super::moves::{Moves, plan};
-use super::pointers::{Container, containers, header_fields};
-use super::renew;
-use crate::check::mend::{Mender, Pass};
 use crate::check::{ALONE, Inspection};
-use crate::dedup::sequence::Spill;
+use crate::edit::apply::{Punch, UNSETTLED, set_dirty, settle};
+use crate::edit::change::Change;
+use crate::edit::mend::{Mender, Pass};
+use crate::edit::renew;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
+use crate::inplace::moves::{Moves, plan};
+use crate::inplace::pointers::{Container, containers, header_fields};
+use crate::sort::sequence::Spill;
 use crate::storage::latch::Latch;
 use crate::storage::sparse::{rewrite, write_sparse};
 use crate::storage::{BLOCK, Storage, flush, read_padded, write};

@@ -6,17 +6,18 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::apply::{self, Punch, idle, settle};
-use super::change::Change;
-use super::members::NewMember;
-use super::room::{Needs, backed, room, with_slack};
-use super::{WRITING, compact, renew, sizes};
 use crate::check::make_ready;
-use crate::dedup::sequence::Spill;
+use crate::edit::apply::{self, Punch, idle, settle};
+use crate::edit::change::Change;
+use crate::edit::members::NewMember;
+use crate::edit::renew;
+use crate::edit::room::{Needs, backed, room, with_slack};
 use crate::error::{Error, Left, Result};
 use crate::format::header::Header;
 use crate::image::read_header;
+use crate::inplace::{WRITING, compact, sizes};
 use crate::progress::Stage;
+use crate::sort::sequence::Spill;
 use crate::storage::{BLOCK, Room, Storage};
 use crate::survey::guests;
 use crate::survey::{Ground, sound};
@@ -97,7 +98,7 @@ pub struct GcReport {
 /// `scratch`.
 ///
 /// # Errors
-/// As [`super::dedup`].
+/// As [`crate::inplace::dedup`].
 pub fn gc(storage: &dyn Storage, options: GcOptions, scratch: &Path, work: &Work<'_>) -> Result<GcReport> {
     let mut plan = GcPlan::new(storage, options, scratch, work)?;
     if make_ready(storage, work)?.is_some() {

@@ -52,30 +52,24 @@
 //! Step 6 lowers refcounts by a recount of the image as it is on the disk, not by what the plan meant to change. A failed or
 //! interrupted run ends with the same step.
 
-mod allocate;
-mod apply;
-mod change;
 pub(crate) mod choose;
 mod compact;
 mod gc;
-mod members;
 mod moves;
 pub(crate) mod overwrite;
 pub(crate) mod plan;
 mod pointers;
-mod pool_writer;
-mod renew;
-mod room;
+pub(crate) mod repair;
 pub(crate) mod scan;
 
 use std::path::Path;
 
-use apply::Punch;
+use crate::edit::apply::{self, Punch};
+use crate::edit::room::Needs;
 pub use gc::{GcOptions, GcPlan, GcReport, gc};
 pub use overwrite::OverwriteReport;
 pub(crate) use overwrite::overwrite;
 pub use plan::{Plan, Share};
-use room::Needs;
 use serde::Serialize;
 
 use crate::check::make_ready;
@@ -92,7 +86,7 @@ const COMPARING: Stage = Stage("comparing", 65, 80);
 const APPLYING: (f64, f64) = (0.8, 1.0);
 /// The phases of applying any change.
 const WRITING: Stage = Stage("writing", 0, 70);
-const SETTLING: Stage = Stage("settling", 70, 100);
+pub(crate) const SETTLING: Stage = Stage("settling", 70, 100);
 
 /// How to deduplicate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

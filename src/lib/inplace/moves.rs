@@ -3,19 +3,19 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::room::{available, backed, room, unbacked, with_slack};
 use crate::check::Inspection;
 use crate::check::counts::Counts;
 use crate::disk::Inflater;
+use crate::edit::room::{available, backed, room, unbacked, with_slack};
 use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 use crate::format::compressed::{CompressedExtent, SECTOR};
 use crate::format::header::Header;
 use crate::format::table::{L2Entry, with_offset};
 use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
+use crate::sort::bits::{Bits, Ranked};
 use crate::storage::sparse::write_sparse;
 use crate::storage::{BLOCK, Storage, read_padded};
-use crate::survey::bits::{Bits, Ranked};
 use crate::survey::tables::L2Tables;
 use crate::survey::units::{Units, order};
 use crate::units::{ClusterBits, HostOffset, to_usize};

@@ -5,23 +5,23 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-use super::apply::{self, upgraded};
-use super::change::Change;
-use super::choose::Choice;
-use super::members::new_members;
-use super::scan::{Key, named, scan};
-use super::{CHECKING, COMPARING, DedupOptions, SCANNING};
 use crate::check::Inspection;
 use crate::dedup::group::Link;
 use crate::dedup::reading::FirstReading;
-use crate::dedup::sequence::{Sorted, Sorter, Spill};
 use crate::dedup::verify::verify;
+use crate::edit::apply::{self, upgraded};
+use crate::edit::change::Change;
+use crate::edit::members::new_members;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, MAX_SNAPSHOTS};
 use crate::image::read_header;
+use crate::inplace::choose::Choice;
+use crate::inplace::scan::{Key, named, scan};
+use crate::inplace::{CHECKING, COMPARING, DedupOptions, SCANNING};
 use crate::pool;
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sorted, Sorter, Spill};
 use crate::storage::{BLOCK, Storage};
-use crate::survey::bits::Bits;
 use crate::survey::{Ground, sound};
 use crate::units::HostOffset;
 use crate::work::Work;
@@ -173,7 +173,7 @@ impl Plan {
             let stays = |&unit: &u64| !change.is_gone(unit);
             change.members_after = change.ground.members.bits().filtered(stays);
         }
-        for new in change.joining.iter().map(|word| word.map(super::members::NewMember::decode)) {
+        for new in change.joining.iter().map(|word| word.map(crate::edit::members::NewMember::decode)) {
             change.members_after.insert(new?.unit);
         }
         let figures = Self::count(&change, &keepers, found.read);

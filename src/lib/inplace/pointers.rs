@@ -1,6 +1,5 @@
 //! What in an image refers to clusters, beside L2 tables: L1 tables, the refcount table, the snapshot table, bitmaps, the header.
 
-use super::moves::Moves;
 use crate::check::Inspection;
 use crate::check::finding::Use;
 use crate::error::{IoContext, OrInternal, Result};
@@ -8,6 +7,7 @@ use crate::format::header::{Header, L1_OFFSET_AT, REFCOUNT_TABLE_AT, SNAPSHOTS_A
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_target, with_offset};
 use crate::format::{array_at, u16_at, u32_at, u64_at};
+use crate::inplace::moves::Moves;
 use crate::storage::{Storage, read_padded};
 use crate::units::{HostCluster, HostOffset, to_usize};
 

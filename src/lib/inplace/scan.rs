@@ -7,12 +7,12 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use crate::dedup::index;
 use crate::dedup::level::of_parts;
 use crate::dedup::scan::record;
-use crate::dedup::sequence::{Sequence, Spill};
 use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, fingerprint, is_zero, sha256};
 use crate::error::{Error, IoContext, OrInternal, Result};
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::buffer::BufferPool;
-use crate::survey::bits::Bits;
 use crate::survey::units::Content;
 use crate::units::{ClusterBits, to_usize};
 use crate::work::Work;
@@ -33,7 +33,7 @@ pub(crate) enum Key {
 
 impl Key {
     /// The record of a unit with this content, which is not zero. `parts` is scratch memory.
-    pub(super) fn record(self, content: &[u8], unit: u64, parts: &mut Vec<u128>) -> u128 {
+    pub(crate) fn record(self, content: &[u8], unit: u64, parts: &mut Vec<u128>) -> u128 {
         match self {
             Self::Fingerprint => record(fingerprint(content), unit),
             Self::Sha256 => named(&sha256(content), unit),
@@ -53,7 +53,7 @@ pub(crate) struct Scan {
 }
 
 /// The record of a unit whose content has this name.
-pub(super) fn named(sha: &Sha, unit: u64) -> u128 {
+pub(crate) fn named(sha: &Sha, unit: u64) -> u128 {
     record(u128::from_be_bytes(*sha.first_chunk().unwrap_or(&[0; 16])), unit)
 }
 

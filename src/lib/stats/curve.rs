@@ -1,13 +1,13 @@
 //! What each cluster size leads to, from the records of one scan.
 
 use super::report::CurvePoint;
+use crate::build::layout::{Layout, Parts};
 use crate::convert::ConvertOptions;
 use crate::convert::size::layout;
 use crate::dedup::index;
 use crate::dedup::level::{Larger, distinct};
-use crate::dedup::sequence::{Sequence, Sorted, Spill};
 use crate::error::{ErrorKind, Result};
-use crate::image::layout::{Layout, Parts};
+use crate::sort::sequence::{Sequence, Sorted, Spill};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
 

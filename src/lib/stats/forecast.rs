@@ -3,15 +3,15 @@
 use super::join::Joined;
 use super::metadata::Metadata;
 use super::report::{DedupForecast, Forecast, StillDuplicate};
-use crate::dedup::sequence::{Sorter, Spill};
 use crate::error::Result;
 use crate::inplace::DedupOptions;
 use crate::inplace::choose::Choice;
 use crate::inplace::plan::{Found, Plan, refuse, refuse_snapshots};
 use crate::inplace::scan::{Key, scan};
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sorter, Spill};
 use crate::storage::Storage;
 use crate::survey::Ground;
-use crate::survey::bits::Bits;
 use crate::units::ClusterBits;
 use crate::work::Work;
 

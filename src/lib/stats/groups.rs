@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 use super::map::Cells;
 use super::metadata::by_powers;
 use super::report::{Amount, Growth, Occurrences};
-use crate::dedup::sequence::Sorted;
 use crate::dedup::{INDEX, index};
 use crate::error::Result;
+use crate::sort::sequence::Sorted;
 use crate::units::ClusterBits;
 
 /// A content that occurs more than once; larger is earlier in the list.

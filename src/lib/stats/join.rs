@@ -7,12 +7,12 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use super::map::Cells;
 use super::metadata::{Mapped, Metadata, mapped};
 use crate::check::tables::L2Reference;
-use crate::dedup::sequence::{Sorter, Spill};
 use crate::dedup::{INDEX, index};
 use crate::error::{Error, Result};
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sorter, Spill};
 use crate::storage::{Storage, read_padded};
 use crate::survey::Ground;
-use crate::survey::bits::Bits;
 use crate::units::to_usize;
 use crate::work::Work;
 

@@ -54,7 +54,6 @@ pub use report::{
 use crate::check::ALONE;
 use crate::dedup::level::Larger;
 use crate::dedup::scan::scan;
-use crate::dedup::sequence::{Sequence, Spill};
 use crate::dedup::{INDEX_BITS, index};
 use crate::digest::sha256;
 use crate::disk::chunks::CHUNK;
@@ -64,6 +63,7 @@ use crate::format::header::extension;
 use crate::image::Qcow2;
 use crate::name::shown;
 use crate::progress::Stage;
+use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::Storage;
 use crate::units::ClusterBits;
 use crate::work::Work;

@@ -1,6 +1,5 @@
 //! What a sound image holds: its L2 tables, its distinct data clusters, its pool.
 
-pub(crate) mod bits;
 pub(crate) mod tables;
 pub(crate) mod units;
 
@@ -9,19 +8,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::check::finding::{Finding, Severity};
 use crate::check::{CheckOptions, Inspection, inspect};
-use crate::dedup::sequence::Spill;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::incompatible;
 use crate::format::table::L2Entry;
 use crate::image::read_header;
 use crate::pool::directory::Record;
 use crate::progress::Stage;
+use crate::sort::sequence::Spill;
 use crate::storage::Storage;
 use crate::storage::buffer::{collected, zeroed};
 use crate::units::{GuestCluster, to_usize};
 use crate::work::Work;
 
-use bits::{Bits, Ranked};
+use crate::sort::bits::{Bits, Ranked};
 use tables::L2Tables;
 use units::{Content, Units};
 

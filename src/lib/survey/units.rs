@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use super::bits::Bits;
-use super::tables::L2Tables;
 use crate::check::counts::Counts;
 use crate::dedup::INDEX_BITS;
 use crate::dedup::verify::{Clusters, ReadClusters};
@@ -13,8 +11,10 @@ use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
 use crate::format::table::L2Entry;
 use crate::format::u64_at;
+use crate::sort::bits::Bits;
 use crate::storage::buffer::reserve;
 use crate::storage::{Storage, read_padded};
+use crate::survey::tables::L2Tables;
 use crate::units::{ClusterBits, HostOffset, to_usize};
 
 /// The distinct data clusters that L2 entries lead to, the pool's included.

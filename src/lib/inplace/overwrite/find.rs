@@ -5,15 +5,15 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::source::{Source, TASK};
 use crate::dedup::group::Link;
 use crate::dedup::plan::{peek, split_run};
-use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::dedup::verify::Clusters;
 use crate::dedup::{INDEX, INDEX_BITS, index};
 use crate::digest::{Sha, sha256};
 use crate::error::{Error, OrInternal, Result};
 use crate::format::table::{L2Entry, l1_target};
+use crate::inplace::overwrite::source::{Source, TASK};
+use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::storage::buffer::BufferPool;
 use crate::storage::{Storage, read_padded};
 use crate::survey::Ground;

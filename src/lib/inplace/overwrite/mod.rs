@@ -13,34 +13,34 @@
 mod find;
 mod place;
 mod source;
-pub(super) mod tables;
+pub(crate) mod tables;
 
 use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::allocate::Allocator;
-use super::apply::{Punch, apply_with, upgraded};
-use super::change::{Change, Writes};
-use super::members::NewMember;
-use super::plan::{refuse, refuse_snapshots};
-use super::{APPLYING, CHECKING, WRITING, sizes};
 use crate::check::{Inspection, make_ready};
 use crate::dedup::group::group;
 use crate::dedup::level::Level;
 use crate::dedup::reading::Again;
 use crate::dedup::scan::{Other, Scan, scan};
-use crate::dedup::sequence::{Sequence, Sorter, Spill};
 use crate::dedup::verify::verify;
 use crate::disk::Disk;
+use crate::edit::allocate::Allocator;
+use crate::edit::apply::{Punch, apply_with, upgraded};
+use crate::edit::change::{Change, Writes};
+use crate::edit::members::NewMember;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::read_header;
 use crate::image::refcounts::Refcounts;
+use crate::inplace::plan::{refuse, refuse_snapshots};
+use crate::inplace::{APPLYING, CHECKING, WRITING, sizes};
 use crate::pool::Pin;
 use crate::progress::Stage;
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sequence, Sorter, Spill};
 use crate::storage::Storage;
-use crate::survey::bits::Bits;
 use crate::survey::{Ground, guests, sound};
 use crate::work::Work;
 

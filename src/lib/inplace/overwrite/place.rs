@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 
-use super::super::allocate::Allocator;
-use super::super::members::NewMember;
-use super::find::NEW;
 use crate::dedup::plan::split_run;
 use crate::dedup::reading::{Expected, FirstReading};
-use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
+use crate::edit::allocate::Allocator;
+use crate::edit::members::NewMember;
 use crate::error::Result;
 use crate::format::table::L2Entry;
+use crate::inplace::overwrite::find::NEW;
 use crate::pool::Pin;
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::survey::Ground;
-use crate::survey::bits::Bits;
 use crate::units::{GuestCluster, HostCluster};
 
 /// What becomes of the changed clusters.

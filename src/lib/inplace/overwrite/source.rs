@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::find::NEW;
-use super::place::Stores;
 use crate::dedup::plan::split_run;
 use crate::dedup::reading::FirstReading;
 use crate::dedup::verify::{Clusters, ReadClusters};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, OrInternal, Result};
+use crate::inplace::overwrite::find::NEW;
+use crate::inplace::overwrite::place::Stores;
 use crate::storage::buffer::BufferPool;
 use crate::storage::{Storage, write};
 use crate::survey::Ground;

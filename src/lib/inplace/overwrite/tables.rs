@@ -4,14 +4,14 @@
 //! a new place, and the L1 entry changes: the snapshot keeps the old one. What the old table leads to has as many references
 //! before as after, because QEMU counts each of its entries once for each L1 entry.
 
-use super::super::allocate::Allocator;
-use super::super::change::{Change, Writes};
 use crate::dedup::plan::split_run;
-use crate::dedup::sequence::Sorted;
+use crate::edit::allocate::Allocator;
+use crate::edit::change::{Change, Writes};
 use crate::error::{Error, OrInternal, Result};
 use crate::format::header::Header;
 use crate::format::table::L2Entry;
 use crate::format::table::{l1_entry, l1_target, with_copied};
+use crate::sort::sequence::Sorted;
 use crate::storage::sparse::{rewrite, write_sparse};
 use crate::storage::{Storage, flush, read_padded, write};
 use crate::survey::Ground;
@@ -19,7 +19,7 @@ use crate::units::{HostCluster, to_usize};
 use crate::work::Work;
 
 /// The tables in which `entries` lie that need a new place, with one.
-pub(super) fn new_tables(ground: &Ground, entries: &Sorted, free: &mut Allocator) -> Result<Vec<(u64, HostCluster)>> {
+pub(crate) fn new_tables(ground: &Ground, entries: &Sorted, free: &mut Allocator) -> Result<Vec<(u64, HostCluster)>> {
     let inspection = &ground.inspection;
     let bits = inspection.header.cluster_bits;
     let mut tables = Vec::new();
@@ -40,7 +40,7 @@ pub(super) fn new_tables(ground: &Ground, entries: &Sorted, free: &mut Allocator
 }
 
 /// The L2 tables that change.
-pub(in super::super) struct Tables<'a> {
+pub(crate) struct Tables<'a> {
     header: &'a Header,
     active: &'a [u64],
     writes: &'a Writes,
@@ -48,13 +48,13 @@ pub(in super::super) struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    pub(in super::super) fn new(change: &'a Change, writes: &'a Writes, storage: &'a dyn Storage) -> Self {
+    pub(crate) fn new(change: &'a Change, writes: &'a Writes, storage: &'a dyn Storage) -> Self {
         let inspection = &change.ground.inspection;
         Self { header: &inspection.header, active: &inspection.tables.active, writes, storage }
     }
 
     /// Writes the tables that get a new place. Nothing leads to them yet.
-    pub(in super::super) fn write_new(&self) -> Result<()> {
+    pub(crate) fn write_new(&self) -> Result<()> {
         let bits = self.header.cluster_bits;
         let mut places = self.writes.tables.iter().peekable();
         self.each(|index, entries| {
@@ -75,7 +75,7 @@ impl<'a> Tables<'a> {
     /// Makes the disk read its new content, cluster by cluster.
     ///
     /// After a crash each cluster reads as before or as it should.
-    pub(in super::super) fn switch(&self, work: &Work<'_>) -> Result<()> {
+    pub(crate) fn switch(&self, work: &Work<'_>) -> Result<()> {
         let bits = self.header.cluster_bits;
         let mut places = self.writes.tables.iter().peekable();
         self.each(|index, entries| {

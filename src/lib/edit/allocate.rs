@@ -7,13 +7,13 @@ use crate::check::states::{State, States};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT};
 use crate::image::refcounts::{Block, Refcounts};
+use crate::sort::bits::Bits;
 use crate::storage::sparse::write_sparse;
 use crate::storage::{Storage, flush, write};
-use crate::survey::bits::Bits;
 use crate::units::{ClusterBits, HostCluster, HostOffset, to_usize};
 
 /// Gives out clusters: free ones inside the file first, then new ones at its end. Decides only; nothing is written.
-pub(super) struct Allocator {
+pub(crate) struct Allocator {
     bits: ClusterBits,
     per_block: u64,
     /// Free clusters of the file.
@@ -26,11 +26,11 @@ pub(super) struct Allocator {
 }
 
 /// What an allocation needs beside the clusters themselves.
-pub(super) struct Growth {
+pub(crate) struct Growth {
     /// Clusters that were given out, those of the refcount structure included; each gets one reference.
-    pub(super) taken: Vec<HostCluster>,
+    pub(crate) taken: Vec<HostCluster>,
     /// The least length of the file in bytes.
-    pub(super) file_len: u64,
+    pub(crate) file_len: u64,
     /// New refcount blocks: which and where.
     blocks: Vec<(u64, HostCluster)>,
     /// A new refcount table, where the old one is too short: where and how many clusters.
@@ -39,7 +39,7 @@ pub(super) struct Growth {
 
 impl Allocator {
     /// For an image whose clusters have the references `counts`.
-    pub(super) fn new(refcounts: &Refcounts<'_>, header: &Header, file_len: u64, counts: &Counts) -> Result<Self> {
+    pub(crate) fn new(refcounts: &Refcounts<'_>, header: &Header, file_len: u64, counts: &Counts) -> Result<Self> {
         let bits = header.cluster_bits;
         let file = bits.clusters(file_len);
         let states = States::load(refcounts, file)?;
@@ -53,14 +53,14 @@ impl Allocator {
     }
 
     /// A free cluster.
-    pub(super) fn one(&mut self) -> HostCluster {
+    pub(crate) fn one(&mut self) -> HostCluster {
         let cluster = self.free.iter_from(self.next).next().unwrap_or(self.end);
         self.next = cluster + 1;
         self.take(cluster, 1)
     }
 
     /// `count` clusters in a row.
-    pub(super) fn run(&mut self, count: u64) -> HostCluster {
+    pub(crate) fn run(&mut self, count: u64) -> HostCluster {
         let start = if count == 0 { None } else { self.free.run_from(self.next, count) };
         self.take(start.unwrap_or(self.end), count)
     }
@@ -75,7 +75,7 @@ impl Allocator {
     }
 
     /// Ends the allocation: adds the refcount blocks and the table that the new clusters, and they themselves, need.
-    pub(super) fn finish(mut self, refcounts: &Refcounts<'_>) -> Result<Growth> {
+    pub(crate) fn finish(mut self, refcounts: &Refcounts<'_>) -> Result<Growth> {
         let capacity = refcounts.entries().len() as u64;
         let mut blocks: BTreeMap<u64, HostCluster> = BTreeMap::new();
         let mut table: Option<(HostCluster, u64)> = None;
@@ -116,7 +116,7 @@ impl Growth {
     ///
     /// # Errors
     /// Internal ones: new clusters lie in the file and have no references.
-    pub(super) fn count(&self, bits: ClusterBits, counts: &mut Counts) -> Result<()> {
+    pub(crate) fn count(&self, bits: ClusterBits, counts: &mut Counts) -> Result<()> {
         counts.grow(self.file_len);
         for cluster in &self.taken {
             let added = counts.add(cluster.offset(bits).0, bits.bytes(), 1, false);
@@ -126,7 +126,7 @@ impl Growth {
     }
 
     /// Makes the file as long as it must be.
-    pub(super) fn extend(&self, storage: &dyn Storage) -> Result<()> {
+    pub(crate) fn extend(&self, storage: &dyn Storage) -> Result<()> {
         if storage.len().map_err(|e| Error::io("Could not get its length", e))? < self.file_len {
             storage.set_len(self.file_len).map_err(|e| Error::io("Could not make the file longer", e))?;
             // No check sees counts of clusters behind the end of a file whose growth was lost.
@@ -139,7 +139,7 @@ impl Growth {
     /// are counted there already: what is in use is never counted as free.
     ///
     /// After a crash here clusters that nobody uses are counted.
-    pub(super) fn write(&self, storage: &dyn Storage, header: &mut Header, counts: &Counts) -> Result<()> {
+    pub(crate) fn write(&self, storage: &dyn Storage, header: &mut Header, counts: &Counts) -> Result<()> {
         let refcounts = Refcounts::load(storage, header)?;
         let bits = header.cluster_bits;
         if self.blocks.is_empty() && self.table.is_none() {

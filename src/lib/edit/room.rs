@@ -5,10 +5,10 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::apply::{Prepared, idle_where, set_dirty};
-use super::change::Change;
 use crate::check::counts::Counts;
-use crate::check::mend::{Mender, Pass};
+use crate::edit::apply::{Prepared, idle_where, set_dirty};
+use crate::edit::change::Change;
+use crate::edit::mend::{Mender, Pass};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
@@ -20,16 +20,16 @@ const COPIES: u64 = 16 << 20;
 
 /// Room, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Needs {
+pub(crate) struct Needs {
     /// What the file takes more while it is worked on.
-    pub(super) needed: u64,
+    pub(crate) needed: u64,
     /// What there is; `None` where nobody knows.
-    pub(super) available: Option<u64>,
+    pub(crate) available: Option<u64>,
 }
 
 /// Whether there is room for a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fit {
+pub(crate) enum Fit {
     /// There is.
     Now,
     /// There is once free clusters are given back that the file still occupies.
@@ -40,7 +40,7 @@ pub(super) enum Fit {
 
 impl Needs {
     /// What `change` needs with the places that it was given.
-    pub(super) fn of(change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<Self> {
+    pub(crate) fn of(change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<Self> {
         let inspection = &change.ground.inspection;
         let (header, bits) = (&inspection.header, inspection.header.cluster_bits);
         let room = room(storage)?;
@@ -58,7 +58,7 @@ impl Needs {
     }
 
     /// Those of nothing.
-    pub(super) fn none(change: &Change, storage: &dyn Storage) -> Result<Self> {
+    pub(crate) fn none(change: &Change, storage: &dyn Storage) -> Result<Self> {
         let inspection = &change.ground.inspection;
         let bits = inspection.header.cluster_bits;
         let available = match room(storage)? {
@@ -69,12 +69,12 @@ impl Needs {
     }
 
     /// Whether that much is there.
-    pub(super) fn is_met(self) -> bool {
+    pub(crate) fn is_met(self) -> bool {
         self.available.is_none_or(|available| self.needed <= available)
     }
 
     /// Fails where that much is not there. Nothing was written.
-    pub(super) fn ensure(self) -> Result<()> {
+    pub(crate) fn ensure(self) -> Result<()> {
         match self.available {
             Some(available) if self.needed > available => {
                 let needed = self.needed;
@@ -88,12 +88,12 @@ impl Needs {
 }
 
 /// What the file of `storage` can grow by.
-pub(super) fn room(storage: &dyn Storage) -> Result<Room> {
+pub(crate) fn room(storage: &dyn Storage) -> Result<Room> {
     storage.room().at("Could not ask for the room on its file system")
 }
 
 /// The bytes of it, where that is known and may change.
-pub(super) fn available(room: Room) -> Option<u64> {
+pub(crate) fn available(room: Room) -> Option<u64> {
     match room {
         Room::FileSystem { available, .. } => Some(available),
         Room::Unknown | Room::Fixed => None,
@@ -101,7 +101,7 @@ pub(super) fn available(room: Room) -> Option<u64> {
 }
 
 /// With room for the file system's own records of many new blocks.
-pub(super) fn with_slack(bytes: u64) -> u64 {
+pub(crate) fn with_slack(bytes: u64) -> u64 {
     bytes + ((bytes / 64) & !(BLOCK - 1))
 }
 
@@ -118,7 +118,7 @@ fn free_clusters(storage: &dyn Storage, counts: &Counts, bits: ClusterBits) -> R
 }
 
 /// Whether there is room for what `prepared` writes.
-pub(super) fn fit(needs: Needs, change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<Fit> {
+pub(crate) fn fit(needs: Needs, change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<Fit> {
     if needs.is_met() || room(storage)? == Room::Fixed {
         return Ok(Fit::Now);
     }
@@ -128,7 +128,7 @@ pub(super) fn fit(needs: Needs, change: &Change, prepared: &Prepared, storage: &
 }
 
 /// Free clusters that the file occupies and that `prepared` does not fill.
-pub(super) fn releasable(change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<Vec<Range<u64>>> {
+pub(crate) fn releasable(change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<Vec<Range<u64>>> {
     let inspection = &change.ground.inspection;
     let taken: BTreeSet<u64> = prepared.growth.taken.iter().map(|cluster| cluster.0).collect();
     let is_free = |cluster: u64| inspection.counts.get(cluster) == 0 && !taken.contains(&cluster);
@@ -138,7 +138,7 @@ pub(super) fn releasable(change: &Change, prepared: &Prepared, storage: &dyn Sto
 /// Gives back what is free already. `change` must not have counted its own references yet.
 ///
 /// After a crash here leaks are fewer than before.
-pub(super) fn release(change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<()> {
+pub(crate) fn release(change: &Change, prepared: &Prepared, storage: &dyn Storage) -> Result<()> {
     // Before all else: there are file systems on which even the dirty bit needs room. Nothing refers to what is punched.
     for bytes in releasable(change, prepared, storage)? {
         if !storage.punch(bytes.clone()).at(format_args!("Could not give back the space at {:#x}", bytes.start))? {
@@ -153,13 +153,13 @@ pub(super) fn release(change: &Change, prepared: &Prepared, storage: &dyn Storag
 }
 
 /// How much of `ranges` is in holes of the file, or behind its end, in whole blocks of the file system.
-pub(super) fn unbacked(storage: &dyn Storage, ranges: Vec<Range<u64>>) -> Result<u64> {
+pub(crate) fn unbacked(storage: &dyn Storage, ranges: Vec<Range<u64>>) -> Result<u64> {
     let (all, backed) = measure(storage, ranges)?;
     Ok(all - backed)
 }
 
 /// How much of `ranges` the file occupies.
-pub(super) fn backed(storage: &dyn Storage, ranges: Vec<Range<u64>>) -> Result<u64> {
+pub(crate) fn backed(storage: &dyn Storage, ranges: Vec<Range<u64>>) -> Result<u64> {
     Ok(measure(storage, ranges)?.1)
 }
 

@@ -24,8 +24,8 @@ use crate::storage::region::RegionWriter;
 use crate::storage::stack::Bytes;
 use crate::units::{GuestCluster, HostCluster, HostOffset, to_usize};
 
-use super::layers::Layers;
-use super::layout::{Layout, Region};
+use crate::build::layers::Layers;
+use crate::build::layout::{Layout, Region};
 
 /// What the header of a new image says beside the layout.
 #[derive(Debug, Clone, Default)]

@@ -10,18 +10,18 @@
 //! A member is never shared further between the two steps, and nobody else can write to the image. The new pool lies where there is
 //! room in the file then, so that only here the layout depends on the file system (I5).
 
-use super::apply::{self, Punch};
-use super::change::Change;
-use super::members::NewMember;
-use super::room::{room, with_slack};
 use crate::cancel::Cancel;
 use crate::check::ALONE;
-use crate::dedup::sequence::{Sequence, Spill};
+use crate::edit::apply::{self, Punch};
+use crate::edit::change::Change;
+use crate::edit::members::NewMember;
+use crate::edit::room::{room, with_slack};
 use crate::error::{ErrorKind, OrInternal, Result};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::L2Entry;
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::{BLOCK, Room, Storage};
-use crate::survey::bits::Bits;
 use crate::survey::{Ground, guests, sound};
 use crate::work::Work;
 
@@ -31,7 +31,7 @@ const GOING: &str = "; its pool may have been given up to make room; dedup-img d
 const GIVEN_UP: &str = "; its pool was given up to make room; dedup-img dedup makes one";
 
 /// Does what `change` says, which is no more than a new pool, in two steps where there is no room to do it in one.
-pub(super) fn apply(
+pub(crate) fn apply(
     change: &mut Change,
     storage: &dyn Storage,
     punch: Punch,
@@ -59,7 +59,7 @@ pub(super) fn apply(
 }
 
 /// The least room that a new pool needs, where it may take two steps; `None` where it may not.
-pub(super) fn least(change: &Change, storage: &dyn Storage) -> Result<Option<u64>> {
+pub(crate) fn least(change: &Change, storage: &dyn Storage) -> Result<Option<u64>> {
     let ground = &change.ground;
     let copies = matches!(room(storage)?, Room::FileSystem { copies: true, .. });
     let Some(index) = ground.pool_index.filter(|_| !change.drops_pool && !change.changes_content() && !copies) else {

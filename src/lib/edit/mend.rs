@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::Inspection;
-use super::counts::Counts;
-use super::finding::Repairable;
-use super::states::{State, States};
+use crate::check::Inspection;
+use crate::check::counts::Counts;
+use crate::check::finding::Repairable;
+use crate::check::states::{State, States};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::{
     Header, INCOMPATIBLE_AT, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT, SNAPSHOTS_AT, incompatible,
@@ -61,8 +61,8 @@ impl<'a> Mender<'a> {
         Self { storage, header, counts: Expected { counts, given_up: Vec::new(), new: 0..0 }, stored: None }
     }
 
-    /// Mends everything but the marks, in the order that [`mod@super::repair`] describes.
-    pub(super) fn mend(mut self, before: &Inspection) -> Result<()> {
+    /// Mends everything but the marks, in the order that [`mod@crate::inplace::repair`] describes.
+    pub(crate) fn mend(mut self, before: &Inspection) -> Result<()> {
         let refcounts = Refcounts::load(self.storage, self.header)?;
         if before.doubt.is_some() {
             self.stored = Some(States::load(&refcounts, self.clusters() + 1)?);
@@ -88,7 +88,7 @@ impl<'a> Mender<'a> {
 
     /// Whether counts can be raised and flags be set right without touching what is in doubt: writing no flag into a table that has a
     /// cluster in common with something else, and no refcount block anew.
-    pub(super) fn spares_doubt(mut self, plan: &Inspection) -> Result<bool> {
+    pub(crate) fn spares_doubt(mut self, plan: &Inspection) -> Result<bool> {
         let refcounts = Refcounts::load(self.storage, self.header)?;
         self.stored = Some(States::load(&refcounts, self.clusters() + 1)?);
         if self.lacks_blocks(&refcounts) || self.header.incompatible & incompatible::DATA_FILE != 0 {
@@ -294,7 +294,7 @@ impl<'a> Mender<'a> {
 }
 
 /// Clears the incompatible feature bits `flags` of the image with this header.
-pub(super) fn clear_marks(storage: &dyn Storage, header: &Header, flags: u64) -> Result<()> {
+pub(crate) fn clear_marks(storage: &dyn Storage, header: &Header, flags: u64) -> Result<()> {
     if header.version < 3 || header.incompatible & flags == 0 {
         return Ok(());
     }

@@ -2,64 +2,64 @@
 
 use std::collections::HashMap;
 
-use super::allocate::Allocator;
-use super::members::NewMember;
-use super::scan::Key;
 use crate::dedup::reading::FirstReading;
-use crate::dedup::sequence::{Sequence, Sorted, Sorter, Spill};
+use crate::edit::allocate::Allocator;
+use crate::edit::members::NewMember;
 use crate::error::Result;
 use crate::format::header::incompatible;
 use crate::format::table::{L2Entry, l1_target};
+use crate::inplace::scan::Key;
 use crate::pool::clusters;
+use crate::sort::bits::{Bits, Ranked};
+use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::storage::{Storage, read_exact};
 use crate::survey::Ground;
-use crate::survey::bits::{Bits, Ranked};
 use crate::units::{HostCluster, HostOffset, to_usize};
 
 /// The block of most file systems, in bytes.
 const BLOCK: u64 = 4096;
 
 /// A change of an image.
-pub(super) struct Change {
-    pub(super) ground: Ground,
+pub(crate) struct Change {
+    pub(crate) ground: Ground,
     /// Duplicate and keeper, both units; sorted by duplicate.
-    pub(super) links: Sorted,
-    pub(super) duplicates: Ranked,
+    pub(crate) links: Sorted,
+    pub(crate) duplicates: Ranked,
     /// Units that hold nothing but zeros.
-    pub(super) zeros: Bits,
+    pub(crate) zeros: Bits,
     /// Whether entries with the zero flag lose the place that they keep.
-    pub(super) frees_kept: bool,
+    pub(crate) frees_kept: bool,
     /// What enters the pool: [`NewMember`] words in unit order.
-    pub(super) joining: Sequence,
+    pub(crate) joining: Sequence,
     /// What was read of those before, by which key, if they were.
-    pub(super) first: Option<(FirstReading, Key)>,
+    pub(crate) first: Option<(FirstReading, Key)>,
     /// All members that the pool will have.
-    pub(super) members_after: Bits,
+    pub(crate) members_after: Bits,
     /// Whether the pool goes.
-    pub(super) drops_pool: bool,
+    pub(crate) drops_pool: bool,
     /// Whether an image of version 2 becomes version 3.
-    pub(super) may_upgrade: bool,
+    pub(crate) may_upgrade: bool,
     /// How many duplicates are redirected together.
-    pub(super) batch: usize,
+    pub(crate) batch: usize,
     /// New content of the disk.
-    pub(super) writes: Option<Writes>,
+    pub(crate) writes: Option<Writes>,
 }
 
 /// New content of the disk: its clusters have their places, and nothing leads to them yet.
-pub(super) struct Writes {
+pub(crate) struct Writes {
     /// Guest clusters (high 64 bits) and their new L2 entries, ascending.
-    pub(super) entries: Sorted,
+    pub(crate) entries: Sorted,
     /// What the clusters behind those entries gain beside the one reference of a new cluster: unit (high 64 bits) and number.
-    pub(super) gains: Sequence,
+    pub(crate) gains: Sequence,
     /// L2 tables that are written to a new place, because there is none yet or a snapshot uses it: L1 index and place, ascending.
-    pub(super) tables: Vec<(u64, HostCluster)>,
+    pub(crate) tables: Vec<(u64, HostCluster)>,
     /// Where the places come from; more are taken when the change is applied.
-    pub(super) free: Option<Allocator>,
+    pub(crate) free: Option<Allocator>,
 }
 
 impl Change {
     /// A change of nothing.
-    pub(super) fn none(ground: Ground, spill: &Spill) -> Result<Self> {
+    pub(crate) fn none(ground: Ground, spill: &Spill) -> Result<Self> {
         Ok(Self {
             links: Sorter::new(spill).finish()?,
             duplicates: Bits::new(0).ranked(),
@@ -77,17 +77,17 @@ impl Change {
     }
 
     /// Whether nothing will lead to `unit` any more.
-    pub(super) fn is_gone(&self, unit: u64) -> bool {
+    pub(crate) fn is_gone(&self, unit: u64) -> bool {
         self.duplicates.bits().contains(unit) || self.zeros.contains(unit)
     }
 
     /// What enters the pool, in unit order.
-    pub(super) fn joining(&self) -> impl Iterator<Item = Result<NewMember>> + '_ {
+    pub(crate) fn joining(&self) -> impl Iterator<Item = Result<NewMember>> + '_ {
         self.joining.iter().map(|word| word.map(NewMember::decode))
     }
 
     /// Whether there is nothing to do.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let inspection = &self.ground.inspection;
         let dirty = inspection.header.incompatible & incompatible::DIRTY != 0;
         !self.changes_content()
@@ -98,12 +98,12 @@ impl Change {
     }
 
     /// Whether L2 entries change.
-    pub(super) fn changes_content(&self) -> bool {
+    pub(crate) fn changes_content(&self) -> bool {
         !self.links.is_empty() || self.zeros.len() > 0 || self.frees_kept && self.ground.units.kept_by_zeros.len() > 0
     }
 
     /// Whether the pool is written anew, or goes.
-    pub(super) fn changes_pool(&self) -> bool {
+    pub(crate) fn changes_pool(&self) -> bool {
         let has_pool = self.ground.pool_index.is_some();
         !self.joining.is_empty()
             || has_pool && (self.drops_pool || !self.ground.has_records() || !self.ground.is_ascending)
@@ -111,14 +111,14 @@ impl Change {
     }
 
     /// Whether the block of the file system in which `cluster` lies holds nothing but clusters of `gone`.
-    pub(super) fn frees_block(&self, cluster: u64, gone: &Bits) -> bool {
+    pub(crate) fn frees_block(&self, cluster: u64, gone: &Bits) -> bool {
         let per_block = (BLOCK >> self.ground.inspection.header.cluster_bits.bits()).max(1);
         let first = cluster - cluster % per_block;
         (first..first + per_block).all(|cluster| gone.contains(cluster))
     }
 
     /// The clusters that the pool takes for itself before and after; 0 and 0 where it stays as it is.
-    pub(super) fn pool_clusters(&self) -> (u64, u64) {
+    pub(crate) fn pool_clusters(&self) -> (u64, u64) {
         if !self.changes_pool() {
             return (0, 0);
         }
@@ -130,7 +130,7 @@ impl Change {
     }
 
     /// The clusters that the pool has for itself now.
-    pub(super) fn old_pool(&self, storage: &dyn Storage) -> Result<Vec<u64>> {
+    pub(crate) fn old_pool(&self, storage: &dyn Storage) -> Result<Vec<u64>> {
         let Ground { inspection, pool_index, members, .. } = &self.ground;
         let bits = inspection.header.cluster_bits;
         let Some(pool) = pool_index.and_then(|index| inspection.snapshots.get(index)) else { return Ok(Vec::new()) };
@@ -158,12 +158,12 @@ impl Change {
     }
 
     /// Whether the image will get version 3: a snapshot, and the pool is one, blocks the resizing of version 2 images.
-    pub(super) fn upgrades(&self) -> bool {
+    pub(crate) fn upgrades(&self) -> bool {
         self.may_upgrade && self.ground.inspection.header.version < 3 && !self.is_empty()
     }
 
     /// Clusters of the file with data that nothing will use any more.
-    pub(super) fn gone_clusters(&self) -> Bits {
+    pub(crate) fn gone_clusters(&self) -> Bits {
         let Ground { units, members, inspection, .. } = &self.ground;
         let dropped = |unit: u64| members.bits().contains(unit) && !self.members_after.contains(unit);
         // Entries with the zero flag may hold on to their place.

@@ -6,18 +6,18 @@ use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 use sha2::{Digest, Sha256};
 
-use super::allocate::Allocator;
-use super::change::Change;
-use super::members::NewMember;
-use super::scan::{Key, named};
 use crate::check::counts::Counts;
 use crate::dedup::reading::Expected;
 use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, sha256};
+use crate::edit::allocate::Allocator;
+use crate::edit::change::Change;
+use crate::edit::members::NewMember;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::MAX_L1_BYTES;
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_entry};
+use crate::inplace::scan::{Key, named};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
 use crate::storage::sparse::write_sparse;
@@ -36,7 +36,7 @@ const READ: usize = 256 << 10;
 const RUN: usize = 4 << 20;
 
 /// The places of a new pool and of the snapshot table that names it.
-pub(super) struct Places {
+pub(crate) struct Places {
     /// The L2 tables of the members, then those of the directory.
     tables: Vec<HostCluster>,
     /// How many of them are the members'.
@@ -49,7 +49,7 @@ pub(super) struct Places {
 
 impl Places {
     /// Places for a pool of `members` members.
-    pub(super) fn new(members: u64, bits: ClusterBits, free: &mut Allocator) -> Result<Self> {
+    pub(crate) fn new(members: u64, bits: ClusterBits, free: &mut Allocator) -> Result<Self> {
         let member_tables = members.div_ceil(bits.entries());
         let directory = bits.clusters(DirectoryHeader::directory_bytes(members));
         let tables = member_tables + directory.div_ceil(bits.entries());
@@ -66,7 +66,7 @@ impl Places {
     }
 
     /// What is written of its clusters, in bytes of the file.
-    pub(super) fn writes(&self, bits: ClusterBits) -> Vec<Range<u64>> {
+    pub(crate) fn writes(&self, bits: ClusterBits) -> Vec<Range<u64>> {
         let (members, directory) = self.tables.split_at(to_usize(self.member_tables));
         let l1: Vec<HostCluster> = (self.l1.0..self.l1.0 + bits.clusters(self.l1_bytes())).map(HostCluster).collect();
         let parts = [
@@ -92,13 +92,13 @@ impl Places {
     }
 
     /// The pool's entry in the snapshot table.
-    pub(super) fn snapshot(&self, id: u64, bits: ClusterBits) -> Result<Snapshot> {
+    pub(crate) fn snapshot(&self, id: u64, bits: ClusterBits) -> Result<Snapshot> {
         let entries = u32::try_from(self.tables.len()).ok().or_internal("an L1 table that is too long")?;
         Ok(pool::snapshot(id, self.l1.offset(bits), entries, DirectoryHeader::directory_bytes(self.members)))
     }
 
     /// Writes the pool that `change` leads to, whose clusters will have the references `counts`. Nothing refers to it yet.
-    pub(super) fn write(&self, change: &Change, counts: &Counts, storage: &dyn Storage) -> Result<()> {
+    pub(crate) fn write(&self, change: &Change, counts: &Counts, storage: &dyn Storage) -> Result<()> {
         let limit = change.ground.inspection.header.refcount_bits.sharer_limit().unwrap_or(0);
         let bits = change.ground.inspection.header.cluster_bits;
         let words: Vec<u8> =

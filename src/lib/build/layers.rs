@@ -1,15 +1,15 @@
 //! The tables of an image with snapshots, while it is written in the order of the row (see [`crate::disk::history`]).
 
 use crate::dedup::plan::split_run;
-use crate::dedup::sequence::Words;
 use crate::dedup::weave::Woven;
 use crate::disk::history::{History, L1Size, Weave};
 use crate::error::{OrInternal, Result};
 use crate::format::snapshot::Snapshot;
 use crate::pool;
+use crate::sort::sequence::Words;
 use crate::units::{ClusterBits, GuestCluster, HostOffset, to_usize};
 
-use super::layout::Parts;
+use crate::build::layout::Parts;
 
 const OUTSIDE: &str = "a cluster of the row lies outside of its unit";
 const NO_LAYER: &str = "a layer has no L1 table";
@@ -89,12 +89,12 @@ impl<'a> Layers<'a> {
     }
 
     /// Entries of all L1 tables together.
-    pub(super) fn l1_entries(&self) -> usize {
+    pub(crate) fn l1_entries(&self) -> usize {
         self.sizes.iter().map(|size| size.all as usize).sum()
     }
 
     /// Turns to `cluster` of the row; clusters come in order.
-    pub(super) fn enter(&mut self, cluster: GuestCluster) {
+    pub(crate) fn enter(&mut self, cluster: GuestCluster) {
         let unit = cluster.0 / self.weave.unit;
         if unit != self.unit {
             std::mem::swap(&mut self.above, &mut self.now);
@@ -107,12 +107,12 @@ impl<'a> Layers<'a> {
     }
 
     /// Runs of L2 tables in the order of the file: how many layers use each, and how many tables.
-    pub(super) fn all_tables(&self) -> impl Iterator<Item = Result<(u64, u64)>> + use<'a> {
+    pub(crate) fn all_tables(&self) -> impl Iterator<Item = Result<(u64, u64)>> + use<'a> {
         self.woven.tables.iter().map(|word| word.map(split_run))
     }
 
     /// How many layers use the next L2 table.
-    pub(super) fn table_layers(&mut self) -> Result<u64> {
+    pub(crate) fn table_layers(&mut self) -> Result<u64> {
         while self.run.1 == 0 {
             match self.tables.next().transpose()? {
                 Some(word) => self.run = split_run(word),
@@ -124,7 +124,7 @@ impl<'a> Layers<'a> {
     }
 
     /// Whether `cluster` of the row belongs to the active disk.
-    pub(super) fn is_active(&self, cluster: GuestCluster) -> bool {
+    pub(crate) fn is_active(&self, cluster: GuestCluster) -> bool {
         self.weave.locate(cluster.0).is_some_and(|(layer, _)| layer == 0)
     }
 
@@ -144,12 +144,12 @@ impl<'a> Layers<'a> {
     }
 
     /// The guest cluster at `place`, a place of the disk or a cluster of a VM state in the row.
-    pub(super) fn guest(&self, place: GuestCluster) -> Result<GuestCluster> {
+    pub(crate) fn guest(&self, place: GuestCluster) -> Result<GuestCluster> {
         if place.0 < self.weave.end { Ok(place) } else { Ok(self.locate(place)?.1) }
     }
 
     /// The entry for the L2 table of `cluster` in the L1 tables of all layers.
-    pub(super) fn l1_index(&self, cluster: GuestCluster) -> Result<usize> {
+    pub(crate) fn l1_index(&self, cluster: GuestCluster) -> Result<usize> {
         let (layer, guest) = self.locate(cluster)?;
         Ok(self.starts.get(layer).or_internal(NO_LAYER)? + to_usize(guest.0 / self.bits.entries()))
     }
@@ -159,27 +159,27 @@ impl<'a> Layers<'a> {
     }
 
     /// Remembers the L2 entry of `cluster`.
-    pub(super) fn set(&mut self, cluster: GuestCluster, word: u64) -> Result<()> {
+    pub(crate) fn set(&mut self, cluster: GuestCluster, word: u64) -> Result<()> {
         let at = self.at(cluster.0);
         *self.now.entries.get_mut(at).or_internal(OUTSIDE)? = word;
         Ok(())
     }
 
     /// Remembers the L2 table of `cluster`.
-    pub(super) fn set_table(&mut self, cluster: GuestCluster, table: HostOffset) -> Result<()> {
+    pub(crate) fn set_table(&mut self, cluster: GuestCluster, table: HostOffset) -> Result<()> {
         let at = self.at(cluster.0) >> (self.bits.bits() - 3);
         *self.now.tables.get_mut(at).or_internal(OUTSIDE)? = table;
         Ok(())
     }
 
     /// The L2 entry of the layer above at the place of `cluster`.
-    pub(super) fn above(&mut self, cluster: GuestCluster) -> Result<u64> {
+    pub(crate) fn above(&mut self, cluster: GuestCluster) -> Result<u64> {
         self.enter(cluster);
         self.above.entries.get(self.at(cluster.0)).copied().or_internal(OUTSIDE)
     }
 
     /// Takes the L2 table of the layer above for the one that begins at `cluster`, and returns it.
-    pub(super) fn inherit_table(&mut self, cluster: GuestCluster) -> Result<HostOffset> {
+    pub(crate) fn inherit_table(&mut self, cluster: GuestCluster) -> Result<HostOffset> {
         let first = self.at(cluster.0);
         let range = first..first + self.bits.len() / 8;
         let above = self.above.entries.get(range.clone()).or_internal(OUTSIDE)?;
@@ -190,7 +190,7 @@ impl<'a> Layers<'a> {
     }
 
     /// The active L1 table, and those of the snapshots in the order of the snapshot table, of `l1`, which has all.
-    pub(super) fn split<'b>(&self, l1: &'b [u64]) -> Result<(&'b [u64], Vec<&'b [u64]>)> {
+    pub(crate) fn split<'b>(&self, l1: &'b [u64]) -> Result<(&'b [u64], Vec<&'b [u64]>)> {
         let table = |layer: usize| {
             let start = *self.starts.get(layer).or_internal(NO_LAYER)?;
             let size = self.sizes.get(layer).or_internal(NO_LAYER)?;
@@ -202,7 +202,7 @@ impl<'a> Layers<'a> {
     }
 
     /// The entries of the snapshot table, with their L1 tables at `places`.
-    pub(super) fn snapshots(&self, places: impl Iterator<Item = (HostOffset, usize)>) -> Result<Vec<Snapshot>> {
+    pub(crate) fn snapshots(&self, places: impl Iterator<Item = (HostOffset, usize)>) -> Result<Vec<Snapshot>> {
         let entry = |(snapshot, (l1_offset, entries)): (&Snapshot, (HostOffset, usize))| {
             let l1_entries = u32::try_from(entries).ok().or_internal("an L1 table is too long for its snapshot")?;
             Ok(Snapshot { l1_offset, l1_entries, ..snapshot.clone() })
@@ -211,7 +211,7 @@ impl<'a> Layers<'a> {
     }
 
     /// The id of the pool: the highest of the snapshots plus 1.
-    pub(super) fn pool_id(&self) -> u64 {
+    pub(crate) fn pool_id(&self) -> u64 {
         pool::next_id(self.history.snapshots())
     }
 }

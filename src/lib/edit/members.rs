@@ -2,31 +2,31 @@
 
 use std::collections::HashMap;
 
-use super::change::Change;
-use crate::dedup::sequence::{Sequence, Spill};
+use crate::edit::change::Change;
 use crate::error::Result;
 use crate::pool::Pin;
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::Storage;
-use crate::survey::bits::Bits;
 use crate::survey::{Ground, guests};
 use crate::units::{GuestCluster, halves};
 use crate::work::Work;
 
 /// A cluster that enters the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NewMember {
+pub(crate) struct NewMember {
     /// Its unit.
-    pub(super) unit: u64,
+    pub(crate) unit: u64,
     /// The lowest guest cluster that maps to it.
-    pub(super) guest: GuestCluster,
+    pub(crate) guest: GuestCluster,
 }
 
 impl NewMember {
-    pub(super) fn encode(self) -> u128 {
+    pub(crate) fn encode(self) -> u128 {
         u128::from(self.unit) << 64 | u128::from(self.guest.0)
     }
 
-    pub(super) fn decode(word: u128) -> Self {
+    pub(crate) fn decode(word: u128) -> Self {
         let (unit, guest) = halves(word);
         Self { unit, guest: GuestCluster(guest) }
     }
@@ -37,7 +37,7 @@ impl NewMember {
 ///
 /// A cluster that the disk and its snapshots have at the same place only is left out: that is a snapshot's sharing, after which
 /// QEMU sets COPIED right by itself when the snapshot goes.
-pub(super) fn new_members(
+pub(crate) fn new_members(
     change: &Change,
     storage: &dyn Storage,
     keepers: &Bits,

@@ -3,24 +3,24 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::SETTLING;
-use super::allocate::{Allocator, Growth};
-use super::change::Change;
-use super::overwrite::tables::Tables;
-use super::pool_writer::Places;
-use super::room::{self, Fit, Needs};
 use crate::cancel::Cancel;
 use crate::check::counts::Counts;
-use crate::check::mend::{Mender, Pass};
-use crate::check::repair::clear_unknown_autoclear;
 use crate::check::{CheckOptions, Inspection, inspect};
 use crate::dedup::group::Link;
 use crate::dedup::plan::split_run;
+use crate::edit::allocate::{Allocator, Growth};
+use crate::edit::change::Change;
+use crate::edit::mend::{Mender, Pass};
+use crate::edit::pool_writer::Places;
+use crate::edit::room::{self, Fit, Needs};
 use crate::error::{Error, ErrorKind, IoContext, Left, OrInternal, Result};
 use crate::format::header::{Header, INCOMPATIBLE_AT, SECTOR, SNAPSHOTS_AT, incompatible};
 use crate::format::snapshot::{MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::L2Entry;
 use crate::image::refcounts::Refcounts;
+use crate::inplace::SETTLING;
+use crate::inplace::overwrite::tables::Tables;
+use crate::inplace::repair::clear_unknown_autoclear;
 use crate::storage::device::ensure_capacity;
 use crate::storage::latch::Latch;
 use crate::storage::sparse::rewrite;
@@ -35,7 +35,7 @@ const BLOCK: u64 = 4096;
 
 /// What is given back to the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Punch {
+pub(crate) enum Punch {
     /// Clusters that were freed.
     Freed,
     /// All free clusters.
@@ -43,14 +43,14 @@ pub(super) enum Punch {
 }
 
 /// Writes the content of new clusters to an image of which the ground is known.
-pub(super) type Fill<'a> = dyn Fn(&Ground, &dyn Storage) -> Result<()> + 'a;
+pub(crate) type Fill<'a> = dyn Fn(&Ground, &dyn Storage) -> Result<()> + 'a;
 
 /// Said where the image is not clean after a failure.
-pub(super) const UNSETTLED: &str = "; no data is lost, but the image needs 'dedup-img check -r all'";
+pub(crate) const UNSETTLED: &str = "; no data is lost, but the image needs 'dedup-img check -r all'";
 
 /// What is written before anything refers to it.
-pub(super) struct Prepared {
-    pub(super) growth: Growth,
+pub(crate) struct Prepared {
+    pub(crate) growth: Growth,
     pool: Option<Places>,
     /// The new snapshot table, if there is one.
     snapshots: Option<(HostCluster, Vec<u8>, u32)>,
@@ -59,7 +59,7 @@ pub(super) struct Prepared {
 impl Prepared {
     /// What is written to the places that were chosen, in bytes of the file: of the pool's last clusters and of the snapshot table's
     /// only what they hold.
-    pub(super) fn writes(&self, bits: ClusterBits) -> Vec<Range<u64>> {
+    pub(crate) fn writes(&self, bits: ClusterBits) -> Vec<Range<u64>> {
         let mut writes = self.pool.as_ref().map_or_else(Vec::new, |pool| pool.writes(bits));
         if let Some((place, bytes, _)) = &self.snapshots {
             writes.extend((0..bytes.len() as u64).step_by(bits.len()).map(|at| {
@@ -77,19 +77,19 @@ impl Prepared {
 }
 
 /// What `change` needs, and the places for it. Nothing is written.
-pub(super) fn needs(change: &Change, storage: &dyn Storage) -> Result<(Needs, Prepared)> {
+pub(crate) fn needs(change: &Change, storage: &dyn Storage) -> Result<(Needs, Prepared)> {
     let prepared = prepare(change, None, storage)?;
     let needs = Needs::of(change, &prepared, storage)?;
     Ok((needs, prepared))
 }
 
 /// Does what `change` says; returns the number of batches.
-pub(super) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, work: &Work<'_>) -> Result<u64> {
+pub(crate) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, work: &Work<'_>) -> Result<u64> {
     apply_with(change, storage, punch, &|_, _| Ok(()), work)
 }
 
 /// The same; `fill` writes the content of new clusters, when they lie in the file and nothing leads to them.
-pub(super) fn apply_with(
+pub(crate) fn apply_with(
     change: &mut Change,
     storage: &dyn Storage,
     punch: Punch,
@@ -211,7 +211,7 @@ fn snapshot_table(change: &Change, pool: Option<&Places>) -> Result<Vec<Snapshot
 }
 
 /// Sets the dirty bit, which version 2 does not have, and clears autoclear bits that are not known; returns the header.
-pub(super) fn set_dirty(storage: &dyn Storage, header: &Header) -> Result<Header> {
+pub(crate) fn set_dirty(storage: &dyn Storage, header: &Header) -> Result<Header> {
     let mut header = header.clone();
     if header.version >= 3 {
         clear_unknown_autoclear(storage, &header)?;
@@ -269,7 +269,7 @@ fn write_change(
 }
 
 /// The first sector of a version 2 image that becomes version 3: it is written at once, so it holds the whole header.
-pub(super) fn upgraded(header: &Header) -> Result<Vec<u8>> {
+pub(crate) fn upgraded(header: &Header) -> Result<Vec<u8>> {
     let new = Header { version: 3, incompatible: incompatible::DIRTY, ..header.clone() };
     let mut bytes = new.encode()?;
     if bytes.len() > SECTOR {
@@ -363,7 +363,7 @@ fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u
 /// back to the file system. A file that has grown from `old_len` bytes for nothing gets that length again.
 ///
 /// What is lowered follows from the image as it is, never from what the plan meant to do.
-pub(super) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &Work<'_>) -> Result<Inspection> {
+pub(crate) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &Work<'_>) -> Result<Inspection> {
     // What was written before is what is counted, on the disk as well.
     flush(storage)?;
     // A request to stop does not reach this far: it is what makes stopping safe.
@@ -402,12 +402,12 @@ pub(super) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &W
 }
 
 /// Free clusters that are no holes of the file yet, as bytes, in whole blocks of the file system.
-pub(super) fn idle(counts: &Counts, bits: ClusterBits, storage: &dyn Storage) -> Result<Vec<Range<u64>>> {
+pub(crate) fn idle(counts: &Counts, bits: ClusterBits, storage: &dyn Storage) -> Result<Vec<Range<u64>>> {
     idle_where(|cluster| counts.get(cluster) == 0, bits, storage)
 }
 
 /// The same for the clusters that `is_free` takes for free.
-pub(super) fn idle_where(
+pub(crate) fn idle_where(
     is_free: impl Fn(u64) -> bool,
     bits: ClusterBits,
     storage: &dyn Storage,

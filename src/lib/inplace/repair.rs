@@ -27,11 +27,11 @@
 //! written: freeing clusters by the word of a damaged mapping could free what a repair by hand would still find. Where two parts
 //! claim a cluster, step 1 and 2 keep writers from harming either; step 3 then sets flags only, and no count is lowered.
 
-use super::finding::{Finding, Kind, Repairable, Severity};
-use super::mend::{Mender, clear_marks};
-use super::overlap::Metadata;
-use super::pool::write_directory;
-use super::{ALONE, CheckOptions, How, Inspection, Report, inspect, inspect_as, snapshots};
+use crate::check::finding::{Finding, Kind, Repairable, Severity};
+use crate::check::overlap::Metadata;
+use crate::check::pool::write_directory;
+use crate::check::{ALONE, CheckOptions, How, Inspection, Report, inspect, inspect_as, snapshots};
+use crate::edit::mend::{Mender, clear_marks};
 use crate::error::{Error, Left, Result};
 use crate::format::header::{AUTOCLEAR_AT, Header, autoclear, incompatible};
 use crate::format::table::L2Entry;
@@ -84,7 +84,7 @@ impl Repaired {
 /// second one only if there was a repair.
 ///
 /// # Errors
-/// Those of [`super::check`], and of writing. What is refused is no error: [`Repaired::refused`] says why.
+/// Those of [`crate::check::check`], and of writing. What is refused is no error: [`Repaired::refused`] says why.
 pub fn repair(
     storage: &dyn Storage,
     what: Repair,
@@ -99,7 +99,7 @@ pub fn repair(
 /// anybody writes to it. Leaks are no reason: whoever writes in place frees them in the end.
 ///
 /// # Errors
-/// Those of [`super::check`].
+/// Those of [`crate::check::check`].
 pub fn is_unready(storage: &dyn Storage, work: &Work<'_>) -> Result<bool> {
     let header = read_header(storage)?;
     if header.incompatible & incompatible::DIRTY == 0 || header.refuse_unreadable().is_err() {

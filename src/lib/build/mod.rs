@@ -1,0 +1,5 @@
+//! Building a new image: its layout, its layers and its metadata.
+
+pub(crate) mod layers;
+pub(crate) mod layout;
+pub(crate) mod writer;

@@ -1,0 +1,4 @@
+//! Sequences that are longer than memory may be, and sets of numbers.
+
+pub(crate) mod bits;
+pub(crate) mod sequence;
