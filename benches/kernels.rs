@@ -5,13 +5,11 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, check};
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
-use dedup_img::progress::Silent;
 use dedup_img::storage::LockMode;
 use dedup_img::unstable::{Sequence, Spill, fingerprint, group, is_zero, sha256};
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::{Work, WorkOptions};
 
 const CLUSTER: usize = 4096;
 /// Fits into the second level cache, as the pieces do that a scan reads.
@@ -100,8 +98,7 @@ fn tables(criterion: &mut Criterion) {
         });
     });
     let (storage, _) = open_image(&path, Some(Format::Qcow2), LockMode::Read).expect("an image");
-    let cancel = Cancel::default();
-    let work = Work::new(Some(1), DEFAULT_MEMORY, &Silent, &cancel).expect("a thread");
+    let work = Work::new(WorkOptions { threads: Some(1), ..WorkOptions::default() }).expect("a thread");
     run.bench_function("count of references (check)", |b| {
         b.iter(|| check(&storage, CheckOptions::default(), &work, &mut |_| {}).expect("an image").leaks);
     });

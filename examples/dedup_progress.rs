@@ -18,7 +18,7 @@ use dedup_img::disk::open_image;
 use dedup_img::inplace::{DedupOptions, dedup};
 use dedup_img::progress::{Phase, Progress};
 use dedup_img::storage::LockMode;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::{Work, WorkOptions};
 
 /// Prints the phases and every tenth of the whole, and raises the flag when the time is up.
 struct Shown {
@@ -75,13 +75,12 @@ fn run(words: &[String]) -> Result<(), Box<dyn Error>> {
     signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&interrupted))?;
     let cancel = Cancel::from_flag(interrupted);
     let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let shown = Shown { at: Mutex::default(), end, cancel: cancel.clone() };
+    let progress = Arc::new(Shown { at: Mutex::default(), end, cancel: cancel.clone() });
 
-    let work = Work::new(None, DEFAULT_MEMORY, &shown, &cancel)?;
+    let work = Work::new(WorkOptions { progress, cancel, ..WorkOptions::default() })?;
     // As long as it is open no QEMU opens it, nor does this where a QEMU has it.
     let (storage, _) = open_image(image, None, LockMode::Write)?;
-    let scratch = image.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match dedup(&storage, DedupOptions::default(), scratch, &work) {
+    match dedup(&storage, DedupOptions::default(), &work) {
         Ok(report) => println!("{} clusters freed, {} pooled", report.freed_clusters, report.pool_members),
         Err(error) if error.kind() == ErrorKind::Cancelled => {
             return Err(format!("{error}; another run goes on").into());

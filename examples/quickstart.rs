@@ -11,14 +11,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dedup_img::cancel::Cancel;
 use dedup_img::check::finding::Finding;
 use dedup_img::check::{CheckOptions, check};
 use dedup_img::convert::{ConvertOptions, RawOptions, convert, to_raw};
 use dedup_img::disk::{Disk, DiskOptions, open_image};
-use dedup_img::progress::Silent;
 use dedup_img::storage::LockMode;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::{Work, WorkOptions};
 
 /// How much of the machine's files the disk takes.
 const DATA: u64 = 192 << 20;
@@ -40,8 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("   {} ({files} files)\n", disk.display());
 
     println!("2. dedup-img convert disk.raw disk.qcow2");
-    let cancel = Cancel::default();
-    let work = Work::new(None, DEFAULT_MEMORY, &Silent, &cancel)?;
+    let work = Work::new(WorkOptions::default())?;
     let source = Disk::open(&disk, &DiskOptions::default())?;
     let report = convert(&source, &image, &ConvertOptions::default(), &work)?;
     println!("   {}", image.display());

@@ -13,12 +13,10 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use dedup_img::cancel::Cancel;
 use dedup_img::disk::{Format, open_image};
-use dedup_img::progress::Silent;
 use dedup_img::sharing::{Sharer, Sharers};
 use dedup_img::storage::LockMode;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::{Work, WorkOptions};
 
 fn main() -> ExitCode {
     match run(std::env::args_os().skip(1).collect()) {
@@ -37,10 +35,8 @@ fn run(words: Vec<OsString>) -> Result<(), Box<dyn Error>> {
     if format != Format::Qcow2 {
         return Err(format!("a {format} image shares nothing").into());
     }
-    let cancel = Cancel::default();
-    let work = Work::new(None, DEFAULT_MEMORY, &Silent, &cancel)?;
-    let sharers = Sharers::new(&storage, &std::env::temp_dir(), &work)
-        .map_err(|e| e.prefixed(&format!("'{}'", image.display())))?;
+    let work = Work::new(WorkOptions::default())?;
+    let sharers = Sharers::new(&storage, &work).map_err(|e| e.prefixed(&format!("'{}'", image.display())))?;
 
     let mut out = BufWriter::new(io::stdout().lock());
     let mut before = None;

@@ -29,11 +29,10 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use dedup_img::{cancel::Cancel, convert, disk, progress::Silent, work};
+//! use dedup_img::{convert, disk, work};
 //!
 //! let disk = disk::Disk::open(Path::new("disk.raw"), &disk::DiskOptions::default())?;
-//! let cancel = Cancel::default();
-//! let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! let work = work::Work::new(work::WorkOptions::default())?;
 //! let report = convert::convert(&disk, Path::new("disk.qcow2"), &convert::ConvertOptions::default(), &work)?;
 //! println!("{} bytes saved", report.saved_bytes);
 //! # Ok::<(), dedup_img::Error>(())

@@ -24,6 +24,7 @@
 //! What is told never runs backwards: a phase begins where the one before it was, or later, and what is done of it is at most its
 //! total.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::notice::Notice;
@@ -56,7 +57,7 @@ impl Phase {
 }
 
 /// Receives the progress of an operation. Methods may be called from any worker thread, one at a time.
-pub trait Progress: Sync {
+pub trait Progress: Send + Sync {
     /// A phase begins. Phases that find nothing to do may not come.
     fn phase(&self, phase: &Phase);
     /// `bytes` more bytes of the phase are done.
@@ -82,8 +83,8 @@ pub(crate) struct Stage(pub &'static str, pub u8, pub u8);
 /// The only one that tells a [`Progress`] of phases, and so the one who sees to it that nothing runs backwards. An operation calls
 /// [`Meter::start`] once. What it does over and over within a phase (an inspection between two passes) is given a silent one.
 #[derive(Clone)]
-pub(crate) struct Meter<'a> {
-    progress: &'a dyn Progress,
+pub(crate) struct Meter {
+    progress: Arc<dyn Progress>,
     state: Arc<Mutex<State>>,
 }
 
@@ -104,14 +105,20 @@ impl State {
     }
 }
 
-impl<'a> Meter<'a> {
-    pub(crate) fn new(progress: &'a dyn Progress) -> Self {
+impl fmt::Debug for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meter").field("phase", &self.state().phase).finish_non_exhaustive()
+    }
+}
+
+impl Meter {
+    pub(crate) fn new(progress: Arc<dyn Progress>) -> Self {
         Self { progress, state: Arc::new(Mutex::new(BEGIN)) }
     }
 
     /// One that tells nobody.
     pub(crate) fn silent() -> Self {
-        Self::new(&Silent)
+        Self::new(Arc::new(Silent))
     }
 
     /// An operation begins.
@@ -197,8 +204,8 @@ mod tests {
 
     #[test]
     fn phases_follow_each_other_by_their_weights() {
-        let seen = Seen::default();
-        let meter = Meter::new(&seen);
+        let seen = Arc::new(Seen::default());
+        let meter = Meter::new(Arc::<Seen>::clone(&seen));
         meter.start();
         meter.begin(Stage("a", 0, 25), 10);
         meter.advance(5);
@@ -213,8 +220,8 @@ mod tests {
     /// A phase that comes again, one that has more bytes than were announced, and a way that was given up.
     #[test]
     fn nothing_runs_backwards() {
-        let seen = Seen::default();
-        let meter = Meter::new(&seen);
+        let seen = Arc::new(Seen::default());
+        let meter = Meter::new(Arc::<Seen>::clone(&seen));
         meter.start();
         meter.begin(Stage("stream", 0, 100), 10);
         meter.advance(5);
@@ -231,8 +238,8 @@ mod tests {
 
     #[test]
     fn another_operation_begins_at_the_beginning() {
-        let seen = Seen::default();
-        let meter = Meter::new(&seen);
+        let seen = Arc::new(Seen::default());
+        let meter = Meter::new(Arc::<Seen>::clone(&seen));
         for _ in 0..2 {
             meter.start();
             meter.begin(Stage("a", 0, 100), 1);

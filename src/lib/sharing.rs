@@ -1,12 +1,11 @@
 //! Which clusters of a disk share one in the file, read from metadata alone: no data is touched, and nothing is written.
 //!
 //! ```no_run
-//! # use std::path::Path;
-//! # use dedup_img::{cancel::Cancel, disk, progress::Silent, sharing::Sharers, storage::LockMode, work};
+//! use std::path::Path;
+//! use dedup_img::{disk, sharing::Sharers, storage::LockMode, work};
 //! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Read)?;
-//! let cancel = Cancel::default();
-//! let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
-//! for sharer in Sharers::new(&storage, &std::env::temp_dir(), &work)?.iter() {
+//! let work = work::Work::new(work::WorkOptions::default())?;
+//! for sharer in Sharers::new(&storage, &work)?.iter() {
 //!     let sharer = sharer?;
 //!     println!("guest {:#x} is stored at {:#x}", sharer.guest, sharer.host);
 //! }
@@ -14,7 +13,6 @@
 //! ```
 
 use std::iter;
-use std::path::Path;
 
 use crate::check::ALONE;
 use crate::error::{OrInternal, Result};
@@ -54,16 +52,16 @@ pub struct Sharer {
 }
 
 impl Sharers {
-    /// Checks the image in `storage` and lists its sharers. Large tables go to temporary files in `scratch`.
+    /// Checks the image in `storage` and lists its sharers.
     ///
     /// # Errors
     /// Those of reading; [`Corrupt`](crate::ErrorKind::Corrupt) for a damaged image, leaks excepted.
-    pub fn new(storage: &dyn Storage, scratch: &Path, work: &Work<'_>) -> Result<Self> {
+    pub fn new(storage: &dyn Storage, work: &Work) -> Result<Self> {
         work.progress.start();
         let inspection = sound(storage, ALONE, work, |_| {})?;
         work.run(|| {
             let ground = Ground::new(storage, inspection)?;
-            let words = words(&ground, storage, Sorter::new(&work.spill(scratch)), work)?;
+            let words = words(&ground, storage, Sorter::new(&work.spill()), work)?;
             Ok(Self { ground, words })
         })
     }
@@ -116,7 +114,7 @@ impl Sharers {
 }
 
 /// The words of the disk's entries.
-fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work<'_>) -> Result<Sorted> {
+fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work) -> Result<Sorted> {
     let header = &ground.inspection.header;
     // What lies behind the disk is VM state.
     let end = GuestCluster(header.cluster_bits.clusters(header.size));

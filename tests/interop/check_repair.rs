@@ -4,10 +4,8 @@ use crate::args;
 use crate::support::crash::CrashStorage;
 use crate::support::reader::{Image, Pin, verify_dedup};
 use crate::support::{Random, dedup_img, qemu, scratch};
-use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, Repair, repair};
-use dedup_img::progress::Silent;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::{Work, WorkOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -97,8 +95,7 @@ fn damage(bytes: &mut [u8], image: &Image, random: &mut Random) -> String {
 
 /// Mends `storage` as `check -r all` does.
 fn mend(storage: &CrashStorage) {
-    let cancel = Cancel::default();
-    let work = Work::new(Some(1), DEFAULT_MEMORY, &Silent, &cancel).unwrap();
+    let work = Work::new(WorkOptions { threads: Some(1), ..WorkOptions::default() }).unwrap();
     let repaired = repair(storage, Repair::All, CheckOptions::default(), &work, &mut |_| {}).unwrap();
     assert_eq!((repaired.report.corruptions, repaired.report.leaks, repaired.report.check_errors), (0, 0, 0));
 }

@@ -6,10 +6,8 @@ use crate::support::corpus::patch;
 use crate::support::crash::CrashStorage;
 use crate::support::reader::Image;
 use crate::support::{Ran, dedup_img, qemu, scratch};
-use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, Repair, Repaired, repair};
-use dedup_img::progress::Silent;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::{Work, WorkOptions};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,8 +38,7 @@ fn content(path: &Path, snapshot: Option<&str>) -> Vec<u8> {
 }
 
 fn mend(storage: &CrashStorage) -> Repaired {
-    let cancel = Cancel::default();
-    let work = Work::new(Some(1), DEFAULT_MEMORY, &Silent, &cancel).unwrap();
+    let work = Work::new(WorkOptions { threads: Some(1), ..WorkOptions::default() }).unwrap();
     repair(storage, Repair::All, CheckOptions::default(), &work, &mut |_| {}).unwrap()
 }
 

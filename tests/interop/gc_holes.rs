@@ -6,11 +6,9 @@ use crate::support::corpus::K;
 use crate::support::crash::CrashStorage;
 use crate::support::inplace::put;
 use crate::support::{dedup_img, qemu, scratch};
-use dedup_img::cancel::Cancel;
 use dedup_img::inplace::{GcOptions, gc};
-use dedup_img::progress::Silent;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
-use std::path::{Path, PathBuf};
+use dedup_img::work::{Scratch, Work, WorkOptions};
+use std::path::PathBuf;
 use tempfile::TempDir;
 
 /// An image of 64 clusters of 64 KiB that are full of data and free again without having been punched, and 64 behind them with 4 KiB of
@@ -53,10 +51,10 @@ fn nothing_old_shows_through_where_a_hole_moved_to() {
     for sparse in [true, false] {
         let storage = CrashStorage::open(&path).with_room(1 << 30, false);
         let storage = if sparse { storage.sparse_with_room(1 << 30) } else { storage };
-        let cancel = Cancel::default();
-        let work = Work::new(Some(1), DEFAULT_MEMORY, &Silent, &cancel).unwrap();
+        let scratch = Scratch::In("/nonexistent".into());
+        let work = Work::new(WorkOptions { threads: Some(1), scratch, ..WorkOptions::default() }).unwrap();
         let options = GcOptions { compact: true, drop_pool: false };
-        let report = gc(&storage, options, Path::new("/nonexistent"), &work).unwrap();
+        let report = gc(&storage, options, &work).unwrap();
         assert!(report.moved_clusters >= 60, "{report:?}");
         let file = home.path().join("moved.qcow2");
         put(&file, &storage.now());

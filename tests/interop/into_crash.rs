@@ -14,10 +14,9 @@ use dedup_img::cancel::Cancel;
 use dedup_img::disk::{Disk, DiskOptions};
 use dedup_img::inplace::OverwriteReport;
 use dedup_img::pool::Pin;
-use dedup_img::progress::Silent;
 use dedup_img::storage::Storage;
 use dedup_img::unstable::overwrite;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::{Work, WorkOptions};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -71,7 +70,7 @@ impl Writing {
         let options = DiskOptions::default();
         let [present, disk] = [&self.subject.path, &self.source].map(|path| Disk::open(path, &options).unwrap());
         // One thread, so that all runs are the same.
-        let work = Work::new(Some(1), DEFAULT_MEMORY, &Silent, cancel)?;
+        let work = Work::new(WorkOptions { threads: Some(1), cancel: cancel.clone(), ..WorkOptions::default() })?;
         overwrite(storage, &present, &disk, self.pin, self.subject.home.path(), &work)
     }
 

@@ -9,21 +9,19 @@ use crate::support::inplace::{Left, Subject, put, verify_repaired};
 use crate::support::into::{Before, Count, Mixer, expected, into, judged, layers, pooled, read};
 use crate::support::reader::{Pin, Survey};
 use crate::support::{Random, dedup_img, qemu, scratch, sha256_of};
-use dedup_img::cancel::Cancel;
 use dedup_img::disk::{Disk, DiskOptions};
 use dedup_img::inplace::OverwriteReport;
-use dedup_img::progress::Silent;
 use dedup_img::unstable::overwrite;
-use dedup_img::work::{DEFAULT_MEMORY, Work};
+use dedup_img::work::{Work, WorkOptions};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Writes `source` into the image at `target`, of which `storage` has a copy.
 fn recorded(storage: &CrashStorage, target: &Path, source: &Path) -> OverwriteReport {
-    let (cancel, options) = (Cancel::default(), DiskOptions::default());
+    let options = DiskOptions::default();
     let [present, disk] = [target, source].map(|path| Disk::open(path, &options).unwrap());
-    let work = Work::new(Some(2), DEFAULT_MEMORY, &Silent, &cancel).unwrap();
+    let work = Work::new(WorkOptions { threads: Some(2), ..WorkOptions::default() }).unwrap();
     overwrite(storage, &present, &disk, dedup_img::pool::Pin::Shared, target.parent().unwrap(), &work).unwrap()
 }
 

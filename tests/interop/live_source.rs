@@ -5,7 +5,6 @@ use crate::args;
 use crate::support::corpus::M;
 use crate::support::loops::Loop;
 use crate::support::{Random, dedup_img, qemu, scratch};
-use dedup_img::cancel::Cancel;
 use dedup_img::convert::{
     ClusterSize, ConvertOptions, IntoOptions, RawOptions, Sharing, convert, convert_into, to_raw,
 };
@@ -16,13 +15,14 @@ use dedup_img::pool::Pin;
 use dedup_img::progress::{Phase, Progress, Silent};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
-use dedup_img::work::Work;
+use dedup_img::work::{Scratch, Work, WorkOptions};
 use dedup_img::{Error, ErrorKind};
 use serde_json::Value;
 use std::fs::{self, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -118,9 +118,9 @@ impl Source {
 }
 
 /// Converts the source in a way, and returns what the target reads as.
-fn converted(way: Way, source: &Source, home: &Path, progress: &dyn Progress) -> Result<Vec<u8>, Error> {
-    let cancel = Cancel::default();
-    let work = Work::new(Some(2), 1 << 26, progress, &cancel).unwrap();
+fn converted(way: Way, source: &Source, home: &Path, progress: Arc<dyn Progress>) -> Result<Vec<u8>, Error> {
+    let options = WorkOptions { threads: Some(2), memory: 1 << 26, progress, ..WorkOptions::default() };
+    let work = Work::new(options).unwrap();
     let [target, base, raw] = ["target", "base.raw", "read.raw"].map(|name| home.join(name));
     let options = DiskOptions { format: Some(source.format), salvage: way == Way::Salvage, ..DiskOptions::default() };
     let disk = match way {
@@ -190,14 +190,14 @@ fn said_so(way: Way, source: &Source, result: Result<Vec<u8>, Error>, told: &str
 }
 
 /// A writer that comes at one moment of the operation: with its `due`th word on how far it is.
-struct Once<'a> {
-    source: &'a Source,
+struct Once {
+    source: Arc<Source>,
     due: u64,
     seen: AtomicU64,
     came: AtomicBool,
 }
 
-impl Once<'_> {
+impl Once {
     fn count(&self) {
         if self.seen.fetch_add(1, Ordering::SeqCst) + 1 == self.due {
             // Enough that it hits what others share.
@@ -208,7 +208,7 @@ impl Once<'_> {
     }
 }
 
-impl Progress for Once<'_> {
+impl Progress for Once {
     fn phase(&self, _: &Phase) {
         self.count();
     }
@@ -246,9 +246,10 @@ fn a_write_at_any_moment_is_noticed_or_stays_where_it_was_made() {
     for way in WAYS {
         // Moments that lie closest at the beginning: some ways tell of every cluster.
         for due in std::iter::successors(Some(1), |due| Some(due + due / 3 + 1)) {
-            let source = Source::open(&device, fill(way, &device, home.path()));
-            let writer = Once { source: &source, due, seen: AtomicU64::new(0), came: AtomicBool::new(false) };
-            let result = converted(way, &source, home.path(), &writer);
+            let source = Arc::new(Source::open(&device, fill(way, &device, home.path())));
+            let read = Arc::clone(&source);
+            let writer = Arc::new(Once { source: read, due, seen: AtomicU64::new(0), came: AtomicBool::new(false) });
+            let result = converted(way, &source, home.path(), Arc::<Once>::clone(&writer));
             let came = writer.came.load(Ordering::SeqCst);
             noticed += u32::from(said_so(way, &source, result, &format!("at moment {due}")));
             if !came {
@@ -288,7 +289,7 @@ fn somebody_who_writes_all_the_time_is_noticed_or_harms_nobody_else() {
                             (0..8).for_each(|_| source.write(&mut random));
                         }
                     });
-                    let result = converted(way, &source, home.path(), &Silent);
+                    let result = converted(way, &source, home.path(), Arc::new(Silent));
                     done.store(true, Ordering::SeqCst);
                     result
                 });
@@ -319,10 +320,11 @@ fn a_cluster_that_changes_before_it_is_shared_is_not_shared() {
             fs::write(&raw, &bytes).unwrap();
             qemu::io("qcow2", &image, &[format!("write -s {} 0 {}", raw.display(), bytes.len())]);
         }
-        let cancel = Cancel::default();
-        let work = Work::new(Some(2), 1 << 26, &Silent, &cancel).unwrap();
+        let scratch = Scratch::In(home.path().to_owned());
+        let options = WorkOptions { threads: Some(2), memory: 1 << 26, scratch, ..WorkOptions::default() };
+        let work = Work::new(options).unwrap();
         let (storage, _) = open_image(&image, None, LockMode::Write).unwrap();
-        let plan = Plan::new(&storage, DedupOptions::default(), home.path(), &work).unwrap();
+        let plan = Plan::new(&storage, DedupOptions::default(), &work).unwrap();
         let file = OpenOptions::new().read(true).write(true).open(&image).unwrap();
         let mut kept = vec![0; 4096];
         // The last one: what is in the pool already is not read again.

@@ -3,7 +3,6 @@
 use super::collisions::colliding;
 use crate::support::corpus::Sample;
 use crate::support::{Random, families, qemu, scratch};
-use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, Repair, check, repair};
 use dedup_img::convert::{ClusterSize, ConvertOptions, IntoOptions, RawOptions, convert, convert_into, to_raw};
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
@@ -14,9 +13,10 @@ use dedup_img::sharing::Sharers;
 use dedup_img::stats::{Named, StatsOptions, stats};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
-use dedup_img::work::Work;
+use dedup_img::work::{Work, WorkOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::Mutex;
 
 /// Everything that was told.
@@ -66,10 +66,11 @@ impl Recorder {
 
 /// Runs an operation, which may be refused, and returns the phases that it had. `None` where it was refused.
 #[track_caller]
-fn told(what: &str, run: impl FnOnce(&Work<'_>) -> dedup_img::Result<()>) -> (Option<Vec<&'static str>>, Recorder) {
-    let recorder = Recorder::default();
-    let cancel = Cancel::default();
-    let result = run(&Work::new(Some(3), 64 << 20, &recorder, &cancel).unwrap());
+fn told(what: &str, run: impl FnOnce(&Work) -> dedup_img::Result<()>) -> (Option<Vec<&'static str>>, Arc<Recorder>) {
+    let recorder = Arc::new(Recorder::default());
+    let progress = Arc::<Recorder>::clone(&recorder);
+    let options = WorkOptions { threads: Some(3), memory: 64 << 20, progress, ..WorkOptions::default() };
+    let result = run(&Work::new(options).unwrap());
     let titles = recorder.titles(what);
     (result.is_ok().then_some(titles), recorder)
 }
@@ -121,7 +122,7 @@ fn conversions_go_forward() {
         let size = qemu::virtual_size("raw", &sample.truth);
         qemu::create("qcow2", &target, size, "cluster_size=4k");
         let due = ["checking", "comparing", "looking up", "writing", "settling"];
-        let into = |work: &Work<'_>| convert_into(&open(&sample)?, &target, IntoOptions::default(), work).map(drop);
+        let into = |work: &Work| convert_into(&open(&sample)?, &target, IntoOptions::default(), work).map(drop);
         in_order(name, told(name, into).0, &due);
     }
 }
@@ -164,18 +165,18 @@ fn work_in_place_goes_forward() {
             continue;
         }
         let name = &sample.name;
-        let checks = |work: &Work<'_>| check(&image(&file)?, CheckOptions { data: true }, work, &mut |_| {}).map(drop);
+        let checks = |work: &Work| check(&image(&file)?, CheckOptions { data: true }, work, &mut |_| {}).map(drop);
         in_order(name, told(name, checks).0, &["checking"]);
         let mends =
-            |work: &Work<'_>| repair(&image(&file)?, Repair::All, CheckOptions::default(), work, &mut |_| {}).map(drop);
+            |work: &Work| repair(&image(&file)?, Repair::All, CheckOptions::default(), work, &mut |_| {}).map(drop);
         in_order(name, told(name, mends).0, &["checking", "checking"]);
         let due = ["checking", "scanning", "comparing", "writing", "settling"];
-        let dedups = |work: &Work<'_>| dedup(&image(&file)?, DedupOptions::default(), home.path(), work).map(drop);
+        let dedups = |work: &Work| dedup(&image(&file)?, DedupOptions::default(), work).map(drop);
         in_order(name, told(name, dedups).0, &due);
-        in_order(name, told(name, |work| Sharers::new(&image(&file)?, home.path(), work).map(drop)).0, &["checking"]);
+        in_order(name, told(name, |work| Sharers::new(&image(&file)?, work).map(drop)).0, &["checking"]);
         for compact in [false, true] {
             let options = GcOptions { compact, drop_pool: compact };
-            let collects = |work: &Work<'_>| gc(&image(&file)?, options, home.path(), work).map(drop);
+            let collects = |work: &Work| gc(&image(&file)?, options, work).map(drop);
             in_order(name, told(name, collects).0, &["checking", "writing", "settling", "moving"]);
         }
     }
@@ -190,7 +191,7 @@ fn a_compaction_moves_what_was_forecast_in_one_phase() {
     qemu::convert("raw", &source, "qcow2", &file, &["-o", "cluster_size=4k"]);
     qemu::run("qemu-io", crate::args!["-d", "unmap", "-c", "discard 0 2M", file]).ok();
     let options = GcOptions { compact: true, drop_pool: false };
-    let (phases, recorder) = told("compaction", |work| gc(&image(&file)?, options, home.path(), work).map(drop));
+    let (phases, recorder) = told("compaction", |work| gc(&image(&file)?, options, work).map(drop));
     let phases = phases.unwrap();
     assert_eq!((phases.first(), phases.last()), (Some(&"checking"), Some(&"moving")), "{phases:?}");
     assert_eq!(phases.iter().filter(|&&phase| phase == "checking").count(), 1, "{phases:?}");
@@ -200,11 +201,10 @@ fn a_compaction_moves_what_was_forecast_in_one_phase() {
 
 #[test]
 fn statistics_of_many_images_go_forward() {
-    let home = scratch();
     let samples: Vec<Sample> = families::compressed().into_iter().chain(families::raw()).collect();
     let named = |sample: &Sample| Ok(Named { path: PathBuf::from(&sample.name), item: open(sample)? });
     let disks: Vec<Named<Disk>> = samples.iter().map(named).collect::<dedup_img::Result<_>>().unwrap();
-    let (phases, _) = told("stats", |work| stats(&disks, StatsOptions::default(), home.path(), work).map(drop));
+    let (phases, _) = told("stats", |work| stats(&disks, StatsOptions::default(), work).map(drop));
     let phases = phases.unwrap();
     assert_eq!(phases.iter().filter(|&&phase| phase == "scanning").count(), disks.len(), "{phases:?}");
     assert_eq!(phases.last(), Some(&"counting"));

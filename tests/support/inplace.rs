@@ -11,9 +11,8 @@ use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, Repair, repair};
 use dedup_img::inplace::{DedupOptions, DedupReport, GcOptions, dedup};
 use dedup_img::pool::Pin;
-use dedup_img::progress::Silent;
 use dedup_img::storage::Storage;
-use dedup_img::work::{DEFAULT_MEMORY, MIN_MEMORY, Work};
+use dedup_img::work::{DEFAULT_MEMORY, MIN_MEMORY, Scratch, Work, WorkOptions};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -172,9 +171,14 @@ impl Subject {
 
     /// The same, which may be stopped.
     pub(crate) fn deduplicate_until(&self, storage: &dyn Storage, cancel: &Cancel) -> dedup_img::Result<DedupReport> {
-        // One thread, so that all runs are the same.
-        let work = Work::new(Some(1), self.memory, &Silent, cancel)?;
-        dedup(storage, self.options, self.home.path(), &work)
+        let work = Work::new(self.means(cancel))?;
+        dedup(storage, self.options, &work)
+    }
+
+    /// One thread, so that all runs are the same.
+    pub(crate) fn means(&self, cancel: &Cancel) -> WorkOptions {
+        let scratch = Scratch::In(self.home.path().to_owned());
+        WorkOptions { threads: Some(1), memory: self.memory, scratch, cancel: cancel.clone(), ..WorkOptions::default() }
     }
 
     /// An image of the size of [`DISK`] with these pieces, written one by one.
@@ -453,8 +457,7 @@ pub(crate) fn mended(image: Vec<u8>, when: &str) -> Vec<u8> {
     let storage = CrashStorage::of(image);
     let mut found = Vec::new();
     let mut sink = |finding: &dedup_img::check::finding::Finding| found.push(format!("{finding:?}"));
-    let cancel = Cancel::default();
-    let work = Work::new(Some(1), DEFAULT_MEMORY, &Silent, &cancel).unwrap();
+    let work = Work::new(WorkOptions { threads: Some(1), ..WorkOptions::default() }).unwrap();
     let repaired =
         repair(&storage, Repair::All, CheckOptions { data: true }, &work, &mut sink).map(|repaired| repaired.report);
     let clean = repaired

@@ -2,9 +2,8 @@
 //!
 //! ```no_run
 //! # use std::path::Path;
-//! # use dedup_img::{cancel::Cancel, progress::Silent, work};
-//! # let cancel = Cancel::default();
-//! # let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! # use dedup_img::work;
+//! # let work = work::Work::new(work::WorkOptions::default())?;
 //! use dedup_img::{check, disk, storage::LockMode};
 //!
 //! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Read)?;
@@ -92,7 +91,7 @@ pub struct CheckOptions {
 struct Checker<'a> {
     options: CheckOptions,
     storage: &'a dyn Storage,
-    work: &'a Work<'a>,
+    work: &'a Work,
     sink: &'a mut (dyn FnMut(&Finding) + Send),
     header: Header,
     file_len: u64,
@@ -122,11 +121,11 @@ struct Checker<'a> {
 #[derive(Default)]
 pub(crate) struct How {
     /// Read a snapshot table in which too much extra data is wrong, and say so.
-    any_extra: bool,
+    pub(crate) any_extra: bool,
     /// See the zero clusters whose places are no clusters of theirs, as this says, without them.
-    without: Option<Metadata>,
+    pub(crate) without: Option<Metadata>,
     /// See the snapshot table in this place, as an image that has it there.
-    snapshots_at: Option<HostOffset>,
+    pub(crate) snapshots_at: Option<HostOffset>,
 }
 
 /// Checks the image in `storage`; every finding goes to `sink`, in an order that does not depend on the number of threads.
@@ -136,7 +135,7 @@ pub(crate) struct How {
 pub fn check(
     storage: &dyn Storage,
     options: CheckOptions,
-    work: &Work<'_>,
+    work: &Work,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Report> {
     work.progress.start();
@@ -183,7 +182,7 @@ pub(crate) struct Inspection {
 pub(crate) fn inspect(
     storage: &dyn Storage,
     options: CheckOptions,
-    work: &Work<'_>,
+    work: &Work,
     phase: Stage,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Inspection> {
@@ -193,7 +192,7 @@ pub(crate) fn inspect(
 pub(crate) fn inspect_as(
     storage: &dyn Storage,
     options: CheckOptions,
-    work: &Work<'_>,
+    work: &Work,
     phase: Stage,
     how: How,
     sink: &mut (dyn FnMut(&Finding) + Send),

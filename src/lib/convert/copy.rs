@@ -24,7 +24,7 @@ pub(super) fn write(
     traits: &Traits,
     limit: u64,
     storage: &dyn Storage,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<()> {
     let bits = layout.parts.cluster_bits;
     let per_task = (TASK >> bits.bits()).max(1);
@@ -64,7 +64,7 @@ fn copy(
     task: &Task,
     storage: &dyn Storage,
     buffers: &BufferPool,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Vec<Sha>> {
     let bits = layout.parts.cluster_bits;
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;

@@ -36,7 +36,7 @@ pub struct IntoOptions {
 /// [`ErrorKind::Invalid`] where `disk` is larger than the target or one of its sources is the target; refusals by name, where nothing
 /// was written; those of reading and writing, where each cluster reads as before or as it should, and the message says if the image
 /// needs a repair.
-pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Work<'_>) -> Result<OverwriteReport> {
+pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Work) -> Result<OverwriteReport> {
     refuse_own_source(disk, target)?;
     let (file, _) = open_image(target, Some(Format::Qcow2), LockMode::Write)?;
     let said = |e: Error| match e.kind() {
@@ -44,7 +44,7 @@ pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Wor
         _ => e.prefixed(&format!("'{}'", shown(target))),
     };
     let present = Disk::of_storage(target, &file, &DiskOptions { backing: options.backing, ..DiskOptions::default() })?;
-    let storage = Paced::new(&file, options.rate, work.cancel);
+    let storage = Paced::new(&file, options.rate, &work.cancel);
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let report = overwrite(&storage, &present, disk, options.pin, parent, work).map_err(said)?;
     if options.uncached {

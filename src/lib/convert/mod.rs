@@ -2,9 +2,8 @@
 //!
 //! ```no_run
 //! # use std::path::Path;
-//! # use dedup_img::{cancel::Cancel, progress::Silent, work};
-//! # let cancel = Cancel::default();
-//! # let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! # use dedup_img::work;
+//! # let work = work::Work::new(work::WorkOptions::default())?;
 //! use dedup_img::convert::{ClusterSize, ConvertOptions, RawOptions, convert, to_raw};
 //! use dedup_img::disk::{Disk, DiskOptions};
 //! use dedup_img::units::ClusterBits;
@@ -199,7 +198,7 @@ pub struct ConvertReport {
 ///
 /// # Errors
 /// Those of reading and writing; refusals by name. An existing file stays as it was.
-pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work<'_>) -> Result<ConvertReport> {
+pub fn convert(disk: &Disk, target: &Path, options: &ConvertOptions, work: &Work) -> Result<ConvertReport> {
     let begun = Begun::default();
     convert_to(disk, target, options, &begun, work).map_err(|e| e.leaving(begun.left()))
 }
@@ -209,7 +208,7 @@ fn convert_to(
     target: &Path,
     options: &ConvertOptions,
     begun: &Begun,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<ConvertReport> {
     let started = Instant::now();
     work.progress.start();
@@ -219,7 +218,7 @@ fn convert_to(
     refuse_own_source(disk, target)?;
     let backing = options.traits.open_backing(target).map_err(said)?;
     let file = Target::open(target, &|notice| work.progress.notice(notice))?;
-    let spill = work.spill(file.directory());
+    let spill = work.spill_beside(file.directory());
     let parts = |bits: ClusterBits| Parts {
         cluster_bits: bits,
         refcount_bits: options.refcount_bits,
@@ -249,7 +248,7 @@ fn convert_to(
         refuse_grain(disk, bits).map_err(said)?;
     }
 
-    let storage = Paced::new(file.storage(), options.rate, work.cancel);
+    let storage = Paced::new(file.storage(), options.rate, &work.cancel);
     let job = Job {
         begun,
         disk,
@@ -331,7 +330,7 @@ struct Job<'a> {
     records: u64,
     storage: &'a Paced<'a>,
     spill: Spill,
-    work: &'a Work<'a>,
+    work: &'a Work,
 }
 
 /// What was written.

@@ -58,7 +58,7 @@ pub(super) fn write(
     (traits, level): (&Traits, CompressionLevel),
     storage: &dyn Storage,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Packed> {
     let bits = parts.cluster_bits;
     let limit = match parts.members {
@@ -104,7 +104,7 @@ fn pack(
     level: CompressionLevel,
     task: &Task,
     buffers: &BufferPool,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Done> {
     let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
     let len = to_usize(task.count * bits.bytes());

@@ -92,12 +92,12 @@ const WRITING: Stage = Stage("writing", 0, 100);
 ///
 /// # Errors
 /// Those of reading and writing. An existing target stays as it was.
-pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work<'_>) -> Result<RawReport> {
+pub fn to_raw(disk: &Disk, target: &Path, options: RawOptions, work: &Work) -> Result<RawReport> {
     let begun = Begun::default();
     to_raw_of(disk, target, options, &begun, work).map_err(|e| e.leaving(begun.left()))
 }
 
-fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, work: &Work<'_>) -> Result<RawReport> {
+fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, work: &Work) -> Result<RawReport> {
     let started = Instant::now();
     refuse_own_source(disk, target)?;
     let file = Target::open(target, &|notice| work.progress.notice(notice))?;
@@ -110,13 +110,13 @@ fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, wor
         }
         file.begin()?;
     }
-    let spill = work.spill(file.directory());
+    let spill = work.spill_beside(file.directory());
     // What is read once is held against nothing: where times do not tell, the disk is read before and after.
     let again = Again { disk, other: None, spill: &spill, work };
     let first = disk.restless().next().map(|_| again.first()).transpose()?;
     work.progress.start();
     work.progress.begin(WRITING, disk.size());
-    let storage = Paced::new(file.storage(), options.rate, work.cancel);
+    let storage = Paced::new(file.storage(), options.rate, &work.cancel);
     let buffers = BufferPool::new(to_usize(CHUNK));
     let copy = Copy { disk, storage: &storage, options, was_empty: file.reads_zeros(), buffers };
     let mut chunks = Chunks::new(disk);
@@ -246,7 +246,7 @@ impl Copy<'_> {
     }
 
     /// Makes a hole of any length.
-    fn hole(&self, range: Range<u64>, work: &Work<'_>) -> Result<()> {
+    fn hole(&self, range: Range<u64>, work: &Work) -> Result<()> {
         let mut at = range.start;
         while !self.was_empty && at < range.end {
             work.cancel.check()?;
@@ -267,7 +267,7 @@ impl Copy<'_> {
     }
 
     /// Writes zeros over a range of any length.
-    fn zeros(&self, range: Range<u64>, work: &Work<'_>) -> Result<u64> {
+    fn zeros(&self, range: Range<u64>, work: &Work) -> Result<u64> {
         let mut at = range.start;
         while at < range.end {
             work.cancel.check()?;

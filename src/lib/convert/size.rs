@@ -57,7 +57,7 @@ pub(super) fn scan_and_choose(
     options: &ConvertOptions,
     limit: u64,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Found> {
     let grain = match options.cluster_size {
         ClusterSize::Fixed(bits) => bits,

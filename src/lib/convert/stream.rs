@@ -49,7 +49,7 @@ pub(super) struct Streamed {
 }
 
 /// Whether the table for `disk` in clusters of `bits` fits into memory.
-pub(super) fn fits(disk: &Disk, bits: ClusterBits, work: &Work<'_>) -> Result<bool> {
+pub(super) fn fits(disk: &Disk, bits: ClusterBits, work: &Work) -> Result<bool> {
     let most = work.table_memory() / PER_CLUSTER;
     let mut chunks = Chunks::new(disk);
     let mut clusters = 0;
@@ -72,7 +72,7 @@ pub(super) fn stream(
     (traits, limit): (&Traits, u64),
     storage: &dyn Storage,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Option<Streamed>> {
     let bits = parts.cluster_bits;
     let copier = Copier {

@@ -29,7 +29,7 @@ pub(crate) struct Again<'a> {
     pub(crate) disk: &'a Disk,
     pub(crate) other: Option<Other<'a>>,
     pub(crate) spill: &'a Spill,
-    pub(crate) work: &'a Work<'a>,
+    pub(crate) work: &'a Work,
 }
 
 impl Again<'_> {

@@ -63,7 +63,7 @@ pub(crate) fn scan(
     other: Option<Other<'_>>,
     grain: ClusterBits,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Scan> {
     Scanner::new(disk, other, grain).scan(spill, work)
 }
@@ -92,7 +92,7 @@ impl<'a> Scanner<'a> {
         Self { disk, other, grain, buffers }
     }
 
-    fn scan(&self, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+    fn scan(&self, spill: &Spill, work: &Work) -> Result<Scan> {
         let Self { disk, grain, .. } = *self;
         if grain.clusters(disk.size()) > 1 << INDEX_BITS {
             let message = format!("the disk has more than 2^{INDEX_BITS} clusters; use a larger cluster_size");

@@ -82,7 +82,7 @@ pub(crate) fn verify(
     links: Sorted,
     regroup: impl FnOnce(&Sorted) -> Result<Sorted>,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Sorted> {
     let wrong = compare_all(clusters, &links, spill, work)?;
     if wrong.is_empty() {
@@ -114,7 +114,7 @@ fn keep(links: &Sorted, wrong: &Sorted, good: &mut Sorter) -> Result<()> {
 }
 
 /// Records of the duplicates in `wrong` with the SHA-256 of their content for a fingerprint.
-fn rename(clusters: &impl Clusters, wrong: &Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
+fn rename(clusters: &impl Clusters, wrong: &Sorted, spill: &Spill, work: &Work) -> Result<Sorted> {
     let bits = clusters.cluster_bits();
     let mut records = Sorter::new(spill);
     let mut words = wrong.iter();
@@ -147,12 +147,12 @@ fn names(clusters: &impl Clusters, share: &[Link]) -> Result<Vec<u128>> {
 }
 
 /// Up to a batch of links.
-fn next_batch(words: &mut Words<'_>, bits: ClusterBits, work: &Work<'_>) -> Result<Vec<Link>> {
+fn next_batch(words: &mut Words<'_>, bits: ClusterBits, work: &Work) -> Result<Vec<Link>> {
     words.take(work.batch() * share(bits)).map(|word| word.map(Link::from_duplicate)).collect()
 }
 
 /// The links whose bytes differ, sorted by duplicate.
-fn compare_all(clusters: &impl Clusters, links: &Sorted, spill: &Spill, work: &Work<'_>) -> Result<Sorted> {
+fn compare_all(clusters: &impl Clusters, links: &Sorted, spill: &Spill, work: &Work) -> Result<Sorted> {
     let bits = clusters.cluster_bits();
     let buffers = BufferPool::new(2 * PIECE.max(bits.len()));
     let mut wrong = Sorter::new(spill);

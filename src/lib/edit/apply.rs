@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use crate::cancel::Cancel;
 use crate::check::counts::Counts;
 use crate::check::{CheckOptions, Inspection, inspect};
 use crate::dedup::group::Link;
@@ -84,7 +83,7 @@ pub(crate) fn needs(change: &Change, storage: &dyn Storage) -> Result<(Needs, Pr
 }
 
 /// Does what `change` says; returns the number of batches.
-pub(crate) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, work: &Work<'_>) -> Result<u64> {
+pub(crate) fn apply(change: &mut Change, storage: &dyn Storage, punch: Punch, work: &Work) -> Result<u64> {
     apply_with(change, storage, punch, &|_, _| Ok(()), work)
 }
 
@@ -94,7 +93,7 @@ pub(crate) fn apply_with(
     storage: &dyn Storage,
     punch: Punch,
     fill: &Fill<'_>,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<u64> {
     let found = change.ground.inspection.report;
     if found.corruptions + found.check_errors > 0 {
@@ -228,7 +227,7 @@ fn write_change(
     prepared: &Prepared,
     storage: &dyn Storage,
     fill: &Fill<'_>,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<u64> {
     let mut header = set_dirty(storage, &change.ground.inspection.header)?;
     let bits = header.cluster_bits;
@@ -311,7 +310,7 @@ fn raise_counts(change: &mut Change, prepared: &Prepared) -> Result<()> {
 }
 
 /// Points the L2 entries of duplicates at what they share, and those of zeros at nothing.
-fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+fn redirect(change: &Change, storage: &dyn Storage, work: &Work) -> Result<u64> {
     let header = &change.ground.inspection.header;
     let bits = header.cluster_bits;
     // The zero flag even without a backing file: an incremental backup gets its backing file only later, by rebase -u, and must
@@ -363,12 +362,11 @@ fn redirect(change: &Change, storage: &dyn Storage, work: &Work<'_>) -> Result<u
 /// back to the file system. A file that has grown from `old_len` bytes for nothing gets that length again.
 ///
 /// What is lowered follows from the image as it is, never from what the plan meant to do.
-pub(crate) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &Work<'_>) -> Result<Inspection> {
+pub(crate) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &Work) -> Result<Inspection> {
     // What was written before is what is counted, on the disk as well.
     flush(storage)?;
     // A request to stop does not reach this far: it is what makes stopping safe.
-    let never = Cancel::default();
-    let work = work.with_cancel(&never);
+    let work = work.unstoppable();
     let now = inspect(storage, CheckOptions::default(), &work, SETTLING, &mut |_| {})?;
     if let Some(hopeless) = now.hopeless.as_ref().or(now.doubt.as_ref()) {
         return Err(Error::corrupt(format!("the image is not as it should be: {hopeless}")));

@@ -43,7 +43,7 @@ pub(crate) fn new_members(
     keepers: &Bits,
     pin: Pin,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Sequence> {
     let Ground { units, inspection, members, .. } = &change.ground;
     let (all, members) = (pin == Pin::All, members.bits());

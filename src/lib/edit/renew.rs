@@ -10,7 +10,6 @@
 //! A member is never shared further between the two steps, and nobody else can write to the image. The new pool lies where there is
 //! room in the file then, so that only here the layout depends on the file system (I5).
 
-use crate::cancel::Cancel;
 use crate::check::ALONE;
 use crate::edit::apply::{self, Punch};
 use crate::edit::change::Change;
@@ -36,7 +35,7 @@ pub(crate) fn apply(
     storage: &dyn Storage,
     punch: Punch,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<()> {
     match apply::apply(change, storage, punch, work) {
         Err(e) if matches!(e.kind(), ErrorKind::NoRoom { .. }) && least(change, storage)?.is_some() => {}
@@ -54,8 +53,7 @@ pub(crate) fn apply(
         _ => e.ending(GOING),
     })?;
     // A request to stop does not reach this far: nobody asked for an image without a pool.
-    let never = Cancel::default();
-    pool(&members, storage, spill, &work.with_cancel(&never)).map_err(|e| e.ending(GIVEN_UP))
+    pool(&members, storage, spill, &work.unstoppable()).map_err(|e| e.ending(GIVEN_UP))
 }
 
 /// The least room that a new pool needs, where it may take two steps; `None` where it may not.
@@ -75,7 +73,7 @@ pub(crate) fn least(change: &Change, storage: &dyn Storage) -> Result<Option<u64
 }
 
 /// Pools what the L2 entries `members` lead to, in an image that has no pool.
-fn pool(members: &[u64], storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> Result<()> {
+fn pool(members: &[u64], storage: &dyn Storage, spill: &Spill, work: &Work) -> Result<()> {
     let inspection = sound(storage, ALONE, &work.silent(), |_| {})?;
     let mut change = Change::none(Ground::new(storage, inspection)?, spill)?;
     let units = &change.ground.units;

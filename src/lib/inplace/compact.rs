@@ -52,7 +52,7 @@ const UNORDERED: &str =
     "the file is compact, but there is no room to put its pool in order; give it some and run gc again";
 
 /// Moves what lies behind the end that the file could have, and cuts the file; returns how many clusters moved.
-pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> Result<u64> {
+pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work) -> Result<u64> {
     let storage = &Latch::new(storage);
     let mut moved = fill_holes(storage, work)?;
     // What comes again with every pass is within the one phase that is shown.
@@ -73,7 +73,7 @@ pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> 
 }
 
 /// Moves and cuts until there is nothing to move.
-fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
+fn fill_holes(storage: &dyn Storage, work: &Work) -> Result<u64> {
     let quiet = &work.silent();
     let mut inspection = sound(storage, ALONE, quiet, |_| {})?;
     let mut moved = 0;
@@ -99,7 +99,7 @@ fn fill_holes(storage: &dyn Storage, work: &Work<'_>) -> Result<u64> {
 }
 
 /// Settles, whatever came of what was done; says so where the image is not clean then.
-fn settled(done: Result<()>, storage: &dyn Storage, file_len: u64, work: &Work<'_>) -> Result<Inspection> {
+fn settled(done: Result<()>, storage: &dyn Storage, file_len: u64, work: &Work) -> Result<Inspection> {
     match (done, settle(storage, file_len, Punch::Freed, work)) {
         (Ok(()), settled) => settled.map_err(|e| e.ending(UNSETTLED)),
         (Err(error), Ok(_)) => Err(error),
@@ -125,7 +125,7 @@ pub(super) fn target(storage: &dyn Storage, header: &Header, used: u64) -> Resul
 }
 
 /// Steps 1 to 4.
-fn apply(storage: &dyn Storage, inspection: &mut Inspection, moves: &Moves, work: &Work<'_>) -> Result<()> {
+fn apply(storage: &dyn Storage, inspection: &mut Inspection, moves: &Moves, work: &Work) -> Result<()> {
     let header = set_dirty(storage, &inspection.header)?;
     let bits = header.cluster_bits;
     moves.count(bits, &mut inspection.counts)?;
@@ -147,7 +147,7 @@ fn apply(storage: &dyn Storage, inspection: &mut Inspection, moves: &Moves, work
 }
 
 /// Copies the clusters that move, and the compressed data. What of them is a hole stays one.
-fn copy(storage: &dyn Storage, header: &Header, moves: &Moves, work: &Work<'_>) -> Result<()> {
+fn copy(storage: &dyn Storage, header: &Header, moves: &Moves, work: &Work) -> Result<()> {
     let bits = header.cluster_bits;
     let runs = moves.runs((PIECE >> bits.bits()).max(1));
     for batch in runs.chunks(work.batch()) {

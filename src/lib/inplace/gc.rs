@@ -1,7 +1,6 @@
 //! Giving space back: what only the pool holds, what leaked, and with compaction every hole in the file.
 
 use std::ops::Range;
-use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -94,15 +93,14 @@ pub struct GcReport {
     pub seconds: f64,
 }
 
-/// Collects what can be given back of the image in `storage`, which nobody else may use. Large tables go to temporary files in
-/// `scratch`.
+/// Collects what can be given back of the image in `storage`, which nobody else may use.
 ///
 /// # Errors
 /// As [`crate::inplace::dedup`].
-pub fn gc(storage: &dyn Storage, options: GcOptions, scratch: &Path, work: &Work<'_>) -> Result<GcReport> {
-    let mut plan = GcPlan::new(storage, options, scratch, work)?;
+pub fn gc(storage: &dyn Storage, options: GcOptions, work: &Work) -> Result<GcReport> {
+    let mut plan = GcPlan::new(storage, options, work)?;
     if make_ready(storage, work)?.is_some() {
-        plan = GcPlan::new(storage, options, scratch, work)?;
+        plan = GcPlan::new(storage, options, work)?;
     }
     plan.apply(storage, work)
 }
@@ -112,7 +110,7 @@ impl GcPlan {
     ///
     /// # Errors
     /// Those of reading; refusals by name.
-    pub fn new(storage: &dyn Storage, options: GcOptions, scratch: &Path, work: &Work<'_>) -> Result<Self> {
+    pub fn new(storage: &dyn Storage, options: GcOptions, work: &Work) -> Result<Self> {
         let started = Instant::now();
         let header = read_header(storage)?;
         refuse(&header, options)?;
@@ -127,7 +125,7 @@ impl GcPlan {
         let bits = header.cluster_bits;
         let (file_length, allocated) = sizes(storage)?;
         work.run(|| {
-            let spill = work.spill(scratch);
+            let spill = work.spill();
             let (change, unpooled) = collect(Ground::new(storage, inspection)?, options, storage, &spill, work)?;
             let ground = &change.ground;
             let used = ground.used_members();
@@ -238,7 +236,7 @@ impl GcPlan {
     ///
     /// # Errors
     /// As [`gc`].
-    pub fn apply(mut self, storage: &dyn Storage, work: &Work<'_>) -> Result<GcReport> {
+    pub fn apply(mut self, storage: &dyn Storage, work: &Work) -> Result<GcReport> {
         if self.report.changed {
             let (needed, available) = (self.report.room_least_bytes, self.report.room_available_bytes);
             if room(storage)? != Room::Fixed {
@@ -285,7 +283,7 @@ fn collect(
     options: GcOptions,
     storage: &dyn Storage,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<(Change, u64)> {
     let mut change = Change { drops_pool: options.drop_pool, ..Change::none(ground, spill)? };
     if options.drop_pool {

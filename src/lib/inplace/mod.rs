@@ -2,14 +2,13 @@
 //!
 //! ```no_run
 //! # use std::path::Path;
-//! # use dedup_img::{cancel::Cancel, progress::Silent, work};
-//! # let cancel = Cancel::default();
-//! # let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! # use dedup_img::work;
+//! # let work = work::Work::new(work::WorkOptions::default())?;
 //! use dedup_img::inplace::{DedupOptions, Plan};
 //! use dedup_img::{disk, storage::LockMode};
 //!
 //! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Write)?;
-//! let plan = Plan::new(&storage, DedupOptions::default(), Path::new("."), &work)?;
+//! let plan = Plan::new(&storage, DedupOptions::default(), &work)?;
 //! println!("{} clusters will be free", plan.report(&storage, &work)?.freed_clusters);
 //! plan.apply(&storage, &work)?;
 //! # Ok::<(), dedup_img::Error>(())
@@ -61,8 +60,6 @@ pub(crate) mod plan;
 mod pointers;
 pub(crate) mod repair;
 pub(crate) mod scan;
-
-use std::path::Path;
 
 use crate::edit::apply::{self, Punch};
 use crate::edit::room::Needs;
@@ -143,15 +140,15 @@ pub struct DedupReport {
     pub seconds: f64,
 }
 
-/// Deduplicates the image in `storage`, which nobody else may use. Large tables go to temporary files in `scratch`.
+/// Deduplicates the image in `storage`, which nobody else may use.
 ///
 /// # Errors
 /// Those of [`Plan::new`], where nothing was written; those of writing, where the content of the disk and of all snapshots is
 /// still what it was, and the message says if the image needs a repair.
-pub fn dedup(storage: &dyn Storage, options: DedupOptions, scratch: &Path, work: &Work<'_>) -> Result<DedupReport> {
-    let mut plan = Plan::new(storage, options, scratch, work)?;
+pub fn dedup(storage: &dyn Storage, options: DedupOptions, work: &Work) -> Result<DedupReport> {
+    let mut plan = Plan::new(storage, options, work)?;
     if make_ready(storage, work)?.is_some() {
-        plan = Plan::new(storage, options, scratch, work)?;
+        plan = Plan::new(storage, options, work)?;
     }
     plan.apply(storage, work)
 }
@@ -161,7 +158,7 @@ impl Plan {
     ///
     /// # Errors
     /// As [`dedup`].
-    pub fn apply(mut self, storage: &dyn Storage, work: &Work<'_>) -> Result<DedupReport> {
+    pub fn apply(mut self, storage: &dyn Storage, work: &Work) -> Result<DedupReport> {
         let mut report = self.report(storage, work)?;
         if !self.is_empty() {
             work.progress.within(APPLYING.0, APPLYING.1);
@@ -177,7 +174,7 @@ impl Plan {
     ///
     /// # Errors
     /// Those of asking for the file's size, and of reading the refcounts again for the room that is needed.
-    pub fn report(&self, storage: &dyn Storage, work: &Work<'_>) -> Result<DedupReport> {
+    pub fn report(&self, storage: &dyn Storage, work: &Work) -> Result<DedupReport> {
         let (file_length, allocated) = sizes(storage)?;
         let figures = self.figures();
         let needs = match self.is_empty() {

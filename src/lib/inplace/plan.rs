@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
 use std::time::Instant;
 
 use crate::check::Inspection;
@@ -80,11 +79,11 @@ pub struct Share {
 }
 
 impl Plan {
-    /// Checks and reads the image in `storage`. Large tables go to temporary files in `scratch`.
+    /// Checks and reads the image in `storage`.
     ///
     /// # Errors
     /// Those of reading; [`ErrorKind::Unsupported`] and [`ErrorKind::Corrupt`] for images that are refused by name.
-    pub fn new(storage: &dyn Storage, options: DedupOptions, scratch: &Path, work: &Work<'_>) -> Result<Self> {
+    pub fn new(storage: &dyn Storage, options: DedupOptions, work: &Work) -> Result<Self> {
         let started = Instant::now();
         let header = read_header(storage)?;
         let limit = refuse(&header)?;
@@ -96,7 +95,7 @@ impl Plan {
         refuse_snapshots(&inspection)?;
         work.run(|| {
             let ground = Ground::new(storage, inspection)?;
-            let plan = Self::find(storage, options, ground, limit, &work.spill(scratch), work)?;
+            let plan = Self::find(storage, options, ground, limit, &work.spill(), work)?;
             Ok(Self { started, ..plan })
         })
     }
@@ -107,7 +106,7 @@ impl Plan {
         ground: Ground,
         limit: u64,
         spill: &Spill,
-        work: &Work<'_>,
+        work: &Work,
     ) -> Result<Self> {
         let bits = ground.inspection.header.cluster_bits;
         let content = ground.content(storage);
@@ -151,7 +150,7 @@ impl Plan {
         ground: Ground,
         found: Found,
         spill: &Spill,
-        work: &Work<'_>,
+        work: &Work,
     ) -> Result<Self> {
         let limit = ground.units.limit();
         let (mut duplicates, mut keepers) = (Bits::new(limit), Bits::new(limit));

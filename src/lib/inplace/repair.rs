@@ -89,10 +89,11 @@ pub fn repair(
     storage: &dyn Storage,
     what: Repair,
     options: CheckOptions,
-    work: &Work<'_>,
+    work: &Work,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Repaired> {
-    repair_and(storage, (what, options), work, incompatible::DIRTY | incompatible::CORRUPT, sink)
+    let marks = incompatible::DIRTY | incompatible::CORRUPT;
+    work.run(|| repair_and(storage, (what, options), work, marks, sink))
 }
 
 /// Whether the image in `storage` was not closed cleanly and its refcounts are wrong for that, so that it must be repaired before
@@ -100,7 +101,7 @@ pub fn repair(
 ///
 /// # Errors
 /// Those of [`crate::check::check`].
-pub fn is_unready(storage: &dyn Storage, work: &Work<'_>) -> Result<bool> {
+pub fn is_unready(storage: &dyn Storage, work: &Work) -> Result<bool> {
     let header = read_header(storage)?;
     if header.incompatible & incompatible::DIRTY == 0 || header.refuse_unreadable().is_err() {
         return Ok(false);
@@ -114,11 +115,12 @@ pub fn is_unready(storage: &dyn Storage, work: &Work<'_>) -> Result<bool> {
 ///
 /// # Errors
 /// Those of [`repair`]; [`Corrupt`](crate::ErrorKind::Corrupt) where the image is damaged beyond that. Then nothing was written, or what was is right.
-pub fn make_ready(storage: &dyn Storage, work: &Work<'_>) -> Result<Option<Repaired>> {
+pub fn make_ready(storage: &dyn Storage, work: &Work) -> Result<Option<Repaired>> {
     if !is_unready(storage, work)? {
         return Ok(None);
     }
-    let repaired = repair_and(storage, (Repair::All, CheckOptions::default()), &work.silent(), 0, &mut |_| {})?;
+    let what = (Repair::All, CheckOptions::default());
+    let repaired = work.run(|| repair_and(storage, what, &work.silent(), 0, &mut |_| {}))?;
     let left = repaired.report.corruptions + repaired.report.check_errors + repaired.report.findings_beyond;
     match (&repaired.refused, left) {
         (None, 0) => Ok(Some(repaired)),
@@ -135,7 +137,7 @@ pub fn make_ready(storage: &dyn Storage, work: &Work<'_>) -> Result<Option<Repai
 fn repair_and(
     storage: &dyn Storage,
     (what, options): (Repair, CheckOptions),
-    work: &Work<'_>,
+    work: &Work,
     marks: u64,
     sink: &mut (dyn FnMut(&Finding) + Send),
 ) -> Result<Repaired> {

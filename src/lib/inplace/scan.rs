@@ -58,7 +58,7 @@ pub(crate) fn named(sha: &Sha, unit: u64) -> u128 {
 }
 
 /// Reads the units in `wanted`.
-pub(crate) fn scan(content: &Content<'_>, wanted: &Bits, key: Key, spill: &Spill, work: &Work<'_>) -> Result<Scan> {
+pub(crate) fn scan(content: &Content<'_>, wanted: &Bits, key: Key, spill: &Spill, work: &Work) -> Result<Scan> {
     let units = content.units;
     let bits = content.cluster_bits();
     let per_task = (TASK >> bits.bits()).max(1);

@@ -31,7 +31,7 @@ pub(super) fn each_size(
     records: Sequence,
     sizes: &[ClusterBits],
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
     mut visit: impl FnMut(ClusterBits, u64, &Sorted) -> Result<()>,
 ) -> Result<()> {
     let mut current = records;

@@ -22,7 +22,7 @@ pub(super) fn forecast(
     storage: &dyn Storage,
     grain: ClusterBits,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<(StillDuplicate, Forecast)> {
     let Metadata { ground, lost, .. } = metadata;
     let header = &ground.inspection.header;
@@ -84,7 +84,7 @@ fn add(
     grain: ClusterBits,
     (records, zeros): (&mut Sorter, &mut Bits),
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<()> {
     let found = scan(&ground.content(storage), wanted, Key::Parts(grain), &spill.share(4), work)?;
     for word in found.records.iter() {

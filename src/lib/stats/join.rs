@@ -41,7 +41,7 @@ pub(super) fn join(
     words: impl Iterator<Item = Result<u128>>,
     mut cells: Option<&mut Cells>,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Joined> {
     let Ground { inspection, units, .. } = &metadata.ground;
     let header = &inspection.header;

@@ -55,7 +55,7 @@ pub(super) fn mapped(bytes: &[u8], header: &Header) -> Mapped {
 }
 
 /// Checks the image in `storage` and counts what its metadata tells.
-pub(super) fn survey(storage: &dyn Storage, phase: Stage, spill: &Spill, work: &Work<'_>) -> Result<Metadata> {
+pub(super) fn survey(storage: &dyn Storage, phase: Stage, spill: &Spill, work: &Work) -> Result<Metadata> {
     let mut lost = Vec::new();
     let inspection = sound(storage, phase, work, |leak| lost.extend(leak.lost_cluster()))?;
     let ground = Ground::new(storage, inspection)?;
@@ -182,7 +182,7 @@ pub(super) fn by_powers<R>(rows: &BTreeMap<u32, (u64, u64)>, row: impl Fn((u64, 
     (0..end).map(|power| row(range(power), rows.get(&power).copied().unwrap_or_default())).collect()
 }
 
-fn pool_stats(ground: &Ground, storage: &dyn Storage, spill: &Spill, work: &Work<'_>) -> Result<Option<PoolStats>> {
+fn pool_stats(ground: &Ground, storage: &dyn Storage, spill: &Spill, work: &Work) -> Result<Option<PoolStats>> {
     if ground.pool_index.is_none() {
         return Ok(None);
     }

@@ -2,15 +2,14 @@
 //!
 //! ```no_run
 //! # use std::path::Path;
-//! # use dedup_img::{cancel::Cancel, progress::Silent, work};
-//! # let cancel = Cancel::default();
-//! # let work = work::Work::new(None, work::DEFAULT_MEMORY, &Silent, &cancel)?;
+//! # use dedup_img::work;
+//! # let work = work::Work::new(work::WorkOptions::default())?;
 //! use dedup_img::disk::{Disk, DiskOptions};
 //! use dedup_img::stats::{Named, StatsOptions, stats};
 //!
 //! let path = Path::new("disk.raw");
 //! let disk = Named { path: path.to_owned(), item: Disk::open(path, &DiskOptions::default())? };
-//! let report = stats(&[disk], StatsOptions::default(), Path::new("/var/tmp"), &work)?;
+//! let report = stats(&[disk], StatsOptions::default(), &work)?;
 //! for point in report.curve.iter().flatten() {
 //!     println!("{point:?}");
 //! }
@@ -102,13 +101,13 @@ impl<T> Named<T> {
     }
 }
 
-/// Reads `disks` and counts. Large tables go to temporary files in `scratch`.
+/// Reads `disks` and counts.
 ///
 /// # Errors
 /// Those of reading; [`ErrorKind::Corrupt`] for a damaged image; [`ErrorKind::Changed`] for one that changed while it was read.
-pub fn stats(disks: &[Named<Disk>], options: StatsOptions, scratch: &Path, work: &Work<'_>) -> Result<StatsReport> {
+pub fn stats(disks: &[Named<Disk>], options: StatsOptions, work: &Work) -> Result<StatsReport> {
     let started = Instant::now();
-    let spill = work.spill(scratch).only_there();
+    let spill = work.spill();
     let mut report = work.run(|| Count::new(disks, options)?.run(&spill, work))?;
     for disk in disks {
         disk.item.ensure_unchanged()?;
@@ -121,9 +120,9 @@ pub fn stats(disks: &[Named<Disk>], options: StatsOptions, scratch: &Path, work:
 ///
 /// # Errors
 /// Those of reading; [`ErrorKind::Corrupt`] for a damaged image.
-pub fn quick(images: &[Named<Qcow2>], scratch: &Path, work: &Work<'_>) -> Result<StatsReport> {
+pub fn quick(images: &[Named<Qcow2>], work: &Work) -> Result<StatsReport> {
     let started = Instant::now();
-    let spill = work.spill(scratch).only_there();
+    let spill = work.spill();
     let mut all = Vec::new();
     work.progress.start();
     for (n, image) in images.iter().enumerate() {
@@ -230,7 +229,7 @@ impl<'a> Count<'a> {
         Ok(Self { disks, options, bits, grain, bases, size })
     }
 
-    fn run(&self, spill: &Spill, work: &Work<'_>) -> Result<StatsReport> {
+    fn run(&self, spill: &Spill, work: &Work) -> Result<StatsReport> {
         let mut records = Sequence::new(spill);
         let mut images = Vec::new();
         let mut cells = Vec::new();
@@ -286,7 +285,7 @@ impl<'a> Count<'a> {
         base: u64,
         records: &mut Sequence,
         spill: &Spill,
-        work: &Work<'_>,
+        work: &Work,
     ) -> Result<(ImageStats, Option<Cells>)> {
         let disk = &named.item;
         let Some(file) = disk.file() else { return Err(Error::invalid("statistics of no file")) };

@@ -95,7 +95,7 @@ pub(crate) fn guests(
     storage: &dyn Storage,
     wanted: Bits,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
     mut tell: impl FnMut(u64, RangeInclusive<GuestCluster>) -> Result<()>,
 ) -> Result<()> {
     let header = &ground.inspection.header;
@@ -138,7 +138,7 @@ pub(crate) fn guests(
 pub(crate) fn sound(
     storage: &dyn Storage,
     phase: Stage,
-    work: &Work<'_>,
+    work: &Work,
     mut leaks: impl FnMut(&Finding) + Send,
 ) -> Result<Inspection> {
     let unclean = read_header(storage)?.incompatible & incompatible::DIRTY != 0;

@@ -3,26 +3,23 @@
 use crate::content::{Content, Model};
 use crate::image::{Input, Subject, mend_directory};
 use crate::support::Choices;
-use dedup_img::cancel::Cancel;
 use dedup_img::check::{CheckOptions, Repair, Repaired, Report};
 use dedup_img::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
 use dedup_img::pool::Record;
-use dedup_img::progress::Silent;
 use dedup_img::storage::FileStorage;
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
 use dedup_img::unstable::{DirectoryHeader, HEADER_LENGTH};
-use dedup_img::work::Work;
+use dedup_img::work::{Work, WorkOptions};
 use dedup_img::{ErrorKind, Result};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::OnceLock;
 
 /// The means of all operations: two threads, which are started once, and little memory.
-pub(crate) fn work() -> &'static Work<'static> {
-    static CANCEL: OnceLock<Cancel> = OnceLock::new();
-    static WORK: OnceLock<Work<'static>> = OnceLock::new();
-    WORK.get_or_init(|| Work::new(Some(2), 4 << 20, &Silent, CANCEL.get_or_init(Cancel::default)).unwrap())
+pub(crate) fn work() -> &'static Work {
+    static WORK: OnceLock<Work> = OnceLock::new();
+    WORK.get_or_init(|| Work::new(WorkOptions { threads: Some(2), memory: 4 << 20, ..WorkOptions::default() }).unwrap())
 }
 
 /// The image at `path` as an operation gets it.

@@ -166,11 +166,6 @@ impl Subject {
         self.home.path().join(name)
     }
 
-    /// The directory of the image, for temporary files.
-    pub(crate) fn home(&self) -> &Path {
-        self.home.path()
-    }
-
     /// The whole file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         fs::read(&self.path).unwrap()

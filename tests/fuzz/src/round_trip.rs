@@ -32,13 +32,13 @@ pub fn round_trip(input: &[u8]) {
             5 | 4 => {
                 let options = GcOptions { compact: input.below(2) == 1, drop_pool: input.below(3) == 1 };
                 changed(&subject, &format!("{options:?}"), |image| {
-                    dedup_img::inplace::gc(image, options, subject.home(), work()).map(|_| ())
+                    dedup_img::inplace::gc(image, options, work()).map(|_| ())
                 });
             }
             _ => {
                 let options = DedupOptions { pin: pin(&mut input) };
                 changed(&subject, &format!("{options:?}"), |image| {
-                    dedup_img::inplace::dedup(image, options, subject.home(), work()).map(|_| ())
+                    dedup_img::inplace::dedup(image, options, work()).map(|_| ())
                 });
             }
         }

@@ -6,7 +6,6 @@ use crate::support::reader::{Entry, Image};
 use crate::support::{dedup_img, qemu};
 use dedup_img::cancel::Cancel;
 use dedup_img::inplace::{GcOptions, GcReport, gc};
-use dedup_img::progress::Silent;
 use dedup_img::storage::Storage;
 use dedup_img::work::Work;
 use std::collections::BTreeMap;
@@ -152,8 +151,8 @@ impl Subject {
 
     /// Collects what is in `storage`, which was this image.
     pub(crate) fn collect_until(&self, storage: &dyn Storage, cancel: &Cancel) -> dedup_img::Result<GcReport> {
-        let work = Work::new(Some(1), self.memory, &Silent, cancel)?;
-        gc(storage, self.collects.unwrap(), self.home.path(), &work)
+        let work = Work::new(self.means(cancel))?;
+        gc(storage, self.collects.unwrap(), &work)
     }
 
     /// Does to what is in `storage` what this image is there for; says whether anything was to be done.

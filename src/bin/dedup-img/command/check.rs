@@ -7,7 +7,7 @@ use dedup_img::check::{CheckOptions, Repair, Repaired, Report, check, repair};
 use dedup_img::disk::{Format, open_image};
 use dedup_img::name::shown;
 use dedup_img::storage::LockMode;
-use dedup_img::work::DEFAULT_MEMORY;
+use dedup_img::work::{DEFAULT_MEMORY, Scratch};
 use dedup_img::{Error, ErrorKind};
 
 use super::run;
@@ -54,8 +54,8 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     }
 
     let options = CheckOptions { data: args.data };
-    let job = run::Job { command: "check", target: args.repair.is_some().then_some(file) };
-    let result = run::run(job, &args.run, DEFAULT_MEMORY, |work| {
+    let job = run::Job { command: "check", target: args.repair.is_some().then_some(file), scratch: Scratch::default() };
+    let result = run::run(&job, &args.run, DEFAULT_MEMORY, |work| {
         let mut lines = io::BufWriter::new(io::stderr());
         let mut listed = 0;
         let mut sink = |finding: &Finding| {

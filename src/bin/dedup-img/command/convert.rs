@@ -14,7 +14,7 @@ use dedup_img::inplace::OverwriteReport;
 use dedup_img::name::shown;
 use dedup_img::pool::Pin;
 use dedup_img::units::ClusterBits;
-use dedup_img::work::Work;
+use dedup_img::work::{Scratch, Work};
 
 use super::run;
 use crate::cli::{ConvertArgs, RunArgs};
@@ -50,8 +50,8 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let run_args = RunArgs { threads: threads(args, job.options.qemu)?, ..args.run.clone() };
 
     let mut unreadable = Vec::new();
-    let what = run::Job { command: "convert", target: Some(target) };
-    let result = run::run(what, &run_args, args.tables.memory, |work| job.run(work, &mut unreadable))?;
+    let what = run::Job { command: "convert", target: Some(target), scratch: Scratch::default() };
+    let result = run::run(&what, &run_args, args.tables.memory, |work| job.run(work, &mut unreadable))?;
     if !args.run.quiet {
         unreadable.iter().for_each(|part| view::warning(&summary::unreadable(part)));
     }
@@ -99,7 +99,7 @@ struct TargetOptions {
 
 impl Job<'_> {
     /// Runs it and returns the summary; `unreadable` tells what could not be read, also where it failed.
-    fn run(&self, work: &Work<'_>, unreadable: &mut Vec<Unreadable>) -> dedup_img::Result<String> {
+    fn run(&self, work: &Work, unreadable: &mut Vec<Unreadable>) -> dedup_img::Result<String> {
         let disk = match self.args.all_snapshots {
             true => Disk::open_with_snapshots(self.source(), &self.disk_options, self.largest_cluster())?,
             false => open(self.sources, &self.disk_options)?,
@@ -149,7 +149,7 @@ impl Job<'_> {
         }
     }
 
-    fn write(&self, disk: &Disk, work: &Work<'_>) -> dedup_img::Result<Report> {
+    fn write(&self, disk: &Disk, work: &Work) -> dedup_img::Result<Report> {
         let QemuOptions { sparse, rate, durable, uncached, .. } = self.options.qemu;
         match self.target_format {
             Format::Qcow2 if self.args.no_create => {

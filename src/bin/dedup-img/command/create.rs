@@ -1,6 +1,7 @@
 //! `dedup-img create`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use dedup_img::convert::ClusterSize;
 use dedup_img::create::{CreateOptions, create};
@@ -53,7 +54,7 @@ pub(crate) fn run(args: CreateArgs) -> Result<(), Failure> {
         traits,
         preallocate_metadata: options.preallocate_metadata,
     };
-    let size = create(&file, &options, &Told { progress: &Shown::when_asked(), quiet: args.quiet })?;
+    let size = create(&file, &options, &Told { progress: Arc::new(Shown::when_asked()), quiet: args.quiet })?;
     if args.quiet { Ok(()) } else { view::print(&formatted(&file, &options, size)) }
 }
 

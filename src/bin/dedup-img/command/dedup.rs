@@ -25,11 +25,11 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
         memory: args.tables.memory,
         run: &args.run,
     };
-    run_in_place(&common, |storage, scratch, work| {
+    run_in_place(&common, |storage, work| {
         let options = DedupOptions { pin: args.pin.map_or(Pin::Shared, Pin::from) };
-        let mut plan = Plan::new(storage, options, scratch, work)?;
+        let mut plan = Plan::new(storage, options, work)?;
         if made_ready(&common, storage, work)? {
-            plan = Plan::new(storage, options, scratch, work)?;
+            plan = Plan::new(storage, options, work)?;
         }
         if args.dry_run {
             let report = plan.report(storage, work)?;

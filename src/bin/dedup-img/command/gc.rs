@@ -22,12 +22,12 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
         memory: args.tables.memory,
         run: &args.run,
     };
-    run_in_place(&common, |storage, scratch, work| {
+    run_in_place(&common, |storage, work| {
         let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
         let no_room = |e| view::room::no_room(e, advice(options));
-        let mut plan = GcPlan::new(storage, options, scratch, work)?;
+        let mut plan = GcPlan::new(storage, options, work)?;
         if made_ready(&common, storage, work)? {
-            plan = GcPlan::new(storage, options, scratch, work)?;
+            plan = GcPlan::new(storage, options, work)?;
         }
         let report = if args.dry_run { plan.report() } else { plan.apply(storage, work).map_err(no_room)? };
         Ok(view::gc::summary(file, &report, options, args.dry_run, args.run.output))

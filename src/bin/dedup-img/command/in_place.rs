@@ -6,7 +6,7 @@ use dedup_img::check::{is_unready, make_ready};
 use dedup_img::disk::{Format, open_image};
 use dedup_img::name::shown;
 use dedup_img::storage::{FileStorage, LockMode, Storage};
-use dedup_img::work::Work;
+use dedup_img::work::{Scratch, Work};
 use dedup_img::{Error, ErrorKind, Result};
 
 use super::run;
@@ -25,32 +25,36 @@ pub(super) struct InPlace<'a> {
     pub(super) run: &'a RunArgs,
 }
 
-/// Opens the image, lets `operation` work on it with a directory for temporary files, and prints the summary that it returns.
+/// Opens the image, lets `operation` work on it, and prints the summary that it returns.
 pub(super) fn run_in_place(
     args: &InPlace<'_>,
-    operation: impl FnOnce(&dyn Storage, &Path, &Work<'_>) -> Result<String>,
+    operation: impl FnOnce(&dyn Storage, &Work) -> Result<String>,
 ) -> std::result::Result<(), Failure> {
     view::refuse_own_output(args.file, args.run.quiet)?;
     let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(args.file)));
     let format = args.format.map(str::parse::<Format>).transpose().map_err(opening)?;
-    let run_on = |work: &Work<'_>| {
-        open_and(args, format, |storage, scratch| {
-            let result = operation(storage, scratch, work);
+    let run_on = |work: &Work| {
+        open_and(args, format, |storage| {
+            let result = operation(storage, work);
             if !args.run.quiet {
                 view::kept_space(args.file, storage);
             }
             result
         })
     };
-    let job = run::Job { command: args.command, target: (!args.dry_run).then_some(args.file) };
-    let summary = run::run(job, args.run, args.memory, run_on)??;
+    let job = run::Job {
+        command: args.command,
+        target: (!args.dry_run).then_some(args.file),
+        scratch: Scratch::In(parent(args.file).to_owned()),
+    };
+    let summary = run::run(&job, args.run, args.memory, run_on)??;
     if args.run.quiet { Ok(()) } else { view::print(&summary) }
 }
 
 fn open_and(
     args: &InPlace<'_>,
     format: Option<Format>,
-    operation: impl FnOnce(&FileStorage, &Path) -> Result<String>,
+    operation: impl FnOnce(&FileStorage) -> Result<String>,
 ) -> Result<String> {
     let mode = if args.dry_run { LockMode::Read } else { LockMode::Write };
     let (storage, format) = open_image(args.file, format, mode)?;
@@ -63,13 +67,17 @@ fn open_and(
         let message = format!("a {format} image cannot be worked on in place; use dedup-img convert");
         return Err(said(Error::new(ErrorKind::Unsupported, message)));
     }
-    let parent = args.file.parent().filter(|parent| !parent.as_os_str().is_empty());
-    operation(&storage, parent.unwrap_or(Path::new("."))).map_err(said)
+    operation(&storage).map_err(said)
+}
+
+/// The directory that a file is in.
+fn parent(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Repairs the image where it was not closed cleanly and needs that, once it is known that nothing else stands in the way, and says so.
 /// Returns whether it did; a dry run says that it would.
-pub(super) fn made_ready(args: &InPlace<'_>, storage: &dyn Storage, work: &Work<'_>) -> Result<bool> {
+pub(super) fn made_ready(args: &InPlace<'_>, storage: &dyn Storage, work: &Work) -> Result<bool> {
     if args.dry_run {
         if is_unready(storage, work)? {
             view::warning(&view::unclean(args.file, None));

@@ -1,9 +1,10 @@
 //! Running an operation: its threads, its progress, and what stops it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use dedup_img::name::shown;
-use dedup_img::work::Work;
+use dedup_img::work::{Scratch, Work, WorkOptions};
 use dedup_img::{Error, Left};
 
 use crate::cli::{OutputArg, RunArgs};
@@ -14,29 +15,35 @@ use crate::view::notice::Told;
 use crate::view::progress::Shown;
 
 /// What runs, for the line that is said when it is stopped.
-#[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub(super) command: &'static str,
     /// What it writes to, if it writes.
     pub(super) target: Option<&'a Path>,
+    /// Where its large tables go.
+    pub(super) scratch: Scratch,
 }
 
 /// Runs `operation` with `memory` bytes for tables. A signal ends the program as it ends others, when the operation has
 /// stopped and a line has said so; one that came too late for that does so when the result is printed, in `main`.
 pub(super) fn run<T>(
-    job: Job<'_>,
+    job: &Job<'_>,
     args: &RunArgs,
     memory: u64,
-    operation: impl FnOnce(&Work<'_>) -> dedup_img::Result<T>,
+    operation: impl FnOnce(&Work) -> dedup_img::Result<T>,
 ) -> Result<dedup_img::Result<T>, Failure> {
     let cancel = interrupt::watch();
     interrupt::answer();
-    let shown = match args.progress && !args.quiet {
+    let shown = Arc::new(match args.progress && !args.quiet {
         true => Shown::new(args.output == OutputArg::Json),
         false => Shown::when_asked(),
-    };
-    let told = Told { progress: &shown, quiet: args.quiet };
-    let work = Work::new(args.threads.map(usize::from), memory, &told, &cancel)?;
+    });
+    let work = Work::new(WorkOptions {
+        threads: args.threads.map(usize::from),
+        memory,
+        scratch: job.scratch.clone(),
+        progress: Arc::new(Told { progress: Arc::clone(&shown), quiet: args.quiet }),
+        cancel,
+    })?;
     let result = operation(&work);
     shown.finish(result.is_ok());
     if let Err(error) = &result
@@ -50,7 +57,7 @@ pub(super) fn run<T>(
 
 impl Job<'_> {
     /// What was stopped, and what it has left.
-    fn stopped(self, left: Left, error: &Error) -> String {
+    fn stopped(&self, left: Left, error: &Error) -> String {
         let Some(signal) = interrupt::name() else { return error.to_string() };
         let text = format!("{} was stopped by {signal}", self.command);
         let Some(target) = self.target else { return text };

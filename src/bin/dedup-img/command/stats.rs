@@ -9,7 +9,7 @@ use dedup_img::name::shown;
 use dedup_img::stats::{Named, StatsOptions, StatsReport, quick, stats};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
-use dedup_img::work::Work;
+use dedup_img::work::{Scratch, Work};
 
 use super::run;
 use crate::cli::StatsArgs;
@@ -34,8 +34,8 @@ pub(crate) fn run(args: &StatsArgs) -> Result<Exit, Failure> {
     }
     let options = options(args)?;
 
-    let job = run::Job { command: "stats", target: None };
-    let report = run::run(job, &args.run, args.tables.memory, |work| count(args, options, work))??;
+    let job = run::Job { command: "stats", target: None, scratch: scratch() };
+    let report = run::run(&job, &args.run, args.tables.memory, |work| count(args, options, work))??;
     let gates = gates(args, &report);
     let printed = match args.run.quiet {
         true => Ok(()),
@@ -61,10 +61,13 @@ fn options(args: &StatsArgs) -> Result<StatsOptions, Failure> {
     Ok(StatsOptions { cluster_size, curve: !args.no_curve, top })
 }
 
-fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img::Result<StatsReport> {
-    // Nothing is left beside an image that is only read.
-    let scratch = std::env::var_os("TMPDIR").filter(|name| !name.is_empty());
-    let scratch = scratch.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+/// Nothing is left beside an image that is only read.
+fn scratch() -> Scratch {
+    let named = std::env::var_os("TMPDIR").filter(|name| !name.is_empty());
+    Scratch::Only(named.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from))
+}
+
+fn count(args: &StatsArgs, options: StatsOptions, work: &Work) -> dedup_img::Result<StatsReport> {
     let format = |file: &Path| {
         let name = args.format.as_deref();
         name.map(str::parse::<Format>).transpose().map_err(|e| e.prefixed(&format!("Could not open '{}'", shown(file))))
@@ -72,7 +75,7 @@ fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img:
     if args.quick {
         let open = |file: &PathBuf| open_quick(file, format(file)?, args.force_share);
         let images: Vec<Named<Qcow2>> = args.files.iter().map(open).collect::<Result<_, _>>()?;
-        return quick(&images, &scratch, work);
+        return quick(&images, work);
     }
     let open = |file: &PathBuf| {
         let options = DiskOptions {
@@ -86,7 +89,7 @@ fn count(args: &StatsArgs, options: StatsOptions, work: &Work<'_>) -> dedup_img:
         Ok(Named { path: file.clone(), item: Disk::open(file, &options)? })
     };
     let disks: Vec<Named<Disk>> = args.files.iter().map(open).collect::<dedup_img::Result<_>>()?;
-    stats(&disks, options, &scratch, work)
+    stats(&disks, options, work)
 }
 
 fn open_quick(file: &Path, format: Option<Format>, force_share: bool) -> dedup_img::Result<Named<Qcow2>> {

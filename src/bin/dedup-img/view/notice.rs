@@ -1,5 +1,7 @@
 //! What there is to know about a target, said when it is known.
 
+use std::sync::Arc;
+
 use dedup_img::name::shown;
 use dedup_img::notice::{InPlace, Lost, Notice};
 use dedup_img::progress::{Phase, Progress};
@@ -8,14 +10,14 @@ use super::progress::Shown;
 use super::warning;
 
 /// Shows notices, and progress where that is asked for.
-pub(crate) struct Told<'a> {
+pub(crate) struct Told {
     /// Shows the progress.
-    pub(crate) progress: &'a Shown,
+    pub(crate) progress: Arc<Shown>,
     /// Whether only failures are to be said.
     pub(crate) quiet: bool,
 }
 
-impl Progress for Told<'_> {
+impl Progress for Told {
     fn phase(&self, phase: &Phase) {
         self.progress.phase(phase);
     }

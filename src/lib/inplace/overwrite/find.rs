@@ -115,7 +115,7 @@ pub(super) fn in_pool(
     source: &Source<'_>,
     mut heads: Heads<'_>,
     spill: &Spill,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<Sequence> {
     let mut found = Sequence::new(spill);
     let names = Names::of(ground);

@@ -98,7 +98,7 @@ const LOOKING_UP: Stage = Stage("looking up", 65, 80);
 
 /// Makes the disk of the QCOW2 in `storage`, which nobody else may use, read as `disk`. `present` is that disk as it reads now, its
 /// backing files included. Clusters with two users enter the pool, or all that are written, as `pin` says. Large tables go to
-/// temporary files in `scratch`.
+/// temporary files in `scratch` where `work` names no other directory.
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] where `disk` is larger; refusals by name, where nothing was written; those of reading and writing, where
@@ -109,7 +109,7 @@ pub fn overwrite(
     disk: &Disk,
     pin: Pin,
     scratch: &Path,
-    work: &Work<'_>,
+    work: &Work,
 ) -> Result<OverwriteReport> {
     let started = Instant::now();
     let header = read_header(storage)?;
@@ -157,7 +157,7 @@ pub fn overwrite(
         seconds: 0.0,
     };
     work.run(|| {
-        let spill = &work.spill(scratch);
+        let spill = &work.spill_beside(scratch);
         work.progress.begin(COMPARING, disk.size());
         let scan = scan(disk, Some(Other::Target(present)), bits, spill, work)?;
         report.read_bytes = scan.bytes_read;
@@ -195,7 +195,7 @@ struct Planner<'a> {
     limit: u64,
     pin: Pin,
     spill: &'a Spill,
-    work: &'a Work<'a>,
+    work: &'a Work,
 }
 
 impl Planner<'_> {

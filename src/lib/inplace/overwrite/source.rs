@@ -44,7 +44,7 @@ impl<'a> Source<'a> {
     }
 
     /// Writes the new clusters of `stores` to the image in `storage`. What is read of the source is what was read of it before.
-    pub(super) fn copy(&self, stores: &Stores, ground: &Ground, storage: &dyn Storage, work: &Work<'_>) -> Result<()> {
+    pub(super) fn copy(&self, stores: &Stores, ground: &Ground, storage: &dyn Storage, work: &Work) -> Result<()> {
         let per_task = (TASK >> self.bits.bits()).max(1);
         let buffers = BufferPool::new(to_usize(per_task << self.bits.bits()));
         let copier = Copier { source: self, ground, first: &stores.first, storage, buffers };

@@ -75,7 +75,7 @@ impl<'a> Tables<'a> {
     /// Makes the disk read its new content, cluster by cluster.
     ///
     /// After a crash each cluster reads as before or as it should.
-    pub(crate) fn switch(&self, work: &Work<'_>) -> Result<()> {
+    pub(crate) fn switch(&self, work: &Work) -> Result<()> {
         let bits = self.header.cluster_bits;
         let mut places = self.writes.tables.iter().peekable();
         self.each(|index, entries| {
