@@ -121,7 +121,7 @@
 mod build;
 pub mod cancel;
 pub mod check;
-mod compress;
+mod codec;
 pub mod convert;
 pub mod create;
 mod dedup;

@@ -11,7 +11,7 @@ use crate::check::finding::{At, Kind, Layer, Severity};
 use crate::check::tables::Tables;
 use crate::check::{Checker, Inspection};
 use crate::digest::{Sha, sha256};
-use crate::disk::Inflater;
+use crate::codec::Inflater;
 use crate::error::{Error, OrInternal, Result};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_target};

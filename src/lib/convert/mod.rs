@@ -44,7 +44,7 @@ use stream::Streamed;
 use crate::build::layers::{Layers, with_snapshots};
 use crate::build::layout::{Layout, Parts};
 use crate::build::writer::Traits;
-use crate::compress::CompressionLevel;
+use crate::codec::CompressionLevel;
 use crate::dedup::group::group;
 use crate::dedup::plan::Plan;
 use crate::dedup::reading::{Again, FirstReading};

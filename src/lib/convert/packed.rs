@@ -10,7 +10,7 @@ use super::layers;
 use super::tasks::{Held, Member, TASK, Task, Tasks};
 use crate::build::layout::{Layout, Parts};
 use crate::build::writer::{NewImage, Traits};
-use crate::compress::{CompressionLevel, Compressor};
+use crate::codec::{CompressionLevel, Compressor};
 use crate::dedup::numbers::Numbers;
 use crate::dedup::plan::{Plan, Step};
 use crate::dedup::reading::FirstReading;

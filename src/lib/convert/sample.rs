@@ -4,7 +4,7 @@ use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
 use super::{ConvertOptions, Sharing};
-use crate::compress::{CompressionLevel, Compressor};
+use crate::codec::{CompressionLevel, Compressor};
 use crate::dedup::level::Level;
 use crate::dedup::plan::split_run;
 use crate::dedup::{INDEX, index};

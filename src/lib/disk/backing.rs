@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::Format;
+use super::format::Format;
 use crate::error::{Error, Result};
 use crate::format::header::{Header, extension};
 use crate::name::{quoted, shown};

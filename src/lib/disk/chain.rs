@@ -5,11 +5,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Format;
+use super::format::Format;
 use super::salvage::{Damage, SECTOR, Unreadable};
 use super::stamp::Stamp;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
-use crate::format::header::CompressionType;
+use crate::format::coding::CompressionType;
 use crate::image::{Lost, Qcow2};
 use crate::name::shown;
 use crate::storage::mounts::writable_mount;

@@ -16,6 +16,7 @@
 mod backing;
 mod chain;
 pub(crate) mod chunks;
+mod format;
 pub(crate) mod history;
 mod open;
 mod probe;
@@ -32,14 +33,14 @@ pub use backing::BackingRule;
 pub(crate) use backing::refuse_protocol;
 use chain::Chain;
 use history::History;
-pub use open::{DiskOptions, Format, open_image};
-pub(crate) use read::Inflater;
+pub use format::Format;
+pub use open::{DiskOptions, open_image};
 pub use reader::Reader;
 use salvage::Damage;
 pub use salvage::Unreadable;
 
 use crate::error::{Error, ErrorKind, OrInternal, Result};
-use crate::format::header::CompressionType;
+use crate::format::coding::CompressionType;
 use crate::image::Qcow2;
 use crate::storage::Storage;
 use crate::storage::stack::Bytes;

@@ -1,16 +1,15 @@
 //! Opening a disk and the chain of files behind it.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::fs::File;
 use std::iter;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use super::backing::{BackingRule, backing_file};
 use super::chain::{Chain, Content, Layer};
+use super::format::Format;
 use super::history::History;
 use super::probe::{PROBE_LENGTH, probe};
 use super::salvage::Damage;
@@ -28,36 +27,6 @@ use crate::units::ClusterBits;
 
 /// The longest chain of backing files that is followed.
 const MAX_CHAIN: usize = 256;
-
-/// An image format that can be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// The bytes of the disk.
-    Raw,
-    /// QCOW2, version 2 or 3.
-    Qcow2,
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "raw" => Ok(Self::Raw),
-            "qcow2" => Ok(Self::Qcow2),
-            other => Err(Error::invalid(format!("Unknown driver '{}' (known: raw, qcow2)", shown(other)))),
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        })
-    }
-}
 
 /// How to open a disk.
 #[derive(Debug, Clone, Default)]

@@ -1,6 +1,6 @@
 //! What format a file is in, by its first bytes.
 
-use super::open::Format;
+use super::format::Format;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The formats that `qemu-img` 10 recognises by content and that are refused here rather than taken for raw disks.

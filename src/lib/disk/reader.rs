@@ -6,7 +6,7 @@ use std::ptr;
 use super::read::ChainReader;
 use super::{Disk, Part, Span};
 use crate::error::Result;
-use crate::format::header::CompressionType;
+use crate::format::coding::CompressionType;
 use crate::units::{ClusterBits, to_usize};
 
 /// Reads a [`Disk`]; each thread has its own, with its scratch memory and decoders.

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::header::Encryption;
+use super::coding::Encryption;
 use super::{u32_at, u64_at};
 use crate::error::{Error, Result};
 use crate::name::shown;

@@ -3,6 +3,7 @@
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::coding::{CompressionType, Encryption};
 pub(crate) use super::extension::{self, Extension};
 pub(crate) use super::feature::{autoclear, compatible, incompatible};
 use super::refcount::RefcountBits;
@@ -98,25 +99,6 @@ const _: () = assert!(std::mem::offset_of!(RawHeader, nb_snapshots) as u64 == SN
 const _: () = assert!(REFCOUNT_TABLE_AT + 12 == SNAPSHOTS_AT && SNAPSHOTS_AT + 12 <= SECTOR as u64);
 const _: () = assert!(std::mem::offset_of!(RawHeader, incompatible_features) as u64 == INCOMPATIBLE_AT);
 const _: () = assert!(std::mem::offset_of!(RawHeader, autoclear_features) as u64 == AUTOCLEAR_AT);
-
-/// How compressed clusters are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CompressionType {
-    /// Raw deflate.
-    #[default]
-    Zlib,
-    /// Zstandard frames.
-    Zstd,
-}
-
-/// How the content is encrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Encryption {
-    /// AES-CBC with the guest sector as initialisation vector (QEMU's legacy format).
-    Aes,
-    /// LUKS.
-    Luks,
-}
 
 /// A header whose every field was checked against the specification and QEMU's limits.
 #[derive(Debug, Clone, PartialEq, Eq)]

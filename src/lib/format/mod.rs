@@ -3,6 +3,7 @@
 //! Everything is big endian. "Spec" in the comments is `docs/interop/qcow2.rst` of QEMU 10.0; limits marked "QEMU" are those of
 //! its block driver, not of the format.
 
+pub(crate) mod coding;
 pub(crate) mod compressed;
 pub(crate) mod extension;
 pub(crate) mod feature;

@@ -12,8 +12,8 @@ pub use extents::{Extent, Place};
 pub(crate) use open::Lost;
 pub use open::SnapshotName;
 
-pub use crate::compress::CompressionLevel;
-pub use crate::format::header::CompressionType;
+pub use crate::codec::CompressionLevel;
+pub use crate::format::coding::CompressionType;
 pub use crate::format::refcount::RefcountBits;
 pub use crate::format::snapshot::Snapshot;
 pub(crate) use open::read_header;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::check::Inspection;
 use crate::check::counts::Counts;
-use crate::disk::Inflater;
+use crate::codec::Inflater;
 use crate::edit::room::{available, backed, room, unbacked, with_slack};
 use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 use crate::format::compressed::{CompressedExtent, SECTOR};

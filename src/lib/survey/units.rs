@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::check::counts::Counts;
 use crate::dedup::INDEX_BITS;
 use crate::dedup::verify::{Clusters, ReadClusters};
-use crate::disk::Inflater;
+use crate::codec::Inflater;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;

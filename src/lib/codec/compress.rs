@@ -1,12 +1,10 @@
 //! Compressing clusters as QEMU does.
 
-use std::fmt;
-
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use zstd::bulk::{Compressor as Encoder, Decompressor as Decoder};
 
 use crate::error::{Error, Result};
-use crate::format::header::CompressionType;
+use crate::format::coding::CompressionType;
 
 /// The window of QEMU's deflate streams in bits (`qcow2-threads.c` of QEMU 10): it reads no larger one.
 const WINDOW_BITS: u8 = 12;
@@ -39,15 +37,6 @@ impl CompressionLevel {
     #[must_use]
     pub fn kind(self) -> CompressionType {
         self.kind
-    }
-}
-
-impl fmt::Display for CompressionType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Zlib => "zlib",
-            Self::Zstd => "zstd",
-        })
     }
 }
 
