@@ -21,7 +21,7 @@ use crate::format::refcount::RefcountBits;
 use crate::name::shown;
 use crate::progress::Progress;
 use crate::storage::target::Target;
-use crate::units::{ClusterBits, GuestCluster};
+use crate::units::{ClusterBits, GuestCluster, SECTOR};
 
 /// What to create.
 #[derive(Debug, Clone)]
@@ -69,7 +69,7 @@ fn create_image(target: &Path, options: &CreateOptions, progress: &dyn Progress)
         .size
         .or(backing.as_ref().map(Disk::size))
         .ok_or_else(|| Error::invalid("Image creation needs a size parameter"))?
-        .checked_next_multiple_of(512)
+        .checked_next_multiple_of(SECTOR)
         .filter(|&size| i64::try_from(size).is_ok())
         .ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))?;
     let clusters = if options.preallocate_metadata { bits.clusters(size) } else { 0 };

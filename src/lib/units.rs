@@ -13,6 +13,9 @@ use std::fmt;
 // Lengths and indexes of the format have 64 bits. Where memory is addressed by fewer they could not be told apart from larger ones.
 const _: () = assert!(usize::BITS >= u64::BITS, "dedup-img needs a machine with addresses of 64 bits");
 
+/// The unit in which disks have their size, and what one writes whole or not at all, in bytes.
+pub(crate) const SECTOR: u64 = 512;
+
 /// A length or an index of the format as one in memory: the same number.
 #[expect(clippy::cast_possible_truncation, reason = "an address has no fewer than 64 bits, which is asserted above")]
 pub(crate) const fn to_usize(number: u64) -> usize {

@@ -67,7 +67,7 @@ fn copy(
     work: &Work,
 ) -> Result<Vec<Sha>> {
     let bits = layout.parts.cluster_bits;
-    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+    let mut buffer = buffers.take()?;
     let len = to_usize(task.count * bits.bytes());
     let content = buffer.get_mut(..len).or_internal("a task is longer than its buffer")?;
     task.read(&mut Held::new(disk, first, bits), content)?;

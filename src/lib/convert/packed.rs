@@ -106,7 +106,7 @@ fn pack(
     buffers: &BufferPool,
     work: &Work,
 ) -> Result<Done> {
-    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+    let mut buffer = buffers.take()?;
     let len = to_usize(task.count * bits.bytes());
     let content = buffer.get_mut(..len).or_internal("a task is longer than its buffer")?;
     let mut reader = Held::new(disk, first, bits);

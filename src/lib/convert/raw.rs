@@ -17,17 +17,13 @@ use crate::disk::{Disk, Reader};
 use crate::error::{Error, OrInternal, Result};
 use crate::name::shown;
 use crate::progress::Stage;
-use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::rate::Paced;
 use crate::storage::target::Target;
-use crate::units::to_usize;
+use crate::storage::{BLOCK, Storage};
+use crate::units::{SECTOR, to_usize};
 use crate::work::Work;
 
-/// The grain in which zeros are looked for where file systems have no finer holes anyway.
-const BLOCK: u64 = 4096;
-/// The finest grain.
-const SECTOR: u64 = 512;
 /// Zeros that are written in one go.
 const ZEROS: u64 = 1 << 20;
 /// What a device is to zero in one go: some take long, and nothing stops them.
@@ -55,7 +51,7 @@ impl RawOptions {
         self.sparse > 0 && zeros >= self.sparse
     }
 
-    /// The grain in which zeros are looked for.
+    /// The grain in which zeros are looked for; most file systems have no finer holes than a block anyway.
     fn grain(self) -> u64 {
         if self.sparse.is_multiple_of(BLOCK) { BLOCK } else { SECTOR }
     }
@@ -193,7 +189,7 @@ impl Copy<'_> {
     /// Copies what is not zero of `chunk`, with the zeros between that are too few for a hole.
     fn chunk(&self, chunk: Range<u64>) -> Result<Copied> {
         let mut reader = Reader::sequential(self.disk);
-        let mut buffer = self.buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+        let mut buffer = self.buffers.take()?;
         let mut runs = Vec::new();
         let grain = self.options.grain();
         reader.data_runs(chunk, grain, &mut runs)?;

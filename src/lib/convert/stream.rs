@@ -20,8 +20,8 @@ use crate::build::writer::{NewImage, Traits};
 use crate::dedup::group::Link;
 use crate::dedup::level::DataRuns;
 use crate::dedup::plan::{Plan, Step, split_run};
-use crate::digest::{Sha, fingerprint, is_zero, sha256};
-use crate::disk::chunks::{CHUNK, Chunks};
+use crate::digest::{Sha, fingerprint, sha256};
+use crate::disk::chunks::{CHUNK, Chunks, PIECE};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, OrInternal, Result};
 use crate::pool::Pin;
@@ -32,8 +32,6 @@ use crate::storage::{Storage, write};
 use crate::units::{ClusterBits, HostOffset, halves, to_usize};
 use crate::work::Work;
 
-/// Bytes that are read or compared at once: small enough to stay in the processor's cache until they are hashed.
-const PIECE: u64 = 256 << 10;
 /// Memory for a cluster in the table, with the room in which tables grow.
 const PER_CLUSTER: u64 = 60;
 /// A content that has more sharers than this is left to the other way.
@@ -255,29 +253,18 @@ impl Copier<'_> {
     fn read(&self, range: Range<u64>) -> Result<Chunk<'_>> {
         let bits = self.bits;
         let mut reader = Reader::sequential(self.disk);
-        let mut content = take(&self.buffers)?;
+        let mut content = self.buffers.take()?;
         let mut runs = Vec::new();
         reader.data_runs(range.clone(), bits.bytes(), &mut runs)?;
         let most: u64 = runs.iter().map(|run| bits.clusters(run.end - run.start)).sum();
         let mut clusters = Vec::with_capacity(to_usize(most));
-        let step = PIECE.max(self.disk.preferred_read()).max(bits.bytes());
         let mut bytes_read = 0;
         for run in runs {
             bytes_read += run.end - run.start;
-            let mut at = run.start;
-            while at < run.end {
-                // Pieces end where larger clusters of the source do. The last cluster of the disk is padded with zeros.
-                let end = ((at + step) & !(step - 1)).min(run.end);
-                let place = bytes(at - range.start..(end - range.start).next_multiple_of(bits.bytes()));
-                let piece = content.get_mut(place).or_internal("a chunk is longer than its buffer")?;
-                reader.read(at, piece)?;
-                for (cluster, content) in (at >> bits.bits()..).zip(piece.chunks_exact(bits.len())) {
-                    if !is_zero(content) {
-                        clusters.push((self.key(content), cluster));
-                    }
-                }
-                at = end;
-            }
+            let place = |at: u64| at - range.start;
+            reader.clusters(run, bits, &mut content, place, |cluster, content| {
+                clusters.push((self.key(content), cluster));
+            })?;
         }
         let found = Vec::with_capacity(clusters.len());
         Ok(Chunk { range, content, clusters, found, first: 0, new: 0, bytes_read })
@@ -328,7 +315,7 @@ impl Copier<'_> {
     fn compare(&self, chunk: &Chunk<'_>) -> Result<Option<Vec<Name>>> {
         let bits = self.bits;
         let mut names = Vec::new();
-        let mut other = take(&self.pieces)?;
+        let mut other = self.pieces.take()?;
         let mut reader = Reader::random(self.disk);
         let most = other.len() >> bits.bits();
         let own = |cluster: u64, count: usize| {
@@ -370,10 +357,6 @@ impl Copier<'_> {
         }
         Ok(Some(names))
     }
-}
-
-fn take(buffers: &BufferPool) -> Result<Buffer<'_>> {
-    buffers.take().map_err(|e| Error::io("Could not get memory", e))
 }
 
 /// A range of a buffer.

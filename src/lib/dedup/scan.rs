@@ -11,12 +11,9 @@ use crate::disk::{Disk, Reader};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::image::Place;
 use crate::sort::sequence::{Sequence, Spill};
-use crate::storage::buffer::{Buffer, BufferPool};
+use crate::storage::buffer::BufferPool;
 use crate::units::{ClusterBits, to_usize};
 use crate::work::Work;
-
-/// Bytes read at once: small enough to stay in the processor's cache until they are hashed.
-const PIECE: u64 = 256 << 10;
 
 /// What a scan found.
 pub(crate) struct Scan {
@@ -158,7 +155,7 @@ impl<'a> Scanner<'a> {
             runs.into_iter().try_for_each(|run| self.compare(other, run, &mut found))?;
             return Ok(found);
         }
-        let mut buffer = self.buffer()?;
+        let mut buffer = self.buffers.take()?;
         reader.data_runs(chunk, grain.bytes(), &mut runs)?;
         if !in_common.is_empty() {
             let all = std::mem::take(&mut runs);
@@ -167,23 +164,18 @@ impl<'a> Scanner<'a> {
         let clusters: u64 = runs.iter().map(|run| grain.clusters(run.end - run.start)).sum();
         let records = Vec::with_capacity(to_usize(clusters));
         let mut found = ChunkScan { records, in_common, ..ChunkScan::default() };
-        let step = PIECE.max(disk.preferred_read()).max(grain.bytes());
         for run in runs {
             found.bytes_read += run.end - run.start;
-            let mut at = run.start;
-            while at < run.end {
-                // Pieces end where larger clusters of the source do. The last cluster of the disk is padded with zeros.
-                let end = ((at + step) & !(step - 1)).min(run.end);
-                let len = to_usize((end - at).next_multiple_of(grain.bytes()));
-                let piece = buffer.get_mut(..len).or_internal("a piece is longer than its buffer")?;
-                reader.read(at, piece)?;
-                for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
-                    if !is_zero(content) {
-                        found.records.push(record(fingerprint(content), cluster));
-                    }
-                }
-                at = end;
-            }
+            // Each piece takes the place of the one before, which is in the cache.
+            reader.clusters(
+                run,
+                grain,
+                &mut buffer,
+                |_| 0,
+                |cluster, content| {
+                    found.records.push(record(fingerprint(content), cluster));
+                },
+            )?;
         }
         Ok(found)
     }
@@ -191,7 +183,7 @@ impl<'a> Scanner<'a> {
     /// Scans what differs from another disk in a part of a chunk.
     fn compare(&self, other: Other<'_>, run: Range<u64>, found: &mut ChunkScan) -> Result<()> {
         let Self { disk, grain, .. } = *self;
-        let (mut ours, mut theirs) = (self.buffer()?, self.buffer()?);
+        let (mut ours, mut theirs) = (self.buffers.take()?, self.buffers.take()?);
         let len = to_usize((run.end - run.start).next_multiple_of(grain.bytes()));
         let ours = ours.get_mut(..len).or_internal("a run is longer than its buffer")?;
         let theirs = theirs.get_mut(..len).or_internal("a run is longer than its buffer")?;
@@ -237,10 +229,6 @@ impl<'a> Scanner<'a> {
             }
         }
         Ok(())
-    }
-
-    fn buffer(&self) -> Result<Buffer<'_>> {
-        self.buffers.take().map_err(|e| Error::io("Could not get memory", e))
     }
 }
 

@@ -6,15 +6,14 @@ use rayon::slice::ParallelSlice;
 use crate::dedup::group::Link;
 use crate::dedup::scan::record;
 use crate::digest::sha256;
+use crate::disk::chunks::PIECE;
 use crate::disk::{Disk, Reader};
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{OrInternal, Result};
 use crate::sort::sequence::{Sorted, Sorter, Spill, Words};
 use crate::storage::buffer::BufferPool;
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, to_usize};
 use crate::work::Work;
 
-/// Bytes compared at once.
-const PIECE: usize = 256 << 10;
 /// Links that one worker takes at a time, at most.
 const SHARE: usize = 256;
 
@@ -154,7 +153,7 @@ fn next_batch(words: &mut Words<'_>, bits: ClusterBits, work: &Work) -> Result<V
 /// The links whose bytes differ, sorted by duplicate.
 fn compare_all(clusters: &impl Clusters, links: &Sorted, spill: &Spill, work: &Work) -> Result<Sorted> {
     let bits = clusters.cluster_bits();
-    let buffers = BufferPool::new(2 * PIECE.max(bits.len()));
+    let buffers = BufferPool::new(2 * to_usize(PIECE).max(bits.len()));
     let mut wrong = Sorter::new(spill);
     let mut words = links.iter();
     loop {
@@ -179,7 +178,7 @@ fn compare_all(clusters: &impl Clusters, links: &Sorted, spill: &Spill, work: &W
 fn compare(clusters: &impl Clusters, share: &[Link], buffers: &BufferPool) -> Result<Vec<Link>> {
     let bits = clusters.cluster_bits();
     let mut wrong = Vec::new();
-    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+    let mut buffer = buffers.take()?;
     let half = buffer.len() / 2;
     let (ours, theirs) = buffer.split_at_mut(half);
     let mut duplicates = clusters.in_order();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::Format;
-use super::salvage::{Damage, SECTOR, Unreadable};
+use super::salvage::{Damage, Unreadable};
 use super::stamp::Stamp;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::coding::CompressionType;
@@ -16,7 +16,7 @@ use crate::storage::mounts::writable_mount;
 use crate::storage::open::FileId;
 use crate::storage::stack::Bytes;
 use crate::storage::{FileStorage, Storage, drop_cache};
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, SECTOR};
 
 /// An image open for reading, with its backing files, locked.
 pub(super) struct Chain {

@@ -8,6 +8,9 @@ use crate::error::Result;
 /// Bytes of a chunk: a multiple of every cluster size, aligned.
 pub(crate) const CHUNK: u64 = 2 << 20;
 
+/// Bytes that are read, and hashed or compared, at once: small enough to stay in the processor's cache meanwhile.
+pub(crate) const PIECE: u64 = 256 << 10;
+
 /// The chunks of a disk that may hold something else than zeros, in order.
 pub(crate) struct Chunks<'a> {
     disk: &'a Disk,

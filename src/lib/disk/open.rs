@@ -23,7 +23,7 @@ use crate::name::shown;
 use crate::storage::lock::LockMode;
 use crate::storage::open::{FileId, open_locked};
 use crate::storage::{FileStorage, Storage};
-use crate::units::ClusterBits;
+use crate::units::{ClusterBits, SECTOR};
 
 /// The longest chain of backing files that is followed.
 const MAX_CHAIN: usize = 256;
@@ -190,7 +190,7 @@ fn open_content(file: File, format: Option<Format>, options: &DiskOptions) -> Re
         (Format::Raw, None) => {
             let size = storage.len().at("Could not get its length")?;
             let size = size
-                .checked_next_multiple_of(512)
+                .checked_next_multiple_of(SECTOR)
                 .filter(|&size| i64::try_from(size).is_ok())
                 .ok_or_else(|| Error::corrupt("Image is too big"))?;
             Ok(Content::Raw { storage, size })

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use super::chain::{Chain, Content, Layer};
 use super::chunks::CHUNK;
-use super::salvage::{Damage, SECTOR};
+use super::salvage::Damage;
 use crate::codec::Inflater;
 use crate::error::{Error, OrInternal, Result};
-use crate::format::compressed::CompressedExtent;
 use crate::format::coding::CompressionType;
+use crate::format::compressed::CompressedExtent;
 use crate::image::{Extent, Place};
 use crate::name::shown;
 use crate::storage::{Storage, read_padded, will_read};
-use crate::units::{ClusterBits, to_usize};
+use crate::units::{ClusterBits, SECTOR, to_usize};
 
 /// Bytes for which the system is told that they are going to be read.
 const WORTH_A_CALL: u64 = 256 << 10;

@@ -3,9 +3,11 @@
 use std::ops::Range;
 use std::ptr;
 
+use super::chunks::PIECE;
 use super::read::ChainReader;
 use super::{Disk, Part, Span};
-use crate::error::Result;
+use crate::digest::is_zero;
+use crate::error::{OrInternal, Result};
 use crate::format::coding::CompressionType;
 use crate::units::{ClusterBits, to_usize};
 
@@ -50,6 +52,39 @@ impl<'a> Reader<'a> {
                 match runs.last_mut() {
                     Some(last) if last.end >= data.start => last.end = last.end.max(data.end),
                     _ => runs.push(data),
+                }
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Reads `run` of a chunk in pieces, each to the place in `buffer` that `place` gives for its start, and emits the clusters of `grain`
+    /// that are not zero. The last cluster of the disk is padded with zeros.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub(crate) fn clusters(
+        &mut self,
+        run: Range<u64>,
+        grain: ClusterBits,
+        buffer: &mut [u8],
+        place: impl Fn(u64) -> u64,
+        mut emit: impl FnMut(u64, &[u8]),
+    ) -> Result<()> {
+        let step = PIECE.max(self.disk.preferred_read()).max(grain.bytes());
+        let mut at = run.start;
+        while at < run.end {
+            // Pieces end where larger clusters of the source do.
+            let end = ((at + step) & !(step - 1)).min(run.end);
+            let first = to_usize(place(at));
+            let len = to_usize((end - at).next_multiple_of(grain.bytes()));
+            let piece =
+                buffer.get_mut(first..first + len).or_internal("a piece of a chunk lies outside of its buffer")?;
+            self.read(at, piece)?;
+            for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
+                if !is_zero(content) {
+                    emit(cluster, content);
                 }
             }
             at = end;

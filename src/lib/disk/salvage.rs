@@ -8,10 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Lost;
-use crate::units::to_usize;
-
-/// What is tried on its own where a larger read fails, in bytes.
-pub(super) const SECTOR: u64 = 512;
+use crate::units::{SECTOR, to_usize};
 
 /// A part of a source that could not be read, and for which zeros were taken.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,6 @@
 //! Compressed cluster descriptors (spec, "Compressed Clusters Descriptor").
 
-use crate::units::{ClusterBits, HostOffset};
-
-/// Bytes of what a descriptor calls a sector.
-pub(crate) const SECTOR: u64 = 512;
+use crate::units::{ClusterBits, HostOffset, SECTOR};
 
 /// Where the compressed bytes of a cluster lie: any alignment, and neighbours may share a host cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

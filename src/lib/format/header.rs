@@ -9,7 +9,7 @@ pub(crate) use super::feature::{autoclear, compatible, incompatible};
 use super::refcount::RefcountBits;
 use super::{array_at, snapshot, u32_at};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
-use crate::units::{ClusterBits, HostOffset, to_usize};
+use crate::units::{self, ClusterBits, HostOffset, to_usize};
 
 /// `QFI\xfb`.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -39,7 +39,7 @@ pub(crate) const INCOMPATIBLE_AT: u64 = 72;
 /// Where the autoclear feature bits are.
 pub(crate) const AUTOCLEAR_AT: u64 = 88;
 /// What a disk writes whole or not at all, in bytes.
-pub(crate) const SECTOR: usize = 512;
+pub(crate) const SECTOR: usize = to_usize(units::SECTOR);
 
 /// The header as it lies in the file, versions 2 and 3. A version 2 file ends after `snapshots_offset`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

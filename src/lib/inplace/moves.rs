@@ -8,7 +8,7 @@ use crate::check::counts::Counts;
 use crate::codec::Inflater;
 use crate::edit::room::{available, backed, room, unbacked, with_slack};
 use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
-use crate::format::compressed::{CompressedExtent, SECTOR};
+use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
 use crate::format::table::{L2Entry, with_offset};
 use crate::format::u64_at;
@@ -18,7 +18,7 @@ use crate::storage::sparse::write_sparse;
 use crate::storage::{BLOCK, Storage, read_padded};
 use crate::survey::tables::L2Tables;
 use crate::survey::units::{Units, order};
-use crate::units::{ClusterBits, HostOffset, to_usize};
+use crate::units::{ClusterBits, HostOffset, SECTOR, to_usize};
 
 /// The moves of a pass.
 pub(super) struct Moves {

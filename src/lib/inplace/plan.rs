@@ -20,6 +20,7 @@ use crate::inplace::{CHECKING, COMPARING, DedupOptions, SCANNING};
 use crate::pool;
 use crate::sort::bits::Bits;
 use crate::sort::sequence::{Sorted, Sorter, Spill};
+use crate::storage::device::capacity;
 use crate::storage::{BLOCK, Storage};
 use crate::survey::{Ground, sound};
 use crate::units::HostOffset;
@@ -220,7 +221,7 @@ impl Plan {
             freed += data.end.min(bytes.end).saturating_sub(data.start.max(bytes.start));
         }
         // A device occupies what it has.
-        let new = match storage.capacity().at("Could not get its size")? {
+        let new = match capacity(storage)? {
             Some(_) => 0,
             None => written_blocks(apply::needs(change, storage)?.1.writes(bits)),
         };

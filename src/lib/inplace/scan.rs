@@ -9,7 +9,7 @@ use crate::dedup::level::of_parts;
 use crate::dedup::scan::record;
 use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, fingerprint, is_zero, sha256};
-use crate::error::{Error, IoContext, OrInternal, Result};
+use crate::error::{IoContext, OrInternal, Result};
 use crate::sort::bits::Bits;
 use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::buffer::BufferPool;
@@ -145,7 +145,7 @@ impl<I: Iterator<Item = u64>> Tasks<'_, I> {
 /// The records of the units of `task` that are not zero.
 fn scan_task(content: &Content<'_>, key: Key, task: &[Range<u64>], buffers: &BufferPool) -> Result<Vec<u128>> {
     let bits = content.cluster_bits();
-    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+    let mut buffer = buffers.take()?;
     let mut reader = content.in_order();
     let mut records = Vec::new();
     let mut parts = Vec::new();

@@ -1,16 +1,14 @@
 //! What deleting a snapshot would give back.
 
-use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use zerocopy::FromZeros;
-
 use super::report::SnapshotStats;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::snapshot::Snapshot;
 use crate::format::table::L2Entry;
 use crate::format::u64_at;
 use crate::storage::Storage;
+use crate::storage::buffer::zeroed;
 use crate::survey::Ground;
 use crate::survey::tables::L2Tables;
 use crate::units::to_usize;
@@ -45,9 +43,7 @@ pub(super) fn exclusive(ground: &Ground, storage: &dyn Storage) -> Result<Vec<Sn
     }
     let limit = to_usize(units.plain().end);
     // Zeroed memory that nothing touches is not taken: a file may be much longer than what it holds.
-    let owners = AtomicU32::new_vec_zeroed(limit)
-        .map_err(|_| Error::io("Could not get memory", ErrorKind::OutOfMemory.into()))?;
-    let owners = Owners(owners);
+    let owners = Owners(zeroed(limit)?);
     L2Tables::new(storage, header, &inspection.tables).visit(
         |table, content| {
             let layer = table.layer();

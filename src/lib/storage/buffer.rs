@@ -1,14 +1,13 @@
 //! Memory whose size an image, a disk or an option decides: where there is none that is an error, not the end of the process. And
 //! large I/O buffers, made once and used again.
 
-use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 use memmap2::{Advice, MmapMut};
 use zerocopy::FromZeros;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// `len` zeros. Of large ones only what is written to takes memory.
 ///
@@ -76,12 +75,12 @@ impl BufferPool {
     ///
     /// # Errors
     /// Fails where the system has no memory left.
-    pub(crate) fn take(&self) -> io::Result<Buffer<'_>> {
+    pub(crate) fn take(&self) -> Result<Buffer<'_>> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let map = match free {
             Some(map) => map,
             None => {
-                let map = MmapMut::map_anon(self.len)?;
+                let map = MmapMut::map_anon(self.len).at("Could not get memory")?;
                 // Advice only: kernels without transparent huge pages refuse it and nothing is lost.
                 let _ = map.advise(Advice::HugePage);
                 map

@@ -1,8 +1,7 @@
 //! A block device that is written where it is.
 //!
-//! It has no second name to write under, so that nothing can make a new content appear whole. What can be done is that nobody takes
-//! half of it for all of it: the first sector, which holds the header of an image or the partition table of a disk, is cleared
-//! before anything else is written and gets its content last.
+//! It has no second name to write under, so that nothing can make a new content appear whole: its first sector is written last (see
+//! [`super::head`]).
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -10,22 +9,18 @@ use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag};
 use nix::sys::stat::{major, minor};
 
+use super::head::Head;
 use super::lock::{LockMode, lock};
-use super::{FileStorage, Storage, drop_cache, no_such_call};
+use super::{BLOCK, FileStorage, Room, Storage, drop_cache, no_such_call};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::name::shown;
 use crate::units::to_usize;
 
-/// What is written last, in bytes.
-const HEAD: usize = 512;
-/// The finest ranges that a device is asked to zero; one with larger logical blocks is asked for those.
-const BLOCK: u64 = 4096;
 /// Zeros that are written in one go where a device cannot zero.
 const ZEROS: usize = 1 << 20;
 
@@ -36,12 +31,11 @@ pub(crate) struct Device {
     path: PathBuf,
     /// Bytes of the device.
     size: u64,
-    /// It zeroes ranges of whole blocks of so many bytes.
+    /// It is asked to zero ranges of whole blocks of so many bytes: of [`BLOCK`] or, where they are larger, of its own.
     block: u64,
     /// Bytes of its content.
     length: AtomicU64,
-    /// What the first sector will hold.
-    head: Mutex<Box<[u8; HEAD]>>,
+    head: Head,
 }
 
 impl Device {
@@ -70,8 +64,7 @@ impl Device {
         };
         let (file, size) = open().map_err(|e: Error| e.opening(path))?;
         let block = logical_block(file.file()).max(BLOCK);
-        let (length, head) = (AtomicU64::new(0), Mutex::new(Box::new([0; HEAD])));
-        Ok(Self { file, path: path.to_owned(), size, block, length, head })
+        Ok(Self { file, path: path.to_owned(), size, block, length: AtomicU64::new(0), head: Head::new() })
     }
 
     /// Fails where a content of `length` bytes has no room.
@@ -88,7 +81,11 @@ impl Device {
     /// The operating system's.
     pub(crate) fn begin(&self) -> Result<()> {
         // What an earlier writer has lost on its way to the device the kernel tells the next one who asks: before anything is changed.
-        let told = self.file.sync().and_then(|()| self.file.write_at(&[0; HEAD], 0)).and_then(|()| self.file.sync());
+        let told = self
+            .file
+            .sync()
+            .and_then(|()| self.file.write_at(&[0; to_usize(Head::LENGTH)], 0))
+            .and_then(|()| self.file.sync());
         told.map_err(|e| self.writing(e))
     }
 
@@ -97,11 +94,8 @@ impl Device {
     /// # Errors
     /// The operating system's.
     pub(crate) fn commit(self, durable: bool) -> Result<u64> {
-        let sync = || if durable { self.file.sync() } else { Ok(()) };
         let length = self.length.load(Ordering::Relaxed);
-        let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        let head = head.get(..to_usize(length).min(HEAD)).unwrap_or_default();
-        let wrote = sync().and_then(|()| self.file.write_at(head, 0)).and_then(|()| sync());
+        let wrote = self.head.put(&self.file, length, durable);
         wrote.map(|()| length).map_err(|e| self.writing(e))
     }
 
@@ -121,15 +115,6 @@ impl Device {
 
     fn writing(&self, source: io::Error) -> Error {
         Error::io(format_args!("Could not write '{}'", shown(&self.path)), source)
-    }
-
-    /// Runs `job` on the part of the first sector that begins at `offset` and has at most `len` bytes; returns how many it has.
-    fn with_head(&self, offset: u64, len: usize, job: impl FnOnce(&mut [u8])) -> usize {
-        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = to_usize(offset).min(HEAD);
-        let end = start.saturating_add(len).min(HEAD);
-        job(head.get_mut(start..end).unwrap_or_default());
-        end - start
     }
 
     /// Zeros whole blocks, giving their space back where the device can.
@@ -191,9 +176,21 @@ fn ensure_room(size: u64, length: u64) -> Result<()> {
     Err(Error::new(ErrorKind::Limit, message))
 }
 
+/// The length that `storage` can never exceed: that of a device. `None` for what grows as it is written.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn capacity(storage: &dyn Storage) -> Result<Option<u64>> {
+    let size = || match storage.room()? {
+        Room::Fixed => storage.len().map(Some),
+        _ => Ok(None),
+    };
+    size().at("Could not get its size")
+}
+
 /// Fails where `storage` can never become `length` bytes long; to be asked before anything is written.
 pub(crate) fn ensure_capacity(storage: &dyn Storage, length: u64) -> Result<()> {
-    match storage.capacity().at("Could not get its size")? {
+    match capacity(storage)? {
         Some(size) => ensure_room(size, length),
         None => Ok(()),
     }
@@ -201,25 +198,11 @@ pub(crate) fn ensure_capacity(storage: &dyn Storage, length: u64) -> Result<()> 
 
 impl Storage for Device {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let read = self.file.read_at(buf, offset)?;
-        self.with_head(offset, read, |head| {
-            for (byte, is) in buf.iter_mut().zip(head) {
-                *byte = *is;
-            }
-        });
-        Ok(read)
+        self.head.read_at(&self.file, buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let first = self.with_head(offset, buf.len(), |head| {
-            for (byte, is) in head.iter_mut().zip(buf) {
-                *byte = *is;
-            }
-        });
-        match buf.get(first..) {
-            None | Some([]) => Ok(()),
-            Some(rest) => self.file.write_at(rest, offset + first as u64),
-        }
+        self.head.write_at(&self.file, buf, offset)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -237,8 +220,8 @@ impl Storage for Device {
 
     /// Makes `range` read as zeros, whatever was there, at any cost.
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
-        let len = to_usize(range.end.saturating_sub(range.start));
-        let start = range.start + self.with_head(range.start, len, |head| head.fill(0)) as u64;
+        self.head.clear(range.start, range.end);
+        let start = range.start.max(Head::LENGTH.min(range.end));
         let blocks = start.next_multiple_of(self.block)..range.end - range.end % self.block;
         if blocks.is_empty() {
             return self.write_zeros(start..range.end).map(|()| true);
@@ -246,10 +229,6 @@ impl Storage for Device {
         self.write_zeros(start..blocks.start)?;
         self.write_zeros(blocks.end..range.end)?;
         self.zero_blocks(blocks).map(|()| true)
-    }
-
-    fn capacity(&self) -> io::Result<Option<u64>> {
-        Ok(Some(self.size))
     }
 
     fn allocated(&self) -> io::Result<u64> {
@@ -262,5 +241,9 @@ impl Storage for Device {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         Ok((offset < self.size).then_some(offset..self.size))
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        Ok(Room::Fixed)
     }
 }

@@ -1,35 +1,79 @@
 //! The first bytes of something that is written where it lies: held back until all else is there.
 //!
 //! Nothing can make a new content appear whole that is written over an old one. What can be done is that nobody takes half of it for all
-//! of it: the header of an image or the partition table of a disk is cleared first and gets its content last.
+//! of it: the first sector, which holds the header of an image or the partition table of a disk, is cleared first and gets its content
+//! last.
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::units::to_usize;
+use super::{FileStorage, Storage};
+use crate::units::{SECTOR, to_usize};
 
 /// What the first bytes will be.
 #[derive(Debug)]
 pub(super) struct Head(Mutex<Vec<u8>>);
 
 impl Head {
-    /// Of `length` bytes, which are zeros until they are written.
-    pub(super) fn new(length: usize) -> Self {
-        Self(Mutex::new(vec![0; length]))
+    /// How many they are.
+    pub(super) const LENGTH: u64 = SECTOR;
+
+    /// Zeros, until they are written.
+    pub(super) fn new() -> Self {
+        Self::of_length(Self::LENGTH)
+    }
+
+    fn of_length(length: u64) -> Self {
+        Self(Mutex::new(vec![0; to_usize(length)]))
     }
 
     fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads a content of which `file` has all but what is held here.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn read_at(&self, file: &FileStorage, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = file.read_at(buf, offset)?;
+        self.read(buf.get_mut(..read).unwrap_or_default(), offset);
+        Ok(read)
+    }
+
+    /// Writes to `file` what is not to be held here.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn write_at(&self, file: &FileStorage, buf: &[u8], offset: u64) -> io::Result<()> {
+        let held = self.write(buf, offset);
+        match buf.get(held..) {
+            None | Some([]) => Ok(()),
+            Some(rest) => file.write_at(rest, offset + held as u64),
+        }
+    }
+
+    /// Writes what is held here of a content of `length` bytes, after all else. With `durable` that is on the disk before, and this
+    /// after.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn put(&self, file: &FileStorage, length: u64, durable: bool) -> io::Result<()> {
+        let sync = || if durable { file.sync() } else { Ok(()) };
+        sync()?;
+        file.write_at(&self.of(length), 0)?;
+        sync()
+    }
+
     /// The part of a content of `length` bytes that is held here.
-    pub(super) fn of(&self, length: u64) -> Vec<u8> {
+    fn of(&self, length: u64) -> Vec<u8> {
         let mut bytes = self.bytes().clone();
         bytes.truncate(to_usize(length));
         bytes
     }
 
     /// Puts what is held here into `buf`, which was read at `offset`.
-    pub(super) fn read(&self, buf: &mut [u8], offset: u64) {
+    fn read(&self, buf: &mut [u8], offset: u64) {
         let bytes = self.bytes();
         let held = bytes.get(to_usize(offset)..).unwrap_or_default();
         for (byte, is) in buf.iter_mut().zip(held) {
@@ -38,7 +82,7 @@ impl Head {
     }
 
     /// Takes the part of `buf` that is held here and returns how long it is; the rest is to be written.
-    pub(super) fn write(&self, buf: &[u8], offset: u64) -> usize {
+    fn write(&self, buf: &[u8], offset: u64) -> usize {
         let mut bytes = self.bytes();
         let held = bytes.get_mut(to_usize(offset)..).unwrap_or_default();
         let length = held.len().min(buf.len());
@@ -64,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_lies_across_the_end_is_held_in_part() {
-        let head = Head::new(8);
+        let head = Head::of_length(8);
         assert_eq!(head.write(b"abcd", 6), 2);
         assert_eq!(head.write(b"xyz", 8), 0);
         assert_eq!(head.write(b"xyz", 1 << 40), 0);

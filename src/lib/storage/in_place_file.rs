@@ -11,9 +11,6 @@ use super::{FileStorage, Storage, drop_cache};
 use crate::error::{Error, Result};
 use crate::name::shown;
 
-/// What is written last, in bytes.
-const HEAD: usize = 512;
-
 /// A regular file with an old content that is lost at [`InPlaceFile::begin`]. From there until [`InPlaceFile::commit`] it holds nothing
 /// that anybody takes for a disk.
 #[derive(Debug)]
@@ -34,7 +31,7 @@ impl InPlaceFile {
             path: path.to_owned(),
             begun: AtomicBool::new(false),
             length: AtomicU64::new(0),
-            head: Head::new(HEAD),
+            head: Head::new(),
         }
     }
 
@@ -60,12 +57,9 @@ impl InPlaceFile {
             self.begin()?;
         }
         let length = self.length.load(Ordering::Relaxed);
-        let sync = || if durable { self.file.sync() } else { Ok(()) };
         let write = || {
             self.file.set_len(length)?;
-            sync()?;
-            self.file.write_at(&self.head.of(length), 0)?;
-            sync()?;
+            self.head.put(&self.file, length, durable)?;
             self.file.allocated()
         };
         write().map_err(|e| self.writing(e))
@@ -96,19 +90,13 @@ impl InPlaceFile {
 impl Storage for InPlaceFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.ensure_begun()?;
-        let read = self.file.read_at(buf, offset)?;
-        self.head.read(buf.get_mut(..read).unwrap_or_default(), offset);
-        Ok(read)
+        self.head.read_at(&self.file, buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.ensure_begun()?;
         self.length.fetch_max(offset + buf.len() as u64, Ordering::Relaxed);
-        let held = self.head.write(buf, offset);
-        match buf.get(held..) {
-            None | Some([]) => Ok(()),
-            Some(rest) => self.file.write_at(rest, offset + held as u64),
-        }
+        self.head.write_at(&self.file, buf, offset)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -137,9 +125,9 @@ impl Storage for InPlaceFile {
 
     /// The first bytes are not in the file yet.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let (head, length) = (HEAD as u64, self.length.load(Ordering::Relaxed));
-        match offset < head.min(length) {
-            true => Ok(Some(offset..head.min(length))),
+        let head = Head::LENGTH.min(self.length.load(Ordering::Relaxed));
+        match offset < head {
+            true => Ok(Some(offset..head)),
             false => self.file.next_data(offset),
         }
     }
@@ -149,6 +137,8 @@ impl Storage for InPlaceFile {
 mod tests {
     use super::*;
     use std::fs;
+
+    const HEAD: usize = 512;
 
     fn opened(old: &[u8]) -> (tempfile::TempPath, InPlaceFile) {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();

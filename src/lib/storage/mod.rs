@@ -71,14 +71,6 @@ pub trait Storage: Send + Sync {
     /// The operating system's.
     fn punch(&self, range: Range<u64>) -> io::Result<bool>;
 
-    /// The length that this can never exceed: that of a block device. `None` for what grows as it is written.
-    ///
-    /// # Errors
-    /// The operating system's.
-    fn capacity(&self) -> io::Result<Option<u64>> {
-        Ok(None)
-    }
-
     /// The bytes that the file occupies, which are fewer than its length where it has holes.
     ///
     /// # Errors
@@ -97,7 +89,7 @@ pub trait Storage: Send + Sync {
     /// The operating system's.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
 
-    /// What there is to grow into, now.
+    /// What there is to grow into, now. What is [`Room::Fixed`] can never be longer than it is.
     ///
     /// # Errors
     /// The operating system's.
@@ -296,11 +288,6 @@ impl Storage for FileStorage {
                 Err(e) => return Err(e.into()),
             }
         }
-    }
-
-    fn capacity(&self) -> io::Result<Option<u64>> {
-        let is_device = self.file.metadata()?.file_type().is_block_device();
-        is_device.then(|| self.len()).transpose()
     }
 
     fn allocated(&self) -> io::Result<u64> {

@@ -74,10 +74,6 @@ impl Storage for Paced<'_> {
         self.storage.punch(range)
     }
 
-    fn capacity(&self) -> io::Result<Option<u64>> {
-        self.storage.capacity()
-    }
-
     fn allocated(&self) -> io::Result<u64> {
         self.storage.allocated()
     }

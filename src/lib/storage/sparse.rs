@@ -5,10 +5,7 @@ use std::ops::Range;
 use super::{BLOCK, Storage, read_padded, write};
 use crate::digest::is_zero;
 use crate::error::{IoContext, OrInternal, Result};
-use crate::units::to_usize;
-
-/// The least that any file system or device has as a block, in bytes.
-const SECTOR: u64 = 512;
+use crate::units::{SECTOR, to_usize};
 
 /// Writes `bytes` at `offset`, a place that nothing uses. Whole blocks of zeros are not stored: where the place has something else, it
 /// is made a hole, and zeros are written where that cannot be.

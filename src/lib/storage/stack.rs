@@ -13,9 +13,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{major, makedev, minor};
 
 use super::open::FileId;
+use crate::units::SECTOR;
 
-/// What a partition's place is counted in.
-const SECTOR: u64 = 512;
 /// More levels than anybody stacks; a kernel that tells of a circle does not hold us.
 const LEVELS: usize = 64;
 

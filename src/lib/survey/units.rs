@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crate::check::counts::Counts;
+use crate::codec::Inflater;
 use crate::dedup::INDEX_BITS;
 use crate::dedup::verify::{Clusters, ReadClusters};
-use crate::codec::Inflater;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;

@@ -175,7 +175,7 @@ fn search(
     let bits = source.cluster_bits();
     let content = ground.content(storage);
     let (mut reader, mut members) = (source.in_order(), content.at_random());
-    let mut buffer = buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+    let mut buffer = buffers.take()?;
     let mut other = vec![0; bits.len()];
     let mut found = Vec::new();
     for run in task {

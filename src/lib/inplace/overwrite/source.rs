@@ -8,7 +8,7 @@ use crate::dedup::plan::split_run;
 use crate::dedup::reading::FirstReading;
 use crate::dedup::verify::{Clusters, ReadClusters};
 use crate::disk::{Disk, Reader};
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{OrInternal, Result};
 use crate::inplace::overwrite::find::NEW;
 use crate::inplace::overwrite::place::Stores;
 use crate::storage::buffer::BufferPool;
@@ -100,7 +100,7 @@ impl Copier<'_> {
         let Self { source, ground, storage, .. } = *self;
         let bits = source.bits;
         let first = run.first().or_internal("a run of no clusters")?;
-        let mut buffer = self.buffers.take().map_err(|e| Error::io("Could not get memory", e))?;
+        let mut buffer = self.buffers.take()?;
         let content = buffer.get_mut(..run.len() << bits.bits()).or_internal("a run is longer than its buffer")?;
         let target = ground.content(storage);
         let (mut guests, mut units) = (source.in_order(), target.at_random());
