@@ -9,6 +9,7 @@
 //! ```
 
 use std::fmt;
+use std::ops::Range;
 
 // Lengths and indexes of the format have 64 bits. Where memory is addressed by fewer they could not be told apart from larger ones.
 const _: () = assert!(usize::BITS >= u64::BITS, "dedup-img needs a machine with addresses of 64 bits");
@@ -139,6 +140,14 @@ impl HostCluster {
     }
 }
 
+/// Appends `next` to `ranges`, which ascend, as a part of the last one where it touches or overlaps that.
+pub(crate) fn append(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if next.start <= last.end => last.end = last.end.max(next.end),
+        _ => ranges.push(next),
+    }
+}
+
 /// `part` of `whole` as a percentage; 0 of nothing.
 #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
 pub(crate) fn percent(part: u64, whole: u64) -> f64 {
@@ -148,6 +157,13 @@ pub(crate) fn percent(part: u64, whole: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_that_touch_become_one() {
+        let mut ranges = Vec::new();
+        [0..2, 2..3, 1..2, 5..6, 6..8].into_iter().for_each(|next| append(&mut ranges, next));
+        assert_eq!(ranges, [0..3, 5..8]);
+    }
 
     #[test]
     fn cluster_sizes_are_those_of_qemu() {

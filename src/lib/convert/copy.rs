@@ -3,7 +3,7 @@
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::layers;
-use super::tasks::{Held, Member, TASK, Task, Tasks};
+use super::tasks::{Batches, Held, Member, Task, buffers};
 use crate::build::layout::Layout;
 use crate::build::writer::{NewImage, Traits};
 use crate::dedup::plan::Plan;
@@ -27,33 +27,19 @@ pub(super) fn write(
     work: &Work,
 ) -> Result<()> {
     let bits = layout.parts.cluster_bits;
-    let per_task = (TASK >> bits.bits()).max(1);
-    let buffers = BufferPool::new(to_usize(per_task * bits.bytes()));
+    let buffers = buffers(bits);
     let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
-    let mut tasks = Tasks::new(per_task, first.expected(bits));
-    let run = |tasks: &mut Vec<Task>, image: &mut NewImage<'_>| -> Result<()> {
+    let mut batches = Batches::new(plan, first, bits, work.batch());
+    while let Some(tasks) = batches.next(|step| image.step(step))? {
         work.cancel.check()?;
         let named: Vec<Result<Vec<Sha>>> =
             tasks.par_iter().map(|task| copy((disk, first), &layout, task, storage, &buffers, work)).collect();
-        for (task, names) in tasks.drain(..).zip(named) {
+        for (task, names) in tasks.iter().zip(named) {
             for (member, sha) in task.members.iter().zip(names?) {
                 image.member(sha, member.place, member.sharers >= limit)?;
             }
         }
-        Ok(())
-    };
-    // No step has more than a batch of work, so that the loop is never long away from the cancel check.
-    let batch = work.batch();
-    for step in plan.steps(per_task * batch as u64) {
-        let step = step?;
-        image.step(&step)?;
-        tasks.step(&step)?;
-        if tasks.done.len() >= batch {
-            run(&mut tasks.done, &mut image)?;
-        }
     }
-    tasks.close();
-    run(&mut tasks.done, &mut image)?;
     image.finish(traits)
 }
 

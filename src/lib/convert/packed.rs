@@ -7,7 +7,7 @@
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::layers;
-use super::tasks::{Held, Member, TASK, Task, Tasks};
+use super::tasks::{Batches, Held, Member, Task, buffers};
 use crate::build::layout::{Layout, Parts};
 use crate::build::writer::{NewImage, Traits};
 use crate::codec::{CompressionLevel, Compressor};
@@ -65,34 +65,24 @@ pub(super) fn write(
         Some(_) => parts.refcount_bits.sharer_limit().unwrap_or(0),
         None => parts.refcount_bits.max(),
     };
-    let per_task = (TASK >> bits.bits()).max(1);
-    let buffers = BufferPool::new(to_usize(per_task * bits.bytes()));
+    let buffers = buffers(bits);
     let mut packer = Packer::new(storage, bits, limit, plan.stored, spill)?;
-    let mut tasks = Tasks::new(per_task, first.expected(bits));
-    let run = |tasks: &mut Vec<Task>, packer: &mut Packer<'_>| -> Result<()> {
+    // What is compressed waits in memory for its place, and compressing takes long enough that few tasks keep a thread busy.
+    let batch = (work.batch() / 8).max(1);
+    let mut batches = Batches::new(plan, first, bits, batch);
+    while let Some(tasks) = batches.next(|_| Ok(()))? {
         work.cancel.check()?;
         let done: Vec<Result<Done>> =
             tasks.par_iter().map(|task| pack((disk, first), bits, level, task, &buffers, work)).collect();
-        for (task, done) in tasks.drain(..).zip(done) {
-            packer.add(&task, done?)?;
-        }
-        Ok(())
-    };
-    // What is compressed waits in memory for its place, and compressing takes long enough that few tasks keep a thread busy.
-    let batch = (work.batch() / 8).max(1);
-    for step in plan.steps(per_task * batch as u64) {
-        tasks.step(&step?)?;
-        if tasks.done.len() >= batch {
-            run(&mut tasks.done, &mut packer)?;
+        for (task, done) in tasks.iter().zip(done) {
+            packer.add(task, done?)?;
         }
     }
-    tasks.close();
-    run(&mut tasks.done, &mut packer)?;
     packer.finish_data()?;
 
     let layout = Layout::new(Parts { data: packer.next_cluster() - 1, ..parts })?;
     let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
-    packer.write_tables(plan, per_task * batch as u64, &mut image)?;
+    packer.write_tables(plan, Batches::longest_step(bits, batch), &mut image)?;
     image.finish(traits)?;
     Ok(Packed { layout, clusters: packer.packed, bytes: packer.packed_bytes })
 }

@@ -1,15 +1,18 @@
 //! What a plan stores, cut into tasks for workers.
 
-use crate::dedup::plan::Step;
+use std::mem;
+
+use crate::dedup::plan::{Plan, Step, Steps};
 use crate::dedup::reading::{Expected, FirstReading, Hold};
 use crate::disk::{Disk, Reader};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::storage::buffer::BufferPool;
 use crate::units::{ClusterBits, GuestCluster, to_usize};
 
 /// Bytes that a worker reads, names and writes in one go.
-pub(super) const TASK: u64 = 1 << 20;
+const TASK: u64 = 1 << 20;
 
 /// A run of stored clusters: one after the other in the file, from several places of the disk.
 #[derive(Default)]
@@ -37,18 +40,67 @@ pub(super) struct Member {
     pub(super) sharers: u64,
 }
 
+/// The most clusters of `bits` that a task has.
+fn per_task(bits: ClusterBits) -> u64 {
+    (TASK >> bits.bits()).max(1)
+}
+
+/// Buffers for the content of a task.
+pub(super) fn buffers(bits: ClusterBits) -> BufferPool {
+    BufferPool::new(to_usize(per_task(bits) * bits.bytes()))
+}
+
+/// A plan as batches of tasks. No step has more than a batch of work, so that whoever works on them is never long away from the
+/// cancel check.
+pub(super) struct Batches<'a> {
+    steps: Steps<'a>,
+    tasks: Tasks<'a>,
+    most: usize,
+}
+
+impl<'a> Batches<'a> {
+    /// Batches of `most` tasks of what `plan` stores, which `first` was the first reading of.
+    pub(super) fn new(plan: &'a Plan, first: &'a FirstReading, bits: ClusterBits, most: usize) -> Self {
+        let steps = plan.steps(Self::longest_step(bits, most));
+        Self { steps, tasks: Tasks::new(per_task(bits), first.expected(bits)), most }
+    }
+
+    /// The most clusters of a step.
+    pub(super) fn longest_step(bits: ClusterBits, most: usize) -> u64 {
+        per_task(bits) * most as u64
+    }
+
+    /// The next batch; `each` sees the steps that lead to it.
+    ///
+    /// # Errors
+    /// Those of `each` and of the temporary files.
+    pub(super) fn next(&mut self, mut each: impl FnMut(&Step) -> Result<()>) -> Result<Option<Vec<Task>>> {
+        for step in self.steps.by_ref() {
+            let step = step?;
+            each(&step)?;
+            self.tasks.step(&step)?;
+            if self.tasks.done.len() >= self.most {
+                return Ok(Some(mem::take(&mut self.tasks.done)));
+            }
+        }
+        self.tasks.close();
+        let rest = mem::take(&mut self.tasks.done);
+        Ok((!rest.is_empty()).then_some(rest))
+    }
+}
+
 /// Collects steps into tasks.
-pub(super) struct Tasks<'a> {
+struct Tasks<'a> {
     per_task: u64,
     expected: Expected<'a>,
     /// Those that are full.
-    pub(super) done: Vec<Task>,
+    done: Vec<Task>,
     open: Task,
 }
 
 impl<'a> Tasks<'a> {
     /// Tasks of up to `per_task` clusters, which were read before as `expected` says.
-    pub(super) fn new(per_task: u64, expected: Expected<'a>) -> Self {
+    fn new(per_task: u64, expected: Expected<'a>) -> Self {
         Self { per_task, expected, done: Vec::new(), open: Task::default() }
     }
 
@@ -80,7 +132,7 @@ impl<'a> Tasks<'a> {
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub(super) fn step(&mut self, step: &Step) -> Result<()> {
+    fn step(&mut self, step: &Step) -> Result<()> {
         match *step {
             Step::Private { guest, count, users } => self.add(guest, count, users),
             Step::Member { guest, sharers, place } => {
@@ -92,9 +144,9 @@ impl<'a> Tasks<'a> {
     }
 
     /// Ends the task that is being filled.
-    pub(super) fn close(&mut self) {
+    fn close(&mut self) {
         let next = Task { first: self.open.first + self.open.count, ..Task::default() };
-        let done = std::mem::replace(&mut self.open, next);
+        let done = mem::replace(&mut self.open, next);
         if done.count > 0 {
             self.done.push(done);
         }

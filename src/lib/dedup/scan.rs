@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::image::Place;
 use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::buffer::BufferPool;
-use crate::units::{ClusterBits, to_usize};
+use crate::units::{ClusterBits, append, to_usize};
 use crate::work::Work;
 
 /// What a scan found.
@@ -242,10 +242,9 @@ fn own_clusters(target: &Disk, grain: ClusterBits, chunk: &Range<u64>) -> Result
     image.extents(chunk.start, end - chunk.start, &mut Vec::new(), |extent| {
         let run = at >> grain.bits()..(at + extent.len) >> grain.bits();
         at += extent.len;
-        match (extent.place, runs.last_mut()) {
-            (Place::Unallocated | Place::Zero, _) => {}
-            (_, Some(last)) if last.end == run.start => last.end = run.end,
-            _ => runs.push(run),
+        match extent.place {
+            Place::Unallocated | Place::Zero => {}
+            Place::Data(_) | Place::Compressed { .. } => append(&mut runs, run),
         }
     })?;
     Ok(runs)

@@ -12,7 +12,7 @@ use crate::format::compressed::CompressedExtent;
 use crate::image::{Extent, Place};
 use crate::name::shown;
 use crate::storage::{Storage, read_padded, will_read};
-use crate::units::{ClusterBits, SECTOR, to_usize};
+use crate::units::{ClusterBits, SECTOR, append, to_usize};
 
 /// Bytes for which the system is told that they are going to be read.
 const WORTH_A_CALL: u64 = 256 << 10;
@@ -184,10 +184,7 @@ impl<'a> ChainReader<'a> {
                 let (start, stop) = (ours.start.max(theirs.start), ours.end().min(theirs.end()));
                 let at = |segment: &Segment| shifted(segment.source, start - segment.start);
                 if start < stop && at(ours) == at(theirs) {
-                    match common.last_mut() {
-                        Some(last) if last.end == start => last.end = stop,
-                        _ => common.push(start..stop),
-                    }
+                    append(common, start..stop);
                 }
                 if theirs.end() > ours.end() {
                     break;

@@ -9,7 +9,7 @@ use super::{Disk, Part, Span};
 use crate::digest::is_zero;
 use crate::error::{OrInternal, Result};
 use crate::format::coding::CompressionType;
-use crate::units::{ClusterBits, to_usize};
+use crate::units::{ClusterBits, append, to_usize};
 
 /// Reads a [`Disk`]; each thread has its own, with its scratch memory and decoders.
 pub struct Reader<'a> {
@@ -49,10 +49,7 @@ impl<'a> Reader<'a> {
                 // Widened, what ends one image and what begins the next can be one run, or one cluster.
                 let data = ((start + data.start) & !(grain - 1)).max(range.start)
                     ..(start + data.end).next_multiple_of(grain).min(range.end);
-                match runs.last_mut() {
-                    Some(last) if last.end >= data.start => last.end = last.end.max(data.end),
-                    _ => runs.push(data),
-                }
+                append(runs, data);
             }
             at = end;
         }
