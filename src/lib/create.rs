@@ -12,9 +12,8 @@
 
 use std::path::Path;
 
-use crate::build::layout::{Layout, Parts};
+use crate::build::layout::{Layout, Parts, sharer_limit};
 use crate::build::writer::{NewImage, Traits};
-use crate::convert::too_narrow;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;
@@ -60,9 +59,7 @@ pub fn create(target: &Path, options: &CreateOptions, progress: &dyn Progress) -
 
 fn create_image(target: &Path, options: &CreateOptions, progress: &dyn Progress) -> Result<u64> {
     let bits = options.cluster_bits;
-    if options.refcount_bits.sharer_limit().is_none() {
-        return Err(too_narrow(options.refcount_bits));
-    }
+    sharer_limit(options.refcount_bits)?;
     // The backing file stays open, and thereby locked, until the image is there.
     let backing = options.traits.open_backing(target)?;
     let size = options
@@ -74,15 +71,10 @@ fn create_image(target: &Path, options: &CreateOptions, progress: &dyn Progress)
         .ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))?;
     let clusters = if options.preallocate_metadata { bits.clusters(size) } else { 0 };
     let layout = Layout::new(Parts {
-        cluster_bits: bits,
-        refcount_bits: options.refcount_bits,
-        size,
         l2_tables: clusters.div_ceil(bits.entries()),
-        snapshots: 0,
-        snapshot_l1: 0,
-        snapshot_table: 0,
         members: Some(0),
         data: clusters,
+        ..Parts::empty(bits, options.refcount_bits, size)
     })?;
     let file = Target::file(target, &|notice| progress.notice(notice))?;
     file.begin()?;

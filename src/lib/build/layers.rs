@@ -1,7 +1,8 @@
 //! The tables of an image with snapshots, while it is written in the order of the row (see [`crate::disk::history`]).
 
-use crate::dedup::plan::split_run;
+use crate::dedup::plan::{Plan, split_run};
 use crate::dedup::weave::Woven;
+use crate::disk::Disk;
 use crate::disk::history::{History, L1Size, Weave};
 use crate::error::{OrInternal, Result};
 use crate::format::snapshot::Snapshot;
@@ -58,11 +59,22 @@ pub(crate) fn with_snapshots(parts: Parts, history: Option<&History>) -> Result<
 }
 
 impl<'a> Layers<'a> {
+    /// The layers that a disk with its snapshots has; a disk without has none.
+    ///
+    /// # Errors
+    /// As [`with_snapshots`].
+    pub(crate) fn of(disk: &'a Disk, plan: &'a Plan, bits: ClusterBits) -> Result<Option<Self>> {
+        match (disk.history(), &plan.woven) {
+            (Some(history), Some(woven)) => Self::new(history, woven, bits).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// The layers of `history` with clusters of `bits`, for which `woven` was found.
     ///
     /// # Errors
     /// As [`with_snapshots`].
-    pub(crate) fn new(history: &'a History, woven: &'a Woven, bits: ClusterBits) -> Result<Self> {
+    fn new(history: &'a History, woven: &'a Woven, bits: ClusterBits) -> Result<Self> {
         let sizes = history.l1_sizes(bits)?;
         let starts = sizes.iter().scan(0, |sum, size| {
             let start = *sum;

@@ -39,6 +39,39 @@ pub(crate) struct Parts {
     pub data: u64,
 }
 
+impl Parts {
+    /// An image of `size` bytes with nothing in it, and without a pool.
+    #[must_use]
+    pub(crate) fn empty(cluster_bits: ClusterBits, refcount_bits: RefcountBits, size: u64) -> Self {
+        Self {
+            cluster_bits,
+            refcount_bits,
+            size,
+            l2_tables: 0,
+            snapshots: 0,
+            snapshot_l1: 0,
+            snapshot_table: 0,
+            members: None,
+            data: 0,
+        }
+    }
+}
+
+/// How often a stored cluster may be referenced by guest clusters where counts of this width count the pool as well.
+///
+/// # Errors
+/// Fails where they are too narrow for any sharing.
+pub(crate) fn sharer_limit(bits: RefcountBits) -> Result<u64> {
+    bits.sharer_limit().ok_or_else(|| too_narrow(bits))
+}
+
+fn too_narrow(bits: RefcountBits) -> Error {
+    Error::unsupported(format!(
+        "refcount_bits={} cannot hold the 4 references that sharing with a pool needs; use refcount_bits=4 or more",
+        bits.bits()
+    ))
+}
+
 /// A run of host clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Region {
@@ -231,17 +264,8 @@ mod tests {
 
     #[test]
     fn a_disk_beyond_the_l1_limit_is_refused() {
-        let parts = Parts {
-            cluster_bits: ClusterBits::GRAIN,
-            refcount_bits: RefcountBits::DEFAULT,
-            size: 8 << 40,
-            l2_tables: 0,
-            snapshots: 0,
-            snapshot_l1: 0,
-            snapshot_table: 0,
-            members: Some(0),
-            data: 0,
-        };
+        let parts = Parts::empty(ClusterBits::GRAIN, RefcountBits::DEFAULT, 8 << 40);
+        let parts = Parts { members: Some(0), ..parts };
         assert!(Layout::new(parts).is_ok());
         assert_eq!(Layout::new(Parts { size: 16 << 40, ..parts }).unwrap_err().kind(), ErrorKind::Limit);
     }

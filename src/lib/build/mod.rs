@@ -2,4 +2,5 @@
 
 pub(crate) mod layers;
 pub(crate) mod layout;
+pub(crate) mod size;
 pub(crate) mod writer;

@@ -2,8 +2,8 @@
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::layers;
 use super::tasks::{Batches, Held, Member, Task, buffers};
+use crate::build::layers::Layers;
 use crate::build::layout::Layout;
 use crate::build::writer::{NewImage, Traits};
 use crate::dedup::plan::Plan;
@@ -28,7 +28,7 @@ pub(super) fn write(
 ) -> Result<()> {
     let bits = layout.parts.cluster_bits;
     let buffers = buffers(bits);
-    let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
+    let mut image = NewImage::new(storage, layout, Layers::of(disk, plan, bits)?)?;
     let mut batches = Batches::new(plan, first, bits, work.batch());
     while let Some(tasks) = batches.next(|step| image.step(step))? {
         work.cancel.check()?;

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::path::Path;
 
-use super::refuse_own_source;
+use super::refuse::refuse_own_source;
 use crate::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inplace::{OverwriteReport, overwrite};

@@ -6,8 +6,8 @@
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::layers;
 use super::tasks::{Batches, Held, Member, Task, buffers};
+use crate::build::layers::Layers;
 use crate::build::layout::{Layout, Parts};
 use crate::build::writer::{NewImage, Traits};
 use crate::codec::{CompressionLevel, Compressor};
@@ -81,7 +81,7 @@ pub(super) fn write(
     packer.finish_data()?;
 
     let layout = Layout::new(Parts { data: packer.next_cluster() - 1, ..parts })?;
-    let mut image = NewImage::new(storage, layout, layers(disk, plan, bits)?)?;
+    let mut image = NewImage::new(storage, layout, Layers::of(disk, plan, bits)?)?;
     packer.write_tables(plan, Batches::longest_step(bits, batch), &mut image)?;
     image.finish(traits)?;
     Ok(Packed { layout, clusters: packer.packed, bytes: packer.packed_bytes })

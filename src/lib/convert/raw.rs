@@ -8,7 +8,7 @@ use std::time::Instant;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use serde::Serialize;
 
-use super::refuse_own_source;
+use super::refuse::refuse_own_source;
 use super::stages::Begun;
 use crate::dedup::reading::Again;
 use crate::digest::is_zero;

@@ -3,7 +3,7 @@
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
-use super::{ConvertOptions, Sharing};
+use super::options::{ConvertOptions, Sharing};
 use crate::codec::{CompressionLevel, Compressor};
 use crate::dedup::level::Level;
 use crate::dedup::plan::split_run;

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 
+use super::options::{ConvertOptions, Sharing};
 use super::sample::Sample;
 use super::stages::SCANNING;
-use super::{ClusterSize, ConvertOptions, Sharing};
 use crate::build::layers::with_snapshots;
 use crate::build::layout::{Layout, Parts};
+use crate::build::size::{CANDIDATES, is_better};
 use crate::dedup::level::{Distinct, Level};
 use crate::dedup::reading::FirstReading;
 use crate::dedup::scan::{Other, scan};
@@ -16,13 +17,6 @@ use crate::pool::Pin;
 use crate::sort::sequence::Spill;
 use crate::units::ClusterBits;
 use crate::work::Work;
-
-/// The cluster sizes that `auto` considers, as exponents, from the largest.
-pub(crate) const CANDIDATES: [u32; 5] = [16, 15, 14, 13, 12];
-
-/// Two file lengths are a near tie where they differ by less than one part in this many. The larger cluster then wins: it needs
-/// less metadata in memory and fewer, longer I/O requests.
-const NEAR_TIE: u64 = 50;
 
 /// A cluster size that `auto` considered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -50,26 +44,23 @@ pub(super) struct Seen {
     pub choices: Vec<SizeChoice>,
 }
 
-/// Reads the disk once and returns its level at the given cluster size, or at the best one.
+/// Reads the disk once and returns its level at the `fixed` cluster size, or at the best one.
 pub(super) fn scan_and_choose(
     disk: &Disk,
     backing: Option<&Disk>,
+    fixed: Option<ClusterBits>,
     options: &ConvertOptions,
     limit: u64,
     spill: &Spill,
     work: &Work,
 ) -> Result<Found> {
-    let grain = match options.cluster_size {
-        ClusterSize::Fixed(bits) => bits,
-        ClusterSize::Usual => ClusterBits::DEFAULT,
-        ClusterSize::Auto => ClusterBits::GRAIN,
-    };
+    let grain = fixed.unwrap_or(ClusterBits::GRAIN);
     work.progress.begin(SCANNING, disk.size());
     let history = disk.history();
     let other = backing.map(Other::Backing);
     let scan = scan(disk, other, grain, spill, work)?;
     let (bytes_read, same) = (scan.bytes_read, scan.same);
-    if options.cluster_size != ClusterSize::Auto {
+    if fixed.is_some() {
         let seen = Seen { bytes_read, same, choices: Vec::new() };
         let (level, first) = Level::of(scan, history, spill)?;
         return Ok(Found { level, first, seen });
@@ -121,27 +112,8 @@ pub(super) fn scan_and_choose(
     }
 }
 
-/// Whether a file of `length` bytes is better than the shortest of those with larger clusters.
-pub(crate) fn is_better(length: u64, shortest: Option<u64>) -> bool {
-    shortest.is_none_or(|shortest| length < shortest - shortest / NEAR_TIE)
-}
-
-/// Where the parts of the file for a disk of `size` bytes will lie, with `distinct` clusters and `l2_tables` tables that map data.
-pub(crate) fn layout(
-    options: &ConvertOptions,
-    cluster_bits: ClusterBits,
-    size: u64,
-    distinct: Distinct,
-    l2_tables: u64,
-) -> Result<Layout> {
-    Layout::new(parts(options, cluster_bits, size, distinct, l2_tables))
-}
-
 fn parts(options: &ConvertOptions, cluster_bits: ClusterBits, size: u64, distinct: Distinct, l2_tables: u64) -> Parts {
     Parts {
-        cluster_bits,
-        refcount_bits: options.refcount_bits,
-        size,
         l2_tables,
         members: match options.sharing {
             Sharing::Pooled(Pin::Shared) => Some(distinct.shared),
@@ -149,8 +121,6 @@ fn parts(options: &ConvertOptions, cluster_bits: ClusterBits, size: u64, distinc
             Sharing::Plain => None,
         },
         data: distinct.stored,
-        snapshots: 0,
-        snapshot_l1: 0,
-        snapshot_table: 0,
+        ..Parts::empty(cluster_bits, options.refcount_bits, size)
     }
 }

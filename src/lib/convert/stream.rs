@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 
-use super::Sharing;
+use super::options::Sharing;
 use crate::build::layout::{Layout, Parts};
 use crate::build::writer::{NewImage, Traits};
 use crate::dedup::group::Link;

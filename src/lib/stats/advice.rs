@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::report::{CurvePoint, Forecast, ImageStats};
-use crate::convert::size::{CANDIDATES, is_better};
+use crate::build::size::{CANDIDATES, is_better};
 use crate::disk::Format;
 use crate::name::quoted;
 use crate::units::ClusterBits;

@@ -2,11 +2,10 @@
 
 use super::report::CurvePoint;
 use crate::build::layout::{Layout, Parts};
-use crate::convert::ConvertOptions;
-use crate::convert::size::layout;
 use crate::dedup::index;
 use crate::dedup::level::{Larger, distinct};
 use crate::error::{ErrorKind, Result};
+use crate::format::refcount::RefcountBits;
 use crate::sort::sequence::{Sequence, Sorted, Spill};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
@@ -60,10 +59,12 @@ pub(super) fn each_size(
 
 /// What `convert` would make of a disk of `size` bytes with these records; `None` at a cluster size at which QEMU cannot map it.
 pub(super) fn point(bits: ClusterBits, size: u64, l2_tables: u64, records: &Sorted) -> Result<Option<CurvePoint>> {
-    let options = ConvertOptions::default();
+    let width = RefcountBits::DEFAULT;
     let data = records.len();
-    let found = distinct(records, options.refcount_bits.sharer_limit().unwrap_or(u64::MAX), |cluster| cluster)?;
-    let lengths = layout(&options, bits, size, found, l2_tables).and_then(|file| {
+    let found = distinct(records, width.sharer_limit().unwrap_or(u64::MAX), |cluster| cluster)?;
+    let members = Some(found.shared);
+    let parts = Parts { l2_tables, members, data: found.stored, ..Parts::empty(bits, width, size) };
+    let lengths = Layout::new(parts).and_then(|file| {
         let plain = Layout::new(Parts { data, members: None, ..file.parts })?;
         Ok((file.file_len(), plain.file_len()))
     });
