@@ -2,15 +2,11 @@
 
 use std::iter::Peekable;
 
-use twox_hash::XxHash3_128;
-use zerocopy::IntoBytes;
-
-use crate::dedup::plan::split_run;
+use crate::dedup::larger::Larger;
 use crate::dedup::reading::FirstReading;
-use crate::dedup::scan::{Runs, Scan, record};
+use crate::dedup::scan::{Runs, Scan};
 use crate::dedup::weave::{Woven, weave};
-use crate::dedup::{INDEX, index};
-use crate::digest::{fingerprint, is_zero};
+use crate::dedup::{INDEX, index, split_run};
 use crate::disk::history::History;
 use crate::error::Result;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
@@ -146,74 +142,6 @@ pub(crate) fn distinct(records: &Sorted, limit: u64, place: impl Fn(u64) -> u64)
     Ok(distinct)
 }
 
-/// The records of larger clusters, in guest order, made of records in guest order.
-pub(crate) struct Larger<I> {
-    words: I,
-    from: ClusterBits,
-    to: ClusterBits,
-    parts: Vec<u128>,
-    /// The first part of the next cluster.
-    next: Option<u128>,
-}
-
-impl<I: Iterator<Item = Result<u128>>> Larger<I> {
-    pub(crate) fn new(words: I, from: ClusterBits, to: ClusterBits) -> Self {
-        Self { words, from, to, parts: Vec::new(), next: None }
-    }
-}
-
-impl<I: Iterator<Item = Result<u128>>> Iterator for Larger<I> {
-    type Item = Result<u128>;
-
-    fn next(&mut self) -> Option<Result<u128>> {
-        let first = match self.next.take() {
-            Some(word) => word,
-            None => match self.words.next()? {
-                Ok(word) => word,
-                failed => return Some(failed),
-            },
-        };
-        let (from, shift) = (self.from, self.to.bits() - self.from.bits());
-        let part = |word: u128| part(word, index(word) & ((1 << shift) - 1), from);
-        let cluster = index(first) >> shift;
-        self.parts.clear();
-        self.parts.push(part(first));
-        for word in self.words.by_ref() {
-            match word {
-                Ok(word) if index(word) >> shift == cluster => self.parts.push(part(word)),
-                Ok(word) => {
-                    self.next = Some(word);
-                    break;
-                }
-                failed => return Some(failed),
-            }
-        }
-        Some(Ok(joined(&self.parts, cluster)))
-    }
-}
-
-/// The record that a scan with clusters of `grain` leads to for `content`, which is not all zeros. `parts` is scratch memory.
-pub(crate) fn of_parts(content: &[u8], grain: ClusterBits, cluster: u64, parts: &mut Vec<u128>) -> u128 {
-    parts.clear();
-    let pieces = (0..).zip(content.chunks(grain.len())).filter(|(_, piece)| !is_zero(piece));
-    parts.extend(pieces.map(|(place, piece)| part(fingerprint(piece), place, grain)));
-    joined(parts, cluster)
-}
-
-/// A part of a cluster: its fingerprint and where it begins. That is told in units of the smallest cluster, so that records which
-/// are made from level to level differ where contents do: a part in second place of 8 KiB is not one in second place of 16 KiB.
-fn part(fingerprint: u128, place: u64, size: ClusterBits) -> u128 {
-    record(fingerprint, place << (size.bits() - ClusterBits::MIN.bits()))
-}
-
-fn joined(parts: &[u128], cluster: u64) -> u128 {
-    match parts {
-        // Of the same size as the scan, or with one part that is not zero in its first place.
-        [one] if one & INDEX == 0 => *one | u128::from(cluster),
-        _ => record(XxHash3_128::oneshot(parts.as_bytes()), cluster),
-    }
-}
-
 /// Collects the clusters that are not zero.
 pub(crate) struct DataRuns {
     cluster_bits: ClusterBits,
@@ -265,63 +193,5 @@ impl DataRuns {
             l2_tables: self.l2_tables,
             woven: None,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::HashMap;
-
-    const FROM: ClusterBits = ClusterBits::MIN;
-
-    /// Records of clusters with these contents, none for 0.
-    fn records(contents: &[u8]) -> Vec<u128> {
-        let cluster = |(&content, at): (&u8, u64)| record(fingerprint(&[content; 512]), at);
-        contents.iter().zip(0..).filter(|(content, _)| **content != 0).map(cluster).collect()
-    }
-
-    fn larger(records: &[u128], from: ClusterBits, to: ClusterBits) -> Vec<u128> {
-        Larger::new(records.iter().copied().map(Ok), from, to).collect::<Result<_>>().unwrap()
-    }
-
-    proptest! {
-        #[test]
-        fn larger_clusters_have_equal_records_where_their_contents_are_equal(
-            contents in proptest::collection::vec(0u8..3, 1..200),
-        ) {
-            let mut stepwise = records(&contents);
-            for bits in FROM.bits() + 1..=FROM.bits() + 4 {
-                let to = ClusterBits::new(bits).unwrap();
-                stepwise = larger(&stepwise, ClusterBits::new(bits - 1).unwrap(), to);
-                let parts = 1 << (bits - FROM.bits());
-                let content = |cluster: u64| {
-                    let start = usize::try_from(cluster).unwrap() * parts;
-                    let mut content = contents[start..contents.len().min(start + parts)].to_vec();
-                    content.resize(parts, 0);
-                    content
-                };
-                for words in [&stepwise, &larger(&records(&contents), FROM, to)] {
-                    let data = (0..contents.len().div_ceil(parts) as u64).filter(|&c| content(c).iter().any(|&b| b != 0));
-                    prop_assert!(words.iter().map(|&word| index(word)).eq(data));
-                    let mut by_record = HashMap::new();
-                    let mut by_content = HashMap::new();
-                    for &word in words {
-                        let content = content(index(word));
-                        prop_assert_eq!(by_record.entry(word & !INDEX).or_insert_with(|| content.clone()), &content);
-                        prop_assert_eq!(*by_content.entry(content).or_insert(word & !INDEX), word & !INDEX);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_cluster_in_memory_has_the_record_that_a_scan_leads_to() {
-        let contents = [0, 1, 0, 2, 1, 0, 0, 0];
-        let bytes: Vec<u8> = contents.iter().flat_map(|&content| [content; 512]).collect();
-        let mut parts = Vec::new();
-        assert_eq!(larger(&records(&contents), FROM, ClusterBits::GRAIN), [of_parts(&bytes, FROM, 0, &mut parts)]);
     }
 }

@@ -6,6 +6,7 @@ use crate::dedup::group::Link;
 use crate::dedup::level::Level;
 use crate::dedup::weave::{Inherited, UserCounts, Woven};
 use crate::dedup::{INDEX_BITS, index};
+pub(crate) use crate::dedup::{peek, split_run};
 use crate::error::{OrInternal, Result};
 use crate::pool::Pin;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
@@ -199,11 +200,6 @@ impl<'a> Numbers<'a> {
     }
 }
 
-/// The first of a run of clusters, and how many they are.
-pub(crate) fn split_run(word: u128) -> (u64, u64) {
-    halves(word)
-}
-
 /// What happens to a piece of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -330,14 +326,6 @@ impl Steps<'_> {
 
     fn advance(&mut self, count: u64) {
         self.run = (self.run.0 + count, self.run.1 - count);
-    }
-}
-
-pub(crate) fn peek<I: Iterator<Item = Result<u128>>>(words: &mut Peekable<I>) -> Result<Option<u128>> {
-    match words.peek() {
-        None => Ok(None),
-        Some(Ok(word)) => Ok(Some(*word)),
-        Some(Err(_)) => words.next().transpose(),
     }
 }
 

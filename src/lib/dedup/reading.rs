@@ -6,10 +6,9 @@
 
 use std::iter::Peekable;
 
-use crate::dedup::index;
-use crate::dedup::level::{Larger, of_parts};
-use crate::dedup::plan::peek;
+use crate::dedup::larger::{Larger, of_parts};
 use crate::dedup::scan::{Other, scan};
+use crate::dedup::{index, peek};
 use crate::disk::Disk;
 #[cfg(doc)]
 use crate::error::ErrorKind;

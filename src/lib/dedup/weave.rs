@@ -5,8 +5,7 @@
 
 use std::iter::Peekable;
 
-use crate::dedup::plan::split_run;
-use crate::dedup::{INDEX_BITS, index};
+use crate::dedup::{INDEX_BITS, index, split_run};
 use crate::disk::history::Weave;
 use crate::error::{OrInternal, Result};
 use crate::sort::sequence::{Sequence, Spill, Words};

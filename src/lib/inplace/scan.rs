@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::dedup::index;
-use crate::dedup::level::of_parts;
+use crate::dedup::larger::of_parts;
 use crate::dedup::scan::record;
 use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, fingerprint, is_zero, sha256};

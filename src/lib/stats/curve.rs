@@ -3,7 +3,8 @@
 use super::report::CurvePoint;
 use crate::build::layout::{Layout, Parts};
 use crate::dedup::index;
-use crate::dedup::level::{Larger, distinct};
+use crate::dedup::larger::Larger;
+use crate::dedup::level::distinct;
 use crate::error::{ErrorKind, Result};
 use crate::format::refcount::RefcountBits;
 use crate::sort::sequence::{Sequence, Sorted, Spill};

@@ -51,7 +51,7 @@ pub use report::{
 };
 
 use crate::check::ALONE;
-use crate::dedup::level::Larger;
+use crate::dedup::larger::Larger;
 use crate::dedup::scan::scan;
 use crate::dedup::{INDEX_BITS, index};
 use crate::digest::sha256;
