@@ -13,7 +13,8 @@
 use std::path::Path;
 
 use crate::build::layout::{Layout, Parts, sharer_limit};
-use crate::build::writer::{NewImage, Traits};
+use crate::build::writer::NewImage;
+pub use crate::build::writer::{Backing, Traits};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::refcount::RefcountBits;

@@ -4,6 +4,9 @@
 
 use std::path::PathBuf;
 
+/// Who is told what there is to say.
+pub(crate) type Told<'a> = &'a dyn Fn(&Notice);
+
 /// Something to know about a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

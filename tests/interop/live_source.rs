@@ -8,8 +8,9 @@ use crate::support::{Random, dedup_img, qemu, scratch};
 use dedup_img::convert::{
     ClusterSize, ConvertOptions, IntoOptions, RawOptions, Sharing, convert, convert_into, to_raw,
 };
+use dedup_img::create::{Backing, Traits};
 use dedup_img::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
-use dedup_img::image::{Backing, CompressionLevel, CompressionType, Traits};
+use dedup_img::image::{CompressionLevel, CompressionType};
 use dedup_img::inplace::{DedupOptions, Plan};
 use dedup_img::pool::Pin;
 use dedup_img::progress::{Phase, Progress, Silent};

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use dedup_img::convert::ClusterSize;
+use dedup_img::create::{Backing, Traits};
 use dedup_img::disk::BackingRule;
-use dedup_img::image::{Backing, CompressionType, RefcountBits, Traits};
+use dedup_img::image::{CompressionType, RefcountBits};
 use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
 

@@ -1,4 +1,4 @@
-//! What a QCOW2 image says of itself: header fields to give to a new one, and an open one with its snapshots.
+//! What a QCOW2 image says of itself: an open one with its snapshots, and the words of the format.
 //!
 //! Whoever wants a disk's content opens a [`crate::disk::Disk`].
 
@@ -6,7 +6,6 @@ mod extents;
 mod open;
 pub(crate) mod refcounts;
 
-pub use crate::build::writer::{Backing, Traits};
 #[doc(hidden)]
 pub use extents::{Extent, Place};
 pub(crate) use open::Lost;

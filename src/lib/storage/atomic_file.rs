@@ -12,11 +12,10 @@ use super::attributes;
 use super::fresh::{Fresh, Unnamed};
 use super::lock::{LockMode, lock};
 use super::lookup::Place;
-use super::target::Told;
 use super::{FileStorage, Storage, drop_cache};
 use crate::error::{Error, ErrorKind, Result, io_reason};
 use crate::name::shown;
-use crate::notice::Notice;
+use crate::notice::{Notice, Told};
 
 /// What qemu-img gives new images, less what the umask takes away.
 const NEW: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::ROTH);

@@ -17,14 +17,11 @@ use super::lock::{LockMode, lock};
 use super::lookup::{Existing, Found, Place, look_up};
 use crate::error::{Error, Result, io_reason};
 use crate::name::shown;
-use crate::notice::{InPlace, Notice};
+use crate::notice::{InPlace, Notice, Told};
 
 /// Where temporary files lie that have no place beside a target: next to a device is memory, and where a name cannot be replaced there
 /// may be no others either.
 pub(crate) const TEMPORARY: &str = "/var/tmp";
-
-/// Who is told what there is to say.
-pub(crate) type Told<'a> = &'a dyn Fn(&Notice);
 
 /// A new content on its way to its place.
 #[derive(Debug)]
