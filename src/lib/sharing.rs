@@ -15,9 +15,8 @@
 use std::iter;
 
 use crate::check::ALONE;
-use crate::error::{OrInternal, Result};
-use crate::format::table::L2Entry;
-use crate::format::u64_at;
+use crate::error::Result;
+use crate::format::table::{L2Entry, entries};
 use crate::pool::Record;
 use crate::sort::sequence::{Sorted, Sorter};
 use crate::storage::Storage;
@@ -122,9 +121,8 @@ fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work
         |table, content| {
             work.cancel.check()?;
             let mut found = Vec::new();
-            for (bytes, index) in content.chunks_exact(header.l2_entry_len()).zip(0u64..) {
-                let word = u64_at(bytes, 0).or_internal("half an L2 entry")?;
-                let entry = L2Entry::decode(word, header.cluster_bits, !header.extended_l2());
+            let entries = entries(content, header.cluster_bits, header.extended_l2());
+            for ((entry, _), index) in entries.zip(0u64..) {
                 if let Some(unit) = ground.units.of(entry).filter(|&unit| ground.units.users(unit) > 1) {
                     let guests = table.guests(index).filter(|&guest| guest < end);
                     found.extend(guests.map(|guest| u128::from(unit) << 64 | u128::from(guest.0)));

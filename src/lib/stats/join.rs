@@ -5,7 +5,7 @@ use std::iter::Peekable;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::map::Cells;
-use super::metadata::{Mapped, Metadata, mapped};
+use super::metadata::{Mapped, Metadata, all_mapped};
 use crate::check::tables::L2Reference;
 use crate::dedup::{INDEX, index};
 use crate::error::{Error, Result};
@@ -109,9 +109,9 @@ fn units_of(ground: &Ground, storage: &dyn Storage, reference: L2Reference) -> R
     let host = reference.table;
     read_padded(storage, &mut content, host.0)
         .map_err(|e| Error::io(format_args!("Could not read the L2 table at {host:#x}"), e))?;
-    let unit = |bytes| match mapped(bytes, header) {
+    let unit = |mapped| match mapped {
         Mapped::Stored(entry) => ground.units.of(entry).unwrap_or(NONE),
         Mapped::Zero | Mapped::Unallocated => NONE,
     };
-    Ok(content.chunks_exact(header.l2_entry_len()).map(unit).collect())
+    Ok(all_mapped(&content, header).map(unit).collect())
 }

@@ -7,8 +7,7 @@ use super::snapshots;
 use crate::check::counts::Tally;
 use crate::error::Result;
 use crate::format::header::Header;
-use crate::format::table::{L2Entry, Subclusters};
-use crate::format::u64_at;
+use crate::format::table::{L2Entry, Subclusters, entries};
 use crate::pool;
 use crate::progress::Stage;
 use crate::sort::bits::Bits;
@@ -41,10 +40,14 @@ pub(super) enum Mapped {
     Unallocated,
 }
 
-/// How the L2 entry in `bytes` has its guest cluster. With subclusters a zero flag is one that all of them have.
-pub(super) fn mapped(bytes: &[u8], header: &Header) -> Mapped {
-    let entry = L2Entry::decode(u64_at(bytes, 0).unwrap_or(0), header.cluster_bits, !header.extended_l2());
-    let all_zero = header.extended_l2() && Subclusters(u64_at(bytes, 8).unwrap_or(0)).reads_as_zeros();
+/// How the entries in `content`, a part of an L2 table, have their guest clusters.
+pub(super) fn all_mapped(content: &[u8], header: &Header) -> impl Iterator<Item = Mapped> {
+    entries(content, header.cluster_bits, header.extended_l2()).map(|(entry, subclusters)| mapped(entry, subclusters))
+}
+
+/// How an L2 entry has its guest cluster. With subclusters a zero flag is one that all of them have.
+fn mapped(entry: L2Entry, subclusters: Option<Subclusters>) -> Mapped {
+    let all_zero = subclusters.is_some_and(Subclusters::reads_as_zeros);
     match entry {
         L2Entry::Compressed(_) => Mapped::Stored(entry),
         L2Entry::Zero { .. } => Mapped::Zero,
@@ -97,8 +100,8 @@ fn disk_clusters(ground: &Ground, storage: &dyn Storage) -> Result<(DiskClusters
     L2Tables::active(storage, header, &inspection.tables).visit(
         |table, content| {
             let (mut stored, mut compressed, mut zero) = (0, 0, 0);
-            for (bytes, index) in content.chunks_exact(header.l2_entry_len()).zip(0u64..) {
-                match mapped(bytes, header) {
+            for (mapped, index) in all_mapped(content, header).zip(0u64..) {
+                match mapped {
                     Mapped::Unallocated => {}
                     Mapped::Zero => zero += times(table, index),
                     Mapped::Stored(entry) => {

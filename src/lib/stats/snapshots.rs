@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::report::SnapshotStats;
 use crate::error::Result;
 use crate::format::snapshot::Snapshot;
-use crate::format::table::L2Entry;
-use crate::format::u64_at;
+use crate::format::table::{L2Entry, entries};
 use crate::storage::Storage;
 use crate::storage::buffer::zeroed;
 use crate::survey::Ground;
@@ -48,8 +47,8 @@ pub(super) fn exclusive(ground: &Ground, storage: &dyn Storage) -> Result<Vec<Sn
         |table, content| {
             let layer = table.layer();
             owners.claim(table.host().0 >> bits.bits(), layer);
-            for entry in content.chunks_exact(header.l2_entry_len()) {
-                match L2Entry::decode(u64_at(entry, 0).unwrap_or(0), bits, !header.extended_l2()) {
+            for (entry, _) in entries(content, bits, header.extended_l2()) {
+                match entry {
                     L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
                         owners.claim(host.0 >> bits.bits(), layer);
                     }

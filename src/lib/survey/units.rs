@@ -9,8 +9,7 @@ use crate::dedup::verify::{Clusters, ReadClusters};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
-use crate::format::table::L2Entry;
-use crate::format::u64_at;
+use crate::format::table::{L2Entry, entries};
 use crate::sort::bits::Bits;
 use crate::storage::buffer::reserve;
 use crate::storage::{Storage, read_padded};
@@ -51,9 +50,8 @@ impl Units {
         tables.visit(
             |table, content| {
                 let mut found = (Vec::new(), Vec::new());
-                for entry in content.chunks_exact(header.l2_entry_len()) {
-                    let word = u64_at(entry, 0).or_internal("half an L2 entry")?;
-                    match L2Entry::decode(word, bits, !header.extended_l2()) {
+                for (entry, _) in entries(content, bits, header.extended_l2()) {
+                    match entry {
                         L2Entry::Data { host, .. } => {
                             let added = users.add(host.0, bits.bytes(), table.times(), true);
                             // The check has found it to lie in the file.
