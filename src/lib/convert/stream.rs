@@ -258,14 +258,11 @@ impl Copier<'_> {
         reader.data_runs(range.clone(), bits.bytes(), &mut runs)?;
         let most: u64 = runs.iter().map(|run| bits.clusters(run.end - run.start)).sum();
         let mut clusters = Vec::with_capacity(to_usize(most));
-        let mut bytes_read = 0;
-        for run in runs {
-            bytes_read += run.end - run.start;
-            let place = |at: u64| at - range.start;
-            reader.clusters(run, bits, &mut content, place, |cluster, content| {
-                clusters.push((self.key(content), cluster));
-            })?;
-        }
+        let bytes_read = runs.iter().map(|run| run.end - run.start).sum();
+        let place = |at| at - range.start;
+        reader.clusters(&runs, bits, &mut content, place, |cluster, content| {
+            clusters.push((self.key(content), cluster));
+        })?;
         let found = Vec::with_capacity(clusters.len());
         Ok(Chunk { range, content, clusters, found, first: 0, new: 0, bytes_read })
     }

@@ -164,19 +164,12 @@ impl<'a> Scanner<'a> {
         let clusters: u64 = runs.iter().map(|run| grain.clusters(run.end - run.start)).sum();
         let records = Vec::with_capacity(to_usize(clusters));
         let mut found = ChunkScan { records, in_common, ..ChunkScan::default() };
-        for run in runs {
-            found.bytes_read += run.end - run.start;
-            // Each piece takes the place of the one before, which is in the cache.
-            reader.clusters(
-                run,
-                grain,
-                &mut buffer,
-                |_| 0,
-                |cluster, content| {
-                    found.records.push(record(fingerprint(content), cluster));
-                },
-            )?;
-        }
+        found.bytes_read = runs.iter().map(|run| run.end - run.start).sum();
+        // Each piece takes the place of the one before, which is in the cache.
+        let place = |_| 0;
+        reader.clusters(&runs, grain, &mut buffer, place, |cluster, content| {
+            found.records.push(record(fingerprint(content), cluster));
+        })?;
         Ok(found)
     }
 

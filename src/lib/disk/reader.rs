@@ -56,35 +56,36 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Reads `run` of a chunk in pieces, each to the place in `buffer` that `place` gives for its start, and emits the clusters of `grain`
+    /// Reads `runs` of a chunk in pieces, each to the place in `buffer` that `place` gives for its start, and emits the clusters of `grain`
     /// that are not zero. The last cluster of the disk is padded with zeros.
     ///
     /// # Errors
     /// As [`Reader::read`].
     pub(crate) fn clusters(
         &mut self,
-        run: Range<u64>,
+        runs: &[Range<u64>],
         grain: ClusterBits,
         buffer: &mut [u8],
         place: impl Fn(u64) -> u64,
         mut emit: impl FnMut(u64, &[u8]),
     ) -> Result<()> {
         let step = PIECE.max(self.disk.preferred_read()).max(grain.bytes());
-        let mut at = run.start;
-        while at < run.end {
-            // Pieces end where larger clusters of the source do.
-            let end = ((at + step) & !(step - 1)).min(run.end);
-            let first = to_usize(place(at));
-            let len = to_usize((end - at).next_multiple_of(grain.bytes()));
-            let piece =
-                buffer.get_mut(first..first + len).or_internal("a piece of a chunk lies outside of its buffer")?;
-            self.read(at, piece)?;
-            for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
-                if !is_zero(content) {
-                    emit(cluster, content);
+        for run in runs {
+            let mut at = run.start;
+            while at < run.end {
+                // Pieces end where larger clusters of the source do.
+                let end = ((at + step) & !(step - 1)).min(run.end);
+                let first = to_usize(place(at));
+                let len = to_usize((end - at).next_multiple_of(grain.bytes()));
+                let piece = buffer.get_mut(first..first + len).or_internal("a piece lies outside of its buffer")?;
+                self.read(at, piece)?;
+                for (cluster, content) in (at >> grain.bits()..).zip(piece.chunks_exact(grain.len())) {
+                    if !is_zero(content) {
+                        emit(cluster, content);
+                    }
                 }
+                at = end;
             }
-            at = end;
         }
         Ok(())
     }
