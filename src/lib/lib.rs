@@ -19,7 +19,7 @@
 //!                +--> convert, to_raw             a new file: temporary, then whole under its name
 //!                +--> convert_into ---+           an image that exists
 //!                                     v
-//!  open_image ---+--> Plan, GcPlan -> apply       batches of writes, each safe to break off in
+//!  open_image ---+--> DedupPlan, GcPlan -> apply  batches of writes, each safe to break off in
 //!                +--> check, repair               findings; what can be mended is
 //!                +--> Sharers                     who shares what
 //! ```
@@ -46,8 +46,8 @@
 //! |---|---|
 //! | [`mod@disk`] | opening and reading what a guest sees: a raw file, or an image with its chain of backing files |
 //! | [`mod@convert`], [`mod@create`] | new images, raw files, and a disk written into an image that exists |
-//! | [`inplace`] | deduplication, gc and compaction of an image where it lies |
-//! | [`mod@check`] | checking and repairing |
+//! | [`inplace`] | deduplication, gc, compaction and repair of an image where it lies |
+//! | [`mod@check`] | checking |
 //! | [`mod@stats`], [`sharing`] | what is duplicated, what is saved, what could be; which clusters share one |
 //! | [`work`], [`progress`], [`cancel`] | what an operation is given: threads and memory, whom to tell, a way to stop |
 //! | [`image`], [`pool`], [`units`] | the words of the format: header fields, snapshots, records, sizes, positions |

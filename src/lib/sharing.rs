@@ -16,7 +16,8 @@ use std::iter;
 
 use crate::check::ALONE;
 use crate::error::Result;
-use crate::format::table::{L2Entry, entries};
+use crate::format::l2;
+use crate::format::table::L2Entry;
 use crate::pool::Record;
 use crate::sort::sequence::{Sorted, Sorter};
 use crate::storage::Storage;
@@ -121,8 +122,7 @@ fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work
         |table, content| {
             work.cancel.check()?;
             let mut found = Vec::new();
-            let entries = entries(content, header.cluster_bits, header.extended_l2());
-            for ((entry, _), index) in entries.zip(0u64..) {
+            for (index, entry) in l2::entries(header, content) {
                 if let Some(unit) = ground.units.of(entry).filter(|&unit| ground.units.users(unit) > 1) {
                     let guests = table.guests(index).filter(|&guest| guest < end);
                     found.extend(guests.map(|guest| u128::from(unit) << 64 | u128::from(guest.0)));

@@ -11,7 +11,7 @@ use dedup_img::convert::{
 use dedup_img::create::{Backing, Traits};
 use dedup_img::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
 use dedup_img::image::{CompressionLevel, CompressionType};
-use dedup_img::inplace::{DedupOptions, Plan};
+use dedup_img::inplace::{DedupOptions, DedupPlan};
 use dedup_img::pool::Pin;
 use dedup_img::progress::{Phase, Progress, Silent};
 use dedup_img::storage::LockMode;
@@ -324,15 +324,15 @@ fn a_cluster_that_changes_before_it_is_shared_is_not_shared() {
         let scratch = Scratch::In(home.path().to_owned());
         let options = WorkOptions { threads: Some(2), memory: 1 << 26, scratch, ..WorkOptions::default() };
         let work = Work::new(options).unwrap();
-        let (storage, _) = open_image(&image, None, LockMode::Write).unwrap();
-        let plan = Plan::new(&storage, DedupOptions::default(), &work).unwrap();
+        let (mut storage, _) = open_image(&image, None, LockMode::Write).unwrap();
+        let plan = DedupPlan::new(&mut storage, DedupOptions::default(), &work).unwrap();
         let file = OpenOptions::new().read(true).write(true).open(&image).unwrap();
         let mut kept = vec![0; 4096];
         // The last one: what is in the pool already is not read again.
         let keeper = plan.shares().map(|share| share.unwrap().keeper.0).max().unwrap();
         file.read_exact_at(&mut kept, keeper).unwrap();
         file.write_all_at(&[0x5a; 4096], keeper).unwrap();
-        let error = plan.apply(&storage, &work).map(drop).unwrap_err();
+        let error = plan.apply(&work).map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Changed, "{error}");
         assert!(error.to_string().contains("ignores its locks"), "{error}");
         drop(storage);

@@ -3,11 +3,11 @@
 use super::collisions::colliding;
 use crate::support::corpus::Sample;
 use crate::support::{Random, families, qemu, scratch};
-use dedup_img::check::{CheckOptions, Repair, check, repair};
+use dedup_img::check::{CheckOptions, check};
 use dedup_img::convert::{ClusterSize, ConvertOptions, IntoOptions, RawOptions, convert, convert_into, to_raw};
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
 use dedup_img::image::{CompressionLevel, CompressionType};
-use dedup_img::inplace::{DedupOptions, GcOptions, dedup, gc};
+use dedup_img::inplace::{DedupOptions, GcOptions, Repair, dedup, gc, repair};
 use dedup_img::progress::{Phase, Progress};
 use dedup_img::sharing::Sharers;
 use dedup_img::stats::{Named, StatsOptions, stats};

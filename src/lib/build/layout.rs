@@ -168,7 +168,7 @@ impl Layout {
             + snapshot_clusters
             + directory_clusters
             + parts.data;
-        let (table, blocks) = refcount_clusters(others, cluster_bits, refcount_bits);
+        let (table, blocks) = refcount_bits.structure(cluster_bits, others);
         if table * cluster_bits.bytes() > MAX_REFCOUNT_TABLE_BYTES {
             return Err(too_large());
         }
@@ -228,39 +228,9 @@ impl Layout {
     }
 }
 
-/// Clusters of the refcount table and of the refcount blocks of a file with `others` other clusters: they count themselves too.
-fn refcount_clusters(others: u64, cluster_bits: ClusterBits, refcount_bits: RefcountBits) -> (u64, u64) {
-    let per_block = refcount_bits.per_block(cluster_bits.bytes());
-    let (mut table, mut blocks) = (1, 0);
-    loop {
-        let all = others + table + blocks;
-        let (next_blocks, next_table) =
-            (all.div_ceil(per_block), all.div_ceil(per_block).div_ceil(cluster_bits.entries()));
-        if (next_table, next_blocks) == (table, blocks) {
-            return (table, blocks);
-        }
-        (table, blocks) = (next_table.max(table), next_blocks.max(blocks));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn the_refcount_blocks_cover_the_file_and_no_block_is_idle(
-            bits in 9u32..=21, order in 0u32..=6, others in 1u64..1 << 34,
-        ) {
-            let (bits, width) = (ClusterBits::new(bits).unwrap(), RefcountBits::from_order(order).unwrap());
-            let (table, blocks) = refcount_clusters(others, bits, width);
-            let per_block = width.per_block(bits.bytes());
-            prop_assert!(blocks * per_block >= others + table + blocks);
-            prop_assert!(table * bits.entries() >= blocks);
-            prop_assert!((blocks - 1) * per_block < others + table + blocks);
-        }
-    }
 
     #[test]
     fn a_disk_beyond_the_l1_limit_is_refused() {

@@ -1,4 +1,4 @@
-//! Checking an image and mending it: everything that refers to a cluster is counted and compared with what the image says.
+//! Checking an image: everything that refers to a cluster is counted and compared with what the image says.
 //!
 //! ```no_run
 //! # use std::path::Path;
@@ -34,7 +34,6 @@ pub(crate) mod states;
 pub(crate) mod tables;
 mod walk;
 
-pub use crate::inplace::repair::{Repair, Repaired, is_unready, make_ready, repair};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::check::finding::{Kind, Layer, Severity, Use};
 use crate::check::tables::Tables;
 use crate::check::{Checker, Inspection};
-use crate::units::{ClusterBits, HostOffset};
+use crate::units::{ClusterBits, HostOffset, append};
 
 /// Clusters that a part of the metadata takes.
 #[derive(Debug, Clone)]
@@ -39,12 +39,7 @@ impl Metadata {
         let mut all: Vec<Range<u64>> = claims.chain(tables).collect();
         all.sort_unstable_by_key(|range| (range.start, range.end));
         let mut taken: Vec<Range<u64>> = Vec::new();
-        for range in all {
-            match taken.last_mut() {
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-                _ => taken.push(range),
-            }
-        }
+        all.into_iter().for_each(|range| append(&mut taken, range));
         Self { taken, bits, file_len: inspection.file_len }
     }
 

@@ -6,20 +6,20 @@ use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 use sha2::{Digest, Sha256};
 
+use crate::check::Checker;
 use crate::check::counts::SIDE_BY_SIDE;
 use crate::check::finding::{At, Kind, Layer, Severity};
 use crate::check::tables::Tables;
-use crate::check::{Checker, Inspection};
 use crate::codec::Inflater;
 use crate::digest::{Sha, sha256};
 use crate::error::{Error, OrInternal, Result};
+use crate::format::l2;
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_target};
-use crate::format::u64_at;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, RECORD_LENGTH, Record};
 use crate::pool::{self, NAME};
 use crate::storage::buffer::{collected, reserve, zeroed};
-use crate::storage::{Storage, flush, read_padded, write};
+use crate::storage::read_padded;
 use crate::units::{GuestOffset, HostOffset, to_usize};
 
 /// Members that are read and compared at once.
@@ -53,72 +53,10 @@ enum Order {
 
 /// What a new directory is made of, in the place of the old one.
 pub(crate) struct NewDirectory {
-    members: Vec<HostOffset>,
+    pub(crate) members: Vec<HostOffset>,
     /// The directory's own clusters, in order.
-    hosts: Vec<HostOffset>,
-    member_l1_entries: u32,
-}
-
-/// Writes a new directory over a stale one. It was not used before and is not used until it is whole: a crash costs nothing.
-pub(crate) fn write_directory(new: &NewDirectory, inspection: &Inspection, storage: &dyn Storage) -> Result<()> {
-    let bits = inspection.header.cluster_bits;
-    let limit = inspection.header.refcount_bits.sharer_limit().unwrap_or(0);
-    let lowest = lowest_guests(new, inspection, storage)?;
-    let mut records = Vec::new();
-    reserve(&mut records, new.members.len() * RECORD_LENGTH)?;
-    let mut cluster = vec![0; bits.len()];
-    for host in &new.members {
-        read_padded(storage, &mut cluster, host.0)
-            .map_err(|e| Error::io(format_args!("Could not read at {host:#x}"), e))?;
-        let record = Record {
-            sha256: sha256(&cluster),
-            guest: lowest.get(host).copied().unwrap_or_default(),
-            retired: inspection.counts.get(host.0 >> bits.bits()).saturating_sub(1) >= limit,
-        };
-        records.extend_from_slice(&record.encode());
-    }
-    let header = DirectoryHeader {
-        cluster_bits: bits,
-        members: new.members.len() as u64,
-        member_l1_entries: new.member_l1_entries,
-        sharer_limit: limit,
-        records_sha256: Sha256::digest(&records).into(),
-    };
-    let mut bytes = header.encode().to_vec();
-    bytes.append(&mut records);
-    bytes.resize(new.hosts.len() * bits.len(), 0);
-    for (host, cluster) in new.hosts.iter().zip(bytes.chunks_exact(bits.len())) {
-        write(storage, cluster, host.0)?;
-    }
-    flush(storage)
-}
-
-/// The lowest guest offset, in any layer, that maps to each member.
-fn lowest_guests(
-    new: &NewDirectory,
-    inspection: &Inspection,
-    storage: &dyn Storage,
-) -> Result<BTreeMap<HostOffset, GuestOffset>> {
-    let (bits, tables) = (inspection.header.cluster_bits, &inspection.tables);
-    let mut lowest: BTreeMap<HostOffset, GuestOffset> = BTreeMap::new();
-    let mut table = vec![0; bits.len()];
-    let size = inspection.header.l2_entry_len();
-    for reference in &tables.references {
-        if tables.layers.get(reference.layer as usize).is_none_or(|layer| *layer == Layer::Pool) {
-            continue;
-        }
-        read_padded(storage, &mut table, reference.table.0).map_err(|e| Error::io("Could not read an L2 table", e))?;
-        for (entry, index) in table.chunks_exact(size).zip(0u64..) {
-            let word = u64_at(entry, 0).unwrap_or(0);
-            let L2Entry::Data { host, .. } = L2Entry::decode(word, bits, size == 8) else { continue };
-            if new.members.binary_search(&host).is_ok() {
-                let cluster = u64::from(reference.index) * inspection.header.l2_entries() + index;
-                let guest = GuestOffset(cluster.saturating_mul(bits.bytes()));
-                lowest.entry(host).and_modify(|lowest| *lowest = guest.min(*lowest)).or_insert(guest);
-            }
-        }
-    }
-    Ok(lowest)
+    pub(crate) hosts: Vec<HostOffset>,
+    pub(crate) member_l1_entries: u32,
 }
 
 impl Checker<'_> {
@@ -407,10 +345,9 @@ impl Checker<'_> {
                     .map_err(|e| Error::io("Could not read an L2 table", e))?;
                 read = Some(reference.table);
             }
-            let size = self.header.l2_entry_len();
-            for (entry, index) in table.chunks_exact(size).zip(0u64..) {
-                let Some(users) = u64_at(entry, 0).and_then(|word| damaged.get_mut(&plain(word))) else { continue };
-                let cluster = u64::from(reference.index) * self.header.l2_entries() + index;
+            for slot in l2::slots(&self.header, &table) {
+                let Some(users) = damaged.get_mut(&plain(slot.word)) else { continue };
+                let cluster = u64::from(reference.index) * self.header.l2_entries() + slot.index;
                 let guest = GuestOffset(cluster.saturating_mul(self.header.cluster_bits.bytes()));
                 users.push(At { layer: layer.clone(), guest });
             }

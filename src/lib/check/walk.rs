@@ -13,6 +13,7 @@ use crate::check::states::{State, States};
 use crate::check::tables::{L2Reference, Tables};
 use crate::error::{Error, OrInternal, Result};
 use crate::format::header::{Header, incompatible};
+use crate::format::l2;
 use crate::format::table::{L2Entry, Subclusters, is_copied, l2_reserved};
 use crate::format::u64_at;
 use crate::storage::Storage;
@@ -260,7 +261,7 @@ impl Walk<'_> {
     fn is_misplaced(&self, word: u64, subclusters: u64) -> bool {
         let Some(metadata) = self.without.filter(|_| !self.data_file && self.header.version >= 3) else { return false };
         let extended = self.header.extended_l2();
-        let host = match L2Entry::decode(word, self.header.cluster_bits, !extended) {
+        let host = match l2::decode(self.header, word) {
             L2Entry::Zero { host: Some(host), .. } => host,
             L2Entry::Data { host, .. } if extended && subclusters & Subclusters::ALLOCATED == 0 => host,
             _ => return false,
@@ -288,7 +289,7 @@ impl Walk<'_> {
     ) {
         let bits = self.header.cluster_bits;
         let extended = self.header.extended_l2();
-        let decoded = match L2Entry::decode(word, bits, !extended) {
+        let decoded = match l2::decode(self.header, word) {
             // With an external data file an entry with COPIED is a cluster at offset 0.
             L2Entry::Unallocated if self.data_file && is_copied(word) => {
                 L2Entry::Data { host: HostOffset(0), copied: true }
@@ -379,7 +380,7 @@ impl Walk<'_> {
 
     /// Compares the COPIED flag of an entry of the active disk with the stored refcount.
     fn copied(&self, word: u64, at: At) -> Option<Kind> {
-        let decoded = L2Entry::decode(word, self.header.cluster_bits, !self.header.extended_l2());
+        let decoded = l2::decode(self.header, word);
         let host = match decoded {
             L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => host,
             _ => return None,

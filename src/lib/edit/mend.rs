@@ -6,16 +6,15 @@ use crate::check::Inspection;
 use crate::check::counts::Counts;
 use crate::check::finding::Repairable;
 use crate::check::states::{State, States};
+use crate::edit::marks::clear_marks;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
-use crate::format::header::{
-    Header, INCOMPATIBLE_AT, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT, SNAPSHOTS_AT, incompatible,
-};
+use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT, SNAPSHOTS_AT, incompatible};
+use crate::format::l2;
 use crate::format::table::{L2Entry, is_copied, l1_target, with_copied};
-use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
 use crate::storage::sparse::rewrite;
 use crate::storage::{Storage, flush, read_padded, write};
-use crate::units::{HostOffset, to_usize};
+use crate::units::{HostOffset, append, to_usize};
 
 /// The refcounts that clusters should have.
 struct Expected<'a> {
@@ -61,7 +60,7 @@ impl<'a> Mender<'a> {
         Self { storage, header, counts: Expected { counts, given_up: Vec::new(), new: 0..0 }, stored: None }
     }
 
-    /// Mends everything but the marks, in the order that [`mod@crate::inplace::repair`] describes.
+    /// Mends everything but the marks, in the order that [`mod@crate::edit::repair`] describes.
     pub(crate) fn mend(mut self, before: &Inspection) -> Result<()> {
         let refcounts = Refcounts::load(self.storage, self.header)?;
         if before.doubt.is_some() {
@@ -111,10 +110,8 @@ impl<'a> Mender<'a> {
             if in_doubt(cluster, 0) {
                 read_padded(self.storage, &mut content, table.0)
                     .map_err(|e| Error::io("Could not read an L2 table", e))?;
-                for slot in content.chunks_exact(self.header.l2_entry_len()) {
-                    if self.wrong_flag(slot)?.is_some() {
-                        return Ok(false);
-                    }
+                if l2::slots(self.header, &content).any(|slot| self.wrong_flag(slot.word).is_some()) {
+                    return Ok(false);
                 }
             }
         }
@@ -132,16 +129,14 @@ impl<'a> Mender<'a> {
         }
     }
 
-    /// The word of an L2 entry and whether it should have COPIED, where that is not what it has.
-    fn wrong_flag(&self, slot: &[u8]) -> Result<Option<(u64, bool)>> {
-        let word = u64_at(slot, 0).or_internal("an L2 entry has not all of its bytes")?;
-        let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) =
-            L2Entry::decode(word, self.header.cluster_bits, !self.header.extended_l2())
+    /// Whether an L2 entry should have COPIED, where that is not what it has.
+    fn wrong_flag(&self, word: u64) -> Option<bool> {
+        let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) = l2::decode(self.header, word)
         else {
-            return Ok(None);
+            return None;
         };
         let should = self.header.incompatible & incompatible::DATA_FILE != 0 || self.is_one(host);
-        Ok((should != is_copied(word)).then_some((word, should)))
+        (should != is_copied(word)).then_some(should)
     }
 
     /// Clears the incompatible feature bits `flags`.
@@ -181,10 +176,7 @@ impl<'a> Mender<'a> {
                 counts.push(if change { right } else { stored });
                 changed |= change;
                 if change && right == 0 {
-                    match freed.last_mut() {
-                        Some(last) if last.end == cluster => last.end += 1,
-                        _ => freed.push(cluster..cluster + 1),
-                    }
+                    append(&mut freed, cluster..cluster + 1);
                 }
             }
             if changed {
@@ -205,15 +197,7 @@ impl<'a> Mender<'a> {
         let bits = self.header.cluster_bits;
         let per_block = refcounts.per_block();
         let start = bits.clusters(file_len).max(self.clusters());
-        let (mut table, mut blocks) = (1, 0);
-        loop {
-            let needed = (start + table + blocks).div_ceil(per_block);
-            let next = (needed.div_ceil(bits.entries()).max(table), needed.max(blocks));
-            if next == (table, blocks) {
-                break;
-            }
-            (table, blocks) = next;
-        }
+        let (table, blocks) = self.header.refcount_bits.structure(bits, start);
         if table * bits.bytes() > MAX_REFCOUNT_TABLE_BYTES {
             return Err(Error::new(ErrorKind::Limit, "the file needs a larger refcount table than QEMU accepts"));
         }
@@ -272,18 +256,11 @@ impl<'a> Mender<'a> {
                 write(self.storage, &with_copied(entry, set).to_be_bytes(), self.header.l1_offset.0 + index * 8)?;
                 written = true;
             }
-            let size = self.header.l2_entry_len();
             read_padded(self.storage, &mut cluster, table.0).map_err(|e| Error::io("Could not read an L2 table", e))?;
-            let mut changed = false;
             let old = cluster.clone();
-            for slot in cluster.chunks_exact_mut(size) {
-                if let Some((word, should)) = self.wrong_flag(slot)?
-                    && should == set
-                {
-                    slot.split_at_mut(8).0.copy_from_slice(&with_copied(word, set).to_be_bytes());
-                    changed = true;
-                }
-            }
+            let changed = l2::rewrite(self.header, &mut cluster, |word, _| {
+                (self.wrong_flag(word) == Some(set)).then(|| with_copied(word, set))
+            });
             if changed {
                 rewrite(self.storage, &old, &cluster, table.0)?;
                 written = true;
@@ -291,13 +268,4 @@ impl<'a> Mender<'a> {
         }
         if written { flush(self.storage) } else { Ok(()) }
     }
-}
-
-/// Clears the incompatible feature bits `flags` of the image with this header.
-pub(crate) fn clear_marks(storage: &dyn Storage, header: &Header, flags: u64) -> Result<()> {
-    if header.version < 3 || header.incompatible & flags == 0 {
-        return Ok(());
-    }
-    write(storage, &(header.incompatible & !flags).to_be_bytes(), INCOMPATIBLE_AT)?;
-    flush(storage)
 }

@@ -11,13 +11,13 @@ use crate::dedup::reading::Expected;
 use crate::dedup::verify::Clusters;
 use crate::digest::{Sha, sha256};
 use crate::edit::allocate::Allocator;
-use crate::edit::change::Change;
+use crate::edit::change::{Change, Members as After};
+use crate::edit::key::{Key, named};
 use crate::edit::members::NewMember;
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::MAX_L1_BYTES;
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_entry};
-use crate::inplace::scan::{Key, named};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
 use crate::storage::sparse::write_sparse;
@@ -111,8 +111,9 @@ impl Places {
         directory.append(&[0; HEADER_LENGTH])?;
         let mut digest = Sha256::new();
         let content = change.ground.content(storage);
-        let mut members = Members::new(change);
-        let key = change.first.as_ref().map(|(_, key)| *key);
+        let after = change.members().or_internal("a pool that goes is written anew")?;
+        let mut members = Members::new(change, after);
+        let key = after.first.as_ref().map(|(_, key)| *key);
         loop {
             let batch = members.by_ref().take(BATCH).collect::<Result<Vec<Member>>>()?;
             if batch.is_empty() {
@@ -168,15 +169,15 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    fn new(change: &'a Change) -> Self {
+    fn new(change: &'a Change, after: &'a After) -> Self {
         let compressed = change.ground.units.compressed().start;
         let bits = change.ground.inspection.header.cluster_bits;
         let packed = change.joining().filter(move |new| new.as_ref().map_or(true, |new| new.unit >= compressed));
         Self {
             change,
-            units: Box::new(change.ground.units.in_file_order(&change.members_after)),
+            units: Box::new(change.ground.units.in_file_order(&after.after)),
             joining: [Box::new(change.joining()), Box::new(packed)],
-            expected: [(); 2].map(|()| change.first.as_ref().map(|(first, _)| first.expected(bits))),
+            expected: [(); 2].map(|()| after.first.as_ref().map(|(first, _)| first.expected(bits))),
         }
     }
 

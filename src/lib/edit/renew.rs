@@ -11,10 +11,11 @@
 //! room in the file then, so that only here the layout depends on the file system (I5).
 
 use crate::check::ALONE;
-use crate::edit::apply::{self, Punch};
-use crate::edit::change::Change;
+use crate::edit::apply;
+use crate::edit::change::{Change, NewPool};
 use crate::edit::members::NewMember;
 use crate::edit::room::{room, with_slack};
+use crate::edit::settle::Punch;
 use crate::error::{ErrorKind, OrInternal, Result};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::L2Entry;
@@ -42,11 +43,9 @@ pub(crate) fn apply(
         done => return done.map(|_| ()),
     }
     let bits = change.ground.inspection.header.cluster_bits;
-    let members: Vec<u64> =
-        change.members_after.iter().map(|unit| change.ground.units.entry(unit).encode(bits)).collect();
-    change.drops_pool = true;
-    change.joining = Sequence::new(spill);
-    change.members_after = Bits::new(change.ground.units.limit());
+    let after = &change.members().or_internal("a pool that goes has members")?.after;
+    let members: Vec<u64> = after.iter().map(|unit| change.ground.units.entry(unit).encode(bits)).collect();
+    change.pool = NewPool::Dropped;
     apply::apply(change, storage, Punch::All, work).map_err(|e| match e.kind() {
         // Nothing was written.
         ErrorKind::NoRoom { .. } | ErrorKind::Cancelled => e,
@@ -60,7 +59,8 @@ pub(crate) fn apply(
 pub(crate) fn least(change: &Change, storage: &dyn Storage) -> Result<Option<u64>> {
     let ground = &change.ground;
     let copies = matches!(room(storage)?, Room::FileSystem { copies: true, .. });
-    let Some(index) = ground.pool_index.filter(|_| !change.drops_pool && !change.changes_content() && !copies) else {
+    let Some(index) = ground.pool_index.filter(|_| change.members().is_some() && !change.changes_entries() && !copies)
+    else {
         return Ok(None);
     };
     let snapshots = &ground.inspection.snapshots;
@@ -75,9 +75,9 @@ pub(crate) fn least(change: &Change, storage: &dyn Storage) -> Result<Option<u64
 /// Pools what the L2 entries `members` lead to, in an image that has no pool.
 fn pool(members: &[u64], storage: &dyn Storage, spill: &Spill, work: &Work) -> Result<()> {
     let inspection = sound(storage, ALONE, &work.silent(), |_| {})?;
-    let mut change = Change::none(Ground::new(storage, inspection)?, spill)?;
-    let units = &change.ground.units;
-    let bits = change.ground.inspection.header.cluster_bits;
+    let ground = Ground::new(storage, inspection)?;
+    let units = &ground.units;
+    let bits = ground.inspection.header.cluster_bits;
     let mut wanted = Bits::new(units.limit());
     for word in members {
         let unit = units.of(L2Entry::decode(*word, bits, true));
@@ -85,10 +85,10 @@ fn pool(members: &[u64], storage: &dyn Storage, spill: &Spill, work: &Work) -> R
     }
     let mut joining = Sequence::new(spill);
     let mut after = Bits::new(units.limit());
-    guests(&change.ground, storage, wanted, spill, work, |unit, guests| {
+    guests(&ground, storage, wanted, spill, work, |unit, guests| {
         after.insert(unit);
         joining.push(NewMember { unit, guest: *guests.start() }.encode())
     })?;
-    (change.joining, change.members_after) = (joining, after);
+    let mut change = Change::of_pool(ground, NewPool::of(after, joining));
     apply::apply(&mut change, storage, Punch::All, work).map(|_| ())
 }

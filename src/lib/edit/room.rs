@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::check::counts::Counts;
-use crate::edit::apply::{Prepared, idle_where, set_dirty};
 use crate::edit::change::Change;
+use crate::edit::idle::idle_where;
+use crate::edit::marks::set_dirty;
 use crate::edit::mend::{Mender, Pass};
+use crate::edit::prepare::{Prepared, prepare};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
@@ -85,6 +87,13 @@ impl Needs {
             _ => Ok(()),
         }
     }
+}
+
+/// What `change` needs, and the places for it. Nothing is written.
+pub(crate) fn needs(change: &Change, storage: &dyn Storage) -> Result<(Needs, Prepared)> {
+    let prepared = prepare(change, None, storage)?;
+    let needs = Needs::of(change, &prepared, storage)?;
+    Ok((needs, prepared))
 }
 
 /// What the file of `storage` can grow by.
@@ -205,4 +214,10 @@ fn uncounted(header: &Header, prepared: &Prepared, storage: &dyn Storage) -> Res
         }
     }
     unbacked(storage, blocks.into_iter().map(|start| start..start + BLOCK).collect())
+}
+
+/// Length of the file, and what it occupies.
+pub(crate) fn sizes(storage: &dyn Storage) -> Result<(u64, u64)> {
+    let length = storage.len().at("Could not get its length")?;
+    Ok((length, storage.allocated().at("Could not get its size on disk")?))
 }

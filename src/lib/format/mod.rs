@@ -8,6 +8,7 @@ pub(crate) mod compressed;
 pub(crate) mod extension;
 pub(crate) mod feature;
 pub(crate) mod header;
+pub(crate) mod l2;
 pub(crate) mod refcount;
 pub(crate) mod snapshot;
 pub(crate) mod table;

@@ -1,6 +1,6 @@
 //! Widths and encoding of reference counts (spec, "Refcount blocks").
 
-use crate::units::to_usize;
+use crate::units::{ClusterBits, to_usize};
 
 /// The width of a reference count: 1, 2, 4, 8, 16, 32 or 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +62,25 @@ impl RefcountBits {
         cluster_bytes * 8 / u64::from(self.bits())
     }
 
+    /// Clusters of the refcount table and of the refcount blocks of a file with `others` other clusters: they count themselves too.
+    #[must_use]
+    pub(crate) fn structure(self, cluster_bits: ClusterBits, others: u64) -> (u64, u64) {
+        let per_block = self.per_block(cluster_bits.bytes());
+        let parts = |all: u64| {
+            let blocks = all.div_ceil(per_block);
+            (blocks.div_ceil(cluster_bits.entries()).max(1), blocks)
+        };
+        let all = with_own(others, |all| parts(all).0 + parts(all).1);
+        parts(all)
+    }
+
+    /// The clusters of a file with `others` clusters that are no refcount blocks, and the blocks that count them and themselves.
+    #[must_use]
+    pub(crate) fn with_blocks(self, cluster_bits: ClusterBits, others: u64) -> u64 {
+        let per_block = self.per_block(cluster_bits.bytes());
+        with_own(others, |all| all.div_ceil(per_block))
+    }
+
     /// The count at `index` of `block`; 0 past its end.
     #[must_use]
     pub(crate) fn get(self, block: &[u8], index: usize) -> u64 {
@@ -105,9 +124,22 @@ impl RefcountBits {
     }
 }
 
+/// The least number of clusters that `others` and those that count them take, where `own` says how many count so many.
+fn with_own(others: u64, own: impl Fn(u64) -> u64) -> u64 {
+    let mut all = others;
+    loop {
+        let next = others + own(all);
+        if next == all {
+            return all;
+        }
+        all = next;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn narrow_counts_fill_a_byte_from_its_low_end() {
@@ -136,5 +168,19 @@ mod tests {
         assert_eq!((limit(1), limit(2), limit(4)), (None, None, Some(3)));
         assert_eq!((limit(16), limit(64)), (Some(16383), Some((1 << 62) - 1)));
         assert_eq!(RefcountBits::new(64).unwrap().max(), u64::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn the_refcount_blocks_cover_the_file_and_no_block_is_idle(
+            bits in 9u32..=21, order in 0u32..=6, others in 1u64..1 << 34,
+        ) {
+            let (bits, width) = (ClusterBits::new(bits).unwrap(), RefcountBits::from_order(order).unwrap());
+            let (table, blocks) = width.structure(bits, others);
+            let per_block = width.per_block(bits.bytes());
+            prop_assert!(blocks * per_block >= others + table + blocks);
+            prop_assert!(table * bits.entries() >= blocks);
+            prop_assert!((blocks - 1) * per_block < others + table + blocks);
+        }
     }
 }

@@ -159,21 +159,6 @@ impl Subclusters {
     }
 }
 
-/// The entries in `content`, a part of an L2 table, in order, with the states of their subclusters where entries are `extended`.
-pub(crate) fn entries(
-    content: &[u8],
-    bits: ClusterBits,
-    extended: bool,
-) -> impl Iterator<Item = (L2Entry, Option<Subclusters>)> + '_ {
-    let words = content.as_chunks().0.chunks_exact(if extended { 2 } else { 1 });
-    // None of them is empty.
-    words.filter_map(move |words| {
-        let (word, bitmap) = words.split_first()?;
-        let bitmap = bitmap.first().map(|bitmap| Subclusters(u64::from_be_bytes(*bitmap)));
-        Some((L2Entry::decode(u64::from_be_bytes(*word), bits, !extended), bitmap))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,18 +192,6 @@ mod tests {
     #[test]
     fn an_entry_without_offset_is_unallocated_even_if_copied_is_set() {
         assert_eq!(L2Entry::decode(COPIED, ClusterBits::DEFAULT, true), L2Entry::Unallocated);
-    }
-
-    #[test]
-    fn an_extended_entry_has_two_words() {
-        let host = HostOffset(0x20000);
-        let entry = L2Entry::Data { host, copied: true };
-        let words = [entry.encode(ClusterBits::DEFAULT), 0xff].map(u64::to_be_bytes).concat();
-        let found: Vec<_> = entries(&words, ClusterBits::DEFAULT, true).collect();
-        assert_eq!(found, [(entry, Some(Subclusters(0xff)))]);
-        let found: Vec<_> =
-            entries(&words, ClusterBits::DEFAULT, false).map(|(entry, bitmap)| (entry, bitmap.is_some())).collect();
-        assert_eq!((found.len(), found[0]), (2, (entry, false)));
     }
 
     #[test]

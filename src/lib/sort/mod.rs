@@ -1,4 +1,5 @@
 //! Sequences that are longer than memory may be, and sets of numbers.
 
 pub(crate) mod bits;
+pub(crate) mod runs;
 pub(crate) mod sequence;

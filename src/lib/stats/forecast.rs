@@ -3,11 +3,13 @@
 use super::join::Joined;
 use super::metadata::Metadata;
 use super::report::{DedupForecast, Forecast, StillDuplicate};
+use crate::edit::key::Key;
+use crate::edit::refuse::{refuse, refuse_snapshots};
 use crate::error::Result;
 use crate::inplace::DedupOptions;
-use crate::inplace::choose::Choice;
-use crate::inplace::plan::{Found, Plan, refuse, refuse_snapshots};
-use crate::inplace::scan::{Key, scan};
+use crate::inplace::dedup::choose::Choice;
+use crate::inplace::dedup::plan::{DedupPlan, Found};
+use crate::inplace::dedup::scan::scan;
 use crate::sort::bits::Bits;
 use crate::sort::sequence::{Sorter, Spill};
 use crate::storage::Storage;
@@ -62,7 +64,7 @@ pub(super) fn forecast(
             Choice::new(&ground, limit).links(&all.finish()?, spill)?
         }
     };
-    let plan = Plan::of(storage, DedupOptions::default(), ground, Found { links, zeros, read: 0 }, spill, work)?;
+    let plan = DedupPlan::of(storage, DedupOptions::default(), ground, Found { links, zeros, read: 0 }, spill, work)?;
     let figures = plan.figures();
     let done = DedupForecast {
         stored_clusters: figures.scanned,
@@ -71,7 +73,7 @@ pub(super) fn forecast(
         freed_clusters: figures.freed,
         freed_bytes: figures.freed * size,
         pool_members: figures.pool_members,
-        file_allocated_after_bytes: plan.allocated_after(storage, &lost)?,
+        file_allocated_after_bytes: plan.allocated_after(&lost)?,
     };
     Ok((still, Forecast::Done(done)))
 }

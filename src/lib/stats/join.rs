@@ -5,10 +5,11 @@ use std::iter::Peekable;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::map::Cells;
-use super::metadata::{Mapped, Metadata, all_mapped};
+use super::metadata::{Mapped, Metadata, mapped};
 use crate::check::tables::L2Reference;
 use crate::dedup::{INDEX, index};
 use crate::error::{Error, Result};
+use crate::format::l2;
 use crate::sort::bits::Bits;
 use crate::sort::sequence::{Sorter, Spill};
 use crate::storage::{Storage, read_padded};
@@ -109,9 +110,9 @@ fn units_of(ground: &Ground, storage: &dyn Storage, reference: L2Reference) -> R
     let host = reference.table;
     read_padded(storage, &mut content, host.0)
         .map_err(|e| Error::io(format_args!("Could not read the L2 table at {host:#x}"), e))?;
-    let unit = |mapped| match mapped {
+    let unit = |slot| match mapped(slot, header) {
         Mapped::Stored(entry) => ground.units.of(entry).unwrap_or(NONE),
         Mapped::Zero | Mapped::Unallocated => NONE,
     };
-    Ok(all_mapped(&content, header).map(unit).collect())
+    Ok(l2::slots(header, &content).map(unit).collect())
 }

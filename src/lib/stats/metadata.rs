@@ -7,7 +7,8 @@ use super::snapshots;
 use crate::check::counts::Tally;
 use crate::error::Result;
 use crate::format::header::Header;
-use crate::format::table::{L2Entry, Subclusters, entries};
+use crate::format::l2::{self, Slot};
+use crate::format::table::{L2Entry, Subclusters};
 use crate::pool;
 use crate::progress::Stage;
 use crate::sort::bits::Bits;
@@ -40,14 +41,10 @@ pub(super) enum Mapped {
     Unallocated,
 }
 
-/// How the entries in `content`, a part of an L2 table, have their guest clusters.
-pub(super) fn all_mapped(content: &[u8], header: &Header) -> impl Iterator<Item = Mapped> {
-    entries(content, header.cluster_bits, header.extended_l2()).map(|(entry, subclusters)| mapped(entry, subclusters))
-}
-
 /// How an L2 entry has its guest cluster. With subclusters a zero flag is one that all of them have.
-fn mapped(entry: L2Entry, subclusters: Option<Subclusters>) -> Mapped {
-    let all_zero = subclusters.is_some_and(Subclusters::reads_as_zeros);
+pub(super) fn mapped(slot: Slot, header: &Header) -> Mapped {
+    let entry = slot.entry(header);
+    let all_zero = header.extended_l2() && Subclusters(slot.subclusters).reads_as_zeros();
     match entry {
         L2Entry::Compressed(_) => Mapped::Stored(entry),
         L2Entry::Zero { .. } => Mapped::Zero,
@@ -100,8 +97,9 @@ fn disk_clusters(ground: &Ground, storage: &dyn Storage) -> Result<(DiskClusters
     L2Tables::active(storage, header, &inspection.tables).visit(
         |table, content| {
             let (mut stored, mut compressed, mut zero) = (0, 0, 0);
-            for (mapped, index) in all_mapped(content, header).zip(0u64..) {
-                match mapped {
+            for slot in l2::slots(header, content) {
+                let index = slot.index;
+                match mapped(slot, header) {
                     Mapped::Unallocated => {}
                     Mapped::Zero => zero += times(table, index),
                     Mapped::Stored(entry) => {

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::report::SnapshotStats;
 use crate::error::Result;
+use crate::format::l2;
 use crate::format::snapshot::Snapshot;
-use crate::format::table::{L2Entry, entries};
+use crate::format::table::L2Entry;
 use crate::storage::Storage;
 use crate::storage::buffer::zeroed;
 use crate::survey::Ground;
@@ -47,7 +48,7 @@ pub(super) fn exclusive(ground: &Ground, storage: &dyn Storage) -> Result<Vec<Sn
         |table, content| {
             let layer = table.layer();
             owners.claim(table.host().0 >> bits.bits(), layer);
-            for (entry, _) in entries(content, bits, header.extended_l2()) {
+            for (_, entry) in l2::entries(header, content) {
                 match entry {
                     L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
                         owners.claim(host.0 >> bits.bits(), layer);

@@ -10,6 +10,7 @@ use crate::check::finding::{Finding, Severity};
 use crate::check::{CheckOptions, Inspection, inspect};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::header::incompatible;
+use crate::format::l2;
 use crate::format::table::L2Entry;
 use crate::image::read_header;
 use crate::pool::directory::Record;
@@ -109,8 +110,7 @@ pub(crate) fn guests(
         let highest: Vec<AtomicU64> = zeroed(batch)?;
         tables.visit(
             |table, content| {
-                for (word, index) in content.as_chunks().0.iter().zip(0u64..) {
-                    let entry = L2Entry::decode(u64::from_be_bytes(*word), header.cluster_bits, true);
+                for (index, entry) in l2::entries(header, content) {
                     let rank = ground.units.of(entry).and_then(|unit| wanted.rank(unit)?.checked_sub(first));
                     // Later ones come with a later batch.
                     let Some(at) = rank.map(to_usize).filter(|&at| at < batch) else { continue };

@@ -9,7 +9,8 @@ use crate::dedup::verify::{Clusters, ReadClusters};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
-use crate::format::table::{L2Entry, entries};
+use crate::format::l2;
+use crate::format::table::L2Entry;
 use crate::sort::bits::Bits;
 use crate::storage::buffer::reserve;
 use crate::storage::{Storage, read_padded};
@@ -50,7 +51,7 @@ impl Units {
         tables.visit(
             |table, content| {
                 let mut found = (Vec::new(), Vec::new());
-                for (entry, _) in entries(content, bits, header.extended_l2()) {
+                for (_, entry) in l2::entries(header, content) {
                     match entry {
                         L2Entry::Data { host, .. } => {
                             let added = users.add(host.0, bits.bytes(), table.times(), true);

@@ -3,8 +3,9 @@
 use crate::content::{Content, Model};
 use crate::image::{Input, Subject, mend_directory};
 use crate::support::Choices;
-use dedup_img::check::{CheckOptions, Repair, Repaired, Report};
+use dedup_img::check::{CheckOptions, Report};
 use dedup_img::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
+use dedup_img::inplace::{Repair, Repaired};
 use dedup_img::pool::Record;
 use dedup_img::storage::FileStorage;
 use dedup_img::storage::LockMode;
@@ -84,7 +85,7 @@ pub fn repair(input: &[u8]) {
     let (before, model) = (subject.bytes(), Model::of(&subject.path));
     let mend = || {
         let storage = storage(&subject.path, LockMode::Write);
-        dedup_img::check::repair(&storage, what, CheckOptions::default(), work(), &mut |finding| {
+        dedup_img::inplace::repair(&storage, what, CheckOptions::default(), work(), &mut |finding| {
             drop(finding.kind.to_string());
         })
     };
@@ -149,7 +150,7 @@ pub fn directory(input: &[u8]) {
     assert!(data || is_clean(&report), "a directory is disposable: {report:?}");
     assert!(sound.is_none() || report.benign > 0, "another directory is not noticed: {report:?}");
     let storage = storage(&subject.path, LockMode::Write);
-    let repaired = dedup_img::check::repair(&storage, Repair::All, CheckOptions { data }, work(), &mut |_| {});
+    let repaired = dedup_img::inplace::repair(&storage, Repair::All, CheckOptions { data }, work(), &mut |_| {});
     drop(storage);
     match repaired {
         // With its checksums right a directory may say of a member that it was something else.

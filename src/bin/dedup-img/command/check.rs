@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use dedup_img::check::finding::Finding;
-use dedup_img::check::{CheckOptions, Repair, Repaired, Report, check, repair};
+use dedup_img::check::{CheckOptions, Report, check};
 use dedup_img::disk::{Format, open_image};
+use dedup_img::inplace::{Repair, Repaired, repair};
 use dedup_img::name::shown;
 use dedup_img::storage::LockMode;
 use dedup_img::work::{DEFAULT_MEMORY, Scratch};

@@ -1,9 +1,9 @@
 //! `dedup-img dedup`.
 
-use dedup_img::inplace::{DedupOptions, Plan};
+use dedup_img::inplace::{DedupOptions, DedupPlan};
 use dedup_img::pool::Pin;
 
-use super::in_place::{InPlace, made_ready, run_in_place};
+use super::in_place::{InPlace, repaired, run_in_place, unready};
 use crate::cli::DedupArgs;
 use crate::failure::Failure;
 use crate::view;
@@ -27,18 +27,14 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
     };
     run_in_place(&common, |storage, work| {
         let options = DedupOptions { pin: args.pin.map_or(Pin::Shared, Pin::from) };
-        let mut plan = Plan::new(storage, options, work)?;
-        if made_ready(&common, storage, work)? {
-            plan = Plan::new(storage, options, work)?;
-        }
+        let plan = DedupPlan::new(storage, options, work)?;
         if args.dry_run {
-            let report = plan.report(storage, work)?;
+            unready(&common, plan.is_unready(work)?);
+            let report = plan.report(work)?;
             return view::dedup::planned(file, &plan, &report, args.run.output);
         }
-        Ok(view::dedup::done(
-            file,
-            &plan.apply(storage, work).map_err(|e| view::room::no_room(e, ADVICE))?,
-            args.run.output,
-        ))
+        let plan = plan.made_ready(work, |done| repaired(&common, done))?;
+        let report = plan.apply(work).map_err(|e| view::room::no_room(e, ADVICE))?;
+        Ok(view::dedup::done(file, &report, args.run.output))
     })
 }

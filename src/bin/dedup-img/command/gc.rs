@@ -2,7 +2,7 @@
 
 use dedup_img::inplace::{GcOptions, GcPlan};
 
-use super::in_place::{InPlace, made_ready, run_in_place};
+use super::in_place::{InPlace, repaired, run_in_place, unready};
 use crate::cli::GcArgs;
 use crate::failure::Failure;
 use crate::view;
@@ -25,11 +25,14 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
     run_in_place(&common, |storage, work| {
         let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
         let no_room = |e| view::room::no_room(e, advice(options));
-        let mut plan = GcPlan::new(storage, options, work)?;
-        if made_ready(&common, storage, work)? {
-            plan = GcPlan::new(storage, options, work)?;
-        }
-        let report = if args.dry_run { plan.report() } else { plan.apply(storage, work).map_err(no_room)? };
+        let plan = GcPlan::new(storage, options, work)?;
+        let report = if args.dry_run {
+            unready(&common, plan.is_unready(work)?);
+            plan.report(work)?
+        } else {
+            let plan = plan.made_ready(work, |done| repaired(&common, done))?;
+            plan.apply(work).map_err(no_room)?
+        };
         Ok(view::gc::summary(file, &report, options, args.dry_run, args.run.output))
     })
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use dedup_img::check::{is_unready, make_ready};
 use dedup_img::disk::{Format, open_image};
+use dedup_img::inplace::Repaired;
 use dedup_img::name::shown;
 use dedup_img::storage::{FileStorage, LockMode, Storage};
 use dedup_img::work::{Scratch, Work};
@@ -28,7 +28,7 @@ pub(super) struct InPlace<'a> {
 /// Opens the image, lets `operation` work on it, and prints the summary that it returns.
 pub(super) fn run_in_place(
     args: &InPlace<'_>,
-    operation: impl FnOnce(&dyn Storage, &Work) -> Result<String>,
+    operation: impl FnOnce(&mut dyn Storage, &Work) -> Result<String>,
 ) -> std::result::Result<(), Failure> {
     view::refuse_own_output(args.file, args.run.quiet)?;
     let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(args.file)));
@@ -54,11 +54,11 @@ pub(super) fn run_in_place(
 fn open_and(
     args: &InPlace<'_>,
     format: Option<Format>,
-    operation: impl FnOnce(&FileStorage) -> Result<String>,
+    operation: impl FnOnce(&mut FileStorage) -> Result<String>,
 ) -> Result<String> {
     let mode = if args.dry_run { LockMode::Read } else { LockMode::Write };
     let (storage, format) = open_image(args.file, format, mode)?;
-    let storage = storage.ignoring_holes(args.ignore_holes);
+    let mut storage = storage.ignoring_holes(args.ignore_holes);
     let said = |e: Error| match e.kind() {
         ErrorKind::Format => e.prefixed(&format!("Could not open '{}'", shown(args.file))),
         _ => e.prefixed(&format!("'{}'", shown(args.file))),
@@ -67,7 +67,7 @@ fn open_and(
         let message = format!("a {format} image cannot be worked on in place; use dedup-img convert");
         return Err(said(Error::new(ErrorKind::Unsupported, message)));
     }
-    operation(&storage).map_err(said)
+    operation(&mut storage).map_err(said)
 }
 
 /// The directory that a file is in.
@@ -75,18 +75,14 @@ fn parent(file: &Path) -> &Path {
     file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Repairs the image where it was not closed cleanly and needs that, once it is known that nothing else stands in the way, and says so.
-/// Returns whether it did; a dry run says that it would.
-pub(super) fn made_ready(args: &InPlace<'_>, storage: &dyn Storage, work: &Work) -> Result<bool> {
-    if args.dry_run {
-        if is_unready(storage, work)? {
-            view::warning(&view::unclean(args.file, None));
-        }
-        return Ok(false);
+/// Says that the image was not closed cleanly and would be repaired first, where that is so.
+pub(super) fn unready(args: &InPlace<'_>, is_unready: bool) {
+    if is_unready {
+        view::warning(&view::unclean(args.file, None));
     }
-    let repaired = make_ready(storage, work)?;
-    if let Some(repaired) = &repaired {
-        view::warning(&view::unclean(args.file, Some(repaired.corruptions_fixed)));
-    }
-    Ok(repaired.is_some())
+}
+
+/// Says that the image was not closed cleanly and was repaired.
+pub(super) fn repaired(args: &InPlace<'_>, repaired: &Repaired) {
+    view::warning(&view::unclean(args.file, Some(repaired.corruptions_fixed)));
 }

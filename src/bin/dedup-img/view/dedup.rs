@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dedup_img::Result;
-use dedup_img::inplace::{DedupReport, Plan};
+use dedup_img::inplace::{DedupPlan, DedupReport};
 use dedup_img::name::shown;
 use serde::Serialize;
 
@@ -39,7 +39,7 @@ struct Share {
 }
 
 /// What would be done.
-pub(crate) fn planned(file: &Path, plan: &Plan, report: &DedupReport, output: OutputArg) -> Result<String> {
+pub(crate) fn planned(file: &Path, plan: &DedupPlan<'_>, report: &DedupReport, output: OutputArg) -> Result<String> {
     if output == OutputArg::Human {
         return Ok(human(file, report, true));
     }

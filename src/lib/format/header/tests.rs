@@ -59,3 +59,22 @@ fn every_broken_field_is_named() {
         assert!(error.contains(message), "{error} should contain {message}");
     }
 }
+
+#[test]
+fn an_extended_l2_entry_has_two_words() {
+    use crate::format::l2::{self, Slot};
+    use crate::format::table::L2Entry;
+
+    let plain = sample();
+    let extended = Header { incompatible: plain.incompatible | incompatible::EXTENDED_L2, ..plain.clone() };
+    let entry = L2Entry::Data { host: HostOffset(0x20000), copied: true };
+    let word = entry.encode(plain.cluster_bits);
+    let mut table = [word, 0xff].map(u64::to_be_bytes).concat();
+    assert_eq!(l2::slots(&extended, &table).collect::<Vec<_>>(), [Slot { index: 0, word, subclusters: 0xff }]);
+    assert_eq!(l2::entries(&extended, &table).collect::<Vec<_>>(), [(0, entry)]);
+    let found: Vec<_> = l2::slots(&plain, &table).map(|slot| (slot.index, slot.word, slot.subclusters)).collect();
+    assert_eq!(found, [(0, word, 0), (1, 0xff, 0)]);
+    assert!(!l2::rewrite(&extended, &mut table, |word, _| (word == 0xff).then_some(0)));
+    assert!(l2::rewrite(&plain, &mut table, |word, _| (word == 0xff).then_some(0)));
+    assert_eq!(l2::slots(&plain, &table).last(), Some(Slot { index: 1, word: 0, subclusters: 0 }));
+}

@@ -12,17 +12,15 @@ use crate::dedup::{INDEX, INDEX_BITS, index};
 use crate::digest::{Sha, sha256};
 use crate::error::{Error, OrInternal, Result};
 use crate::format::table::{L2Entry, l1_target};
+use crate::inplace::overwrite::class::NEW;
 use crate::inplace::overwrite::source::{Source, TASK};
+use crate::sort::runs::tasks;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::storage::buffer::BufferPool;
 use crate::storage::{Storage, read_padded};
 use crate::survey::Ground;
 use crate::units::to_usize;
 use crate::work::Work;
-
-/// Marks the class of content that the target does not have: the rest is the guest cluster that it is read from. Other classes are
-/// units.
-pub(super) const NEW: u64 = 1 << 63;
 
 /// Links changed clusters to an unchanged one with the same fingerprint, or to the first changed one with it. Both are sorted by
 /// fingerprint.
@@ -127,7 +125,7 @@ pub(super) fn in_pool(
     let buffers = BufferPool::new(to_usize(per_task << bits.bits()));
     loop {
         work.cancel.check()?;
-        let batch = tasks(&mut heads, per_task, work.batch())?;
+        let batch = tasks(|| heads.next().transpose(), per_task, work.batch())?;
         if batch.is_empty() {
             return Ok(found);
         }
@@ -139,29 +137,6 @@ pub(super) fn in_pool(
         let clusters: u64 = batch.iter().flatten().map(|run| run.end - run.start).sum();
         work.progress.advance(clusters << bits.bits());
     }
-}
-
-/// Up to `count` tasks of runs of guest clusters.
-fn tasks(heads: &mut Heads<'_>, per_task: u64, count: usize) -> Result<Vec<Vec<Range<u64>>>> {
-    let mut tasks: Vec<Vec<Range<u64>>> = Vec::new();
-    let (mut task, mut length): (Vec<Range<u64>>, u64) = (Vec::new(), 0);
-    while tasks.len() < count
-        && let Some(guest) = heads.next().transpose()?
-    {
-        match task.last_mut() {
-            Some(run) if run.end == guest => run.end += 1,
-            _ => task.push(guest..guest + 1),
-        }
-        length += 1;
-        if length == per_task {
-            tasks.push(std::mem::take(&mut task));
-            length = 0;
-        }
-    }
-    if !task.is_empty() {
-        tasks.push(task);
-    }
-    Ok(tasks)
 }
 
 fn search(

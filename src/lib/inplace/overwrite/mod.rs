@@ -8,19 +8,19 @@
 //! New content is looked for in three places: among what the disk keeps (the comparison reads that anyway), in the pool by its
 //! SHA-256, and among itself. What is found nowhere gets a new cluster: a cluster is never written where it lies, so that each one
 //! reads as before or as it should whenever a crash comes, and snapshots stay what they are. The order of writes is that of
-//! [`super`]: new clusters are filled in step 2, when nothing leads to them, and L2 entries change in step 5.
+//! [`crate::edit`]: new clusters are filled in step 3, when nothing leads to them, and L2 entries change in step 8.
 
+mod class;
 mod find;
 mod place;
 mod source;
-pub(crate) mod tables;
 
 use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::check::{Inspection, make_ready};
+use crate::check::Inspection;
 use crate::dedup::group::group;
 use crate::dedup::level::Level;
 use crate::dedup::reading::Again;
@@ -28,14 +28,18 @@ use crate::dedup::scan::{Other, Scan, scan};
 use crate::dedup::verify::verify;
 use crate::disk::Disk;
 use crate::edit::allocate::Allocator;
-use crate::edit::apply::{Punch, apply_with, upgraded};
-use crate::edit::change::{Change, Writes};
+use crate::edit::apply;
+use crate::edit::change::{Members, Overwriting};
+use crate::edit::entries::new_tables;
+use crate::edit::marks::upgraded;
 use crate::edit::members::NewMember;
+use crate::edit::phases::{APPLYING, CHECKING, WRITING};
+use crate::edit::refuse::{refuse, refuse_snapshots};
+use crate::edit::repair::make_ready;
+use crate::edit::room::sizes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::read_header;
 use crate::image::refcounts::Refcounts;
-use crate::inplace::plan::{refuse, refuse_snapshots};
-use crate::inplace::{APPLYING, CHECKING, WRITING, sizes};
 use crate::pool::Pin;
 use crate::progress::Stage;
 use crate::sort::bits::Bits;
@@ -44,8 +48,9 @@ use crate::storage::Storage;
 use crate::survey::{Ground, guests, sound};
 use crate::work::Work;
 
+use class::Stores;
 use find::Heads;
-use place::{Placed, Stores};
+use place::Placed;
 use source::Source;
 
 /// What an overwriting did. Sizes are in bytes, clusters are those of the target.
@@ -166,7 +171,7 @@ pub fn overwrite(
             disk.ensure_unchanged()
         } else {
             let source = &Source::new(disk, present, bits)?;
-            let (mut change, stores) =
+            let (overwriting, stores) =
                 Planner { storage, source, limit, pin, spill, work }.plan(scan, inspection, &mut report)?;
             work.progress.within(APPLYING.0, APPLYING.1);
             work.progress.begin(WRITING, report.written_bytes);
@@ -178,7 +183,7 @@ pub fn overwrite(
                 }
                 disk.ensure_unchanged()
             };
-            apply_with(&mut change, storage, Punch::Freed, &fill, work)?;
+            apply::overwrite(overwriting, &fill, storage, work)?;
             (report.file_length_after_bytes, report.allocated_after_bytes) = sizes(storage)?;
             Ok(())
         }
@@ -200,7 +205,12 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// The change that makes the disk read what `scan` found, and the clusters that it stores.
-    fn plan(&self, mut scan: Scan, inspection: Inspection, report: &mut OverwriteReport) -> Result<(Change, Stores)> {
+    fn plan(
+        &self,
+        mut scan: Scan,
+        inspection: Inspection,
+        report: &mut OverwriteReport,
+    ) -> Result<(Overwriting, Stores)> {
         let Self { storage, source, limit, pin, spill, work } = *self;
         let bits = inspection.header.cluster_bits;
         let ground = Ground::with_room(storage, inspection, scan.records.len())?;
@@ -220,26 +230,25 @@ impl Planner<'_> {
         let refcounts = Refcounts::load(storage, header)?;
         let free = Allocator::new(&refcounts, header, ground.inspection.file_len, &ground.inspection.counts)?;
         let mut placed = place::place(&ground, &classes, (&changed.zeros, first), (limit, pin), free, spill)?;
-        let tables = tables::new_tables(&ground, &placed.entries, &mut placed.free)?;
+        let tables = new_tables(&ground, &placed.entries, &mut placed.free)?;
 
-        let (joining, members_after) = self.members(&ground, placed.members, placed.shared)?;
+        let members = self.members(&ground, placed.members, placed.shared)?;
         report.changed_clusters = changed.data_clusters;
         report.zeroed_clusters = placed.entries.len() - changed.data_clusters;
         report.reused_clusters = placed.reused;
         report.written_clusters = placed.stores.places.len();
         report.written_bytes = placed.stores.places.len() << bits.bits();
-        report.pool_members = members_after.len();
+        report.pool_members = members.after.len();
         report.changed = true;
         let Placed { entries, gains, free, stores, .. } = placed;
-        let writes = Some(Writes { entries, gains, tables, free: Some(free) });
-        let change = Change { joining, members_after, writes, may_upgrade: true, ..Change::none(ground, spill)? };
-        report.upgraded = change.upgrades();
-        Ok((change, stores))
+        let overwriting = Overwriting::new(ground, members, (entries, gains, tables), free);
+        report.upgraded = overwriting.upgrades();
+        Ok((overwriting, stores))
     }
 
     /// What enters the pool, in unit order, and all members that it will have: `new` words, and units that are `shared` from now
     /// on. Where the directory is lost what is in use enters it once more.
-    fn members(&self, ground: &Ground, mut new: Sorter, shared: Bits) -> Result<(Sequence, Bits)> {
+    fn members(&self, ground: &Ground, mut new: Sorter, shared: Bits) -> Result<Members> {
         let mut old = shared;
         let mut after = Bits::new(ground.units.limit());
         for unit in ground.members.bits().iter() {
@@ -258,7 +267,7 @@ impl Planner<'_> {
             after.insert(NewMember::decode(word).unit);
             joining.push(word)?;
         }
-        Ok((joining, after))
+        Ok(Members { after, joining, first: None })
     }
 }
 

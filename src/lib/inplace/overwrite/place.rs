@@ -8,7 +8,7 @@ use crate::edit::allocate::Allocator;
 use crate::edit::members::NewMember;
 use crate::error::Result;
 use crate::format::table::L2Entry;
-use crate::inplace::overwrite::find::NEW;
+use crate::inplace::overwrite::class::{NEW, Stores};
 use crate::pool::Pin;
 use crate::sort::bits::Bits;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill};
@@ -30,16 +30,6 @@ pub(super) struct Placed {
     pub(super) free: Allocator,
     /// Changed clusters that use what the target has.
     pub(super) reused: u64,
-}
-
-/// New clusters, in the order in which they got their places.
-pub(super) struct Stores {
-    /// The host cluster (high 64 bits) and the class whose content it gets.
-    pub(super) places: Sequence,
-    /// What the content of each was when it was read first; 0 for one that the target has.
-    pub(super) records: Sequence,
-    /// The first reading of the source.
-    pub(super) first: FirstReading,
 }
 
 /// Gives out places.

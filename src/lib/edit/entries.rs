@@ -9,6 +9,7 @@ use crate::edit::allocate::Allocator;
 use crate::edit::change::{Change, Writes};
 use crate::error::{Error, OrInternal, Result};
 use crate::format::header::Header;
+use crate::format::l2;
 use crate::format::table::L2Entry;
 use crate::format::table::{l1_entry, l1_target, with_copied};
 use crate::sort::sequence::Sorted;
@@ -60,13 +61,10 @@ impl<'a> Tables<'a> {
         self.each(|index, entries| {
             let Some((_, place)) = places.next_if(|(other, _)| *other == index) else { return Ok(()) };
             let mut content = self.read(index)?;
-            for word in content.as_chunks_mut().0 {
-                // The old table stays: what both lead to has two references at least.
-                let entry = u64::from_be_bytes(*word);
-                if !matches!(L2Entry::decode(entry, bits, true), L2Entry::Compressed(_)) {
-                    *word = with_copied(entry, false).to_be_bytes();
-                }
-            }
+            // The old table stays: what both lead to has two references at least.
+            l2::rewrite(self.header, &mut content, |word, entry| {
+                (!matches!(entry, L2Entry::Compressed(_))).then(|| with_copied(word, false))
+            });
             put(&mut content, entries)?;
             write_sparse(self.storage, &content, place.offset(bits).0)
         })

@@ -1,17 +1,6 @@
 //! Moving clusters from the end of the file into holes, and cutting the file.
 //!
-//! ```text
-//!    step                                                   after a crash here
-//!  1 set the dirty bit; raise the refcounts of the places    counts that are too high
-//!    that things move to; flush
-//!  2 copy what moves; what points at things that move does   nothing refers to the copies
-//!    so in its copy already; flush
-//!  3 point everything that stays at the copies; flush        some points at the copies, some still at the originals:
-//!                                                            they are the same
-//!  4 switch the header to tables that moved; flush           one or the other, in one sector
-//!  5 count everything anew and lower what is too high; flush leaks
-//!  6 drop refcount blocks that count nothing; cut the file   nothing uses what is cut off
-//! ```
+//! Its steps are those marked `c` in [`crate::edit`].
 //!
 //! Nothing is written over anything that is in use, so no second copy of the file is needed: a pass fills the holes that there
 //! are, and what it frees is the end of the file. Where the file system has no room for all that a pass moves, the moves of that pass
@@ -23,16 +12,17 @@ use std::io;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::check::{ALONE, Inspection};
-use crate::edit::apply::{Punch, UNSETTLED, set_dirty, settle};
-use crate::edit::change::Change;
+use crate::edit::change::{Change, NewPool};
+use crate::edit::marks::set_dirty;
 use crate::edit::mend::{Mender, Pass};
+use crate::edit::pointers::{Container, containers, header_fields};
 use crate::edit::renew;
+use crate::edit::settle::{Punch, UNSETTLED, settle};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
-use crate::inplace::moves::{Moves, plan};
-use crate::inplace::pointers::{Container, containers, header_fields};
-use crate::sort::sequence::Spill;
+use crate::inplace::gc::moves::{Moves, plan};
+use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::latch::Latch;
 use crate::storage::sparse::{rewrite, write_sparse};
 use crate::storage::{BLOCK, Storage, flush, read_padded, write};
@@ -61,8 +51,8 @@ pub(super) fn compact(storage: &dyn Storage, spill: &Spill, work: &Work) -> Resu
     if inspection.pool.as_ref().is_some_and(|pool| !pool.ascending && pool.records.is_some()) {
         // Members that moved are out of order. A new pool takes new places, which may be at the end again.
         let ground = Ground::new(storage, inspection)?;
-        let members_after = ground.members.bits().filtered(|_| true);
-        let mut change = Change { members_after, ..Change::none(ground, spill)? };
+        let after = ground.members.bits().filtered(|_| true);
+        let mut change = Change::of_pool(ground, NewPool::of(after, Sequence::new(spill)));
         renew::apply(&mut change, storage, Punch::Freed, spill, quiet).map_err(|e| match e.kind() {
             ErrorKind::NoRoom { .. } => Error::new(ErrorKind::Limit, UNORDERED),
             _ => e,
@@ -113,18 +103,10 @@ pub(super) fn target(storage: &dyn Storage, header: &Header, used: u64) -> Resul
     let refcounts = Refcounts::load(storage, header)?;
     let indices = 0..refcounts.entries().len() as u64;
     let blocks = indices.filter(|&index| matches!(refcounts.block(index), Block::At(_))).count() as u64;
-    let others = used.saturating_sub(blocks);
-    let mut end = others;
-    loop {
-        let next = others + end.div_ceil(refcounts.per_block());
-        if next == end {
-            return Ok(end);
-        }
-        end = next;
-    }
+    Ok(header.refcount_bits.with_blocks(header.cluster_bits, used.saturating_sub(blocks)))
 }
 
-/// Steps 1 to 4.
+/// Steps 1 to 9.
 fn apply(storage: &dyn Storage, inspection: &mut Inspection, moves: &Moves, work: &Work) -> Result<()> {
     let header = set_dirty(storage, &inspection.header)?;
     let bits = header.cluster_bits;
@@ -139,7 +121,7 @@ fn apply(storage: &dyn Storage, inspection: &mut Inspection, moves: &Moves, work
     flush(storage)?;
     point(storage, &header, &tables, &others, moves, false)?;
     flush(storage)?;
-    let fields = header_fields(storage, &header, moves)?;
+    let fields = header_fields(storage, &header, |at| moves.offset(at))?;
     for (bytes, at) in &fields {
         write(storage, bytes, *at)?;
     }
@@ -183,13 +165,13 @@ fn point(
         |table, content| {
             let Some(at) = place(table.host().0) else { return Ok(()) };
             let old = content.to_vec();
-            if moves.redirect_l2(header, content)? { rewrite(storage, &old, content, at) } else { Ok(()) }
+            if moves.redirect_l2(header, content) { rewrite(storage, &old, content, at) } else { Ok(()) }
         },
         |()| Ok(()),
     )?;
     for container in others {
         if let Some(at) = place(container.at)
-            && let Some(bytes) = container.redirected(moves)?
+            && let Some(bytes) = container.redirected(|at| moves.offset(at))?
         {
             rewrite(storage, &container.bytes, &bytes, at)?;
         }

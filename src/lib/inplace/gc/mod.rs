@@ -1,22 +1,27 @@
 //! Giving space back: what only the pool holds, what leaked, and with compaction every hole in the file.
 
+mod compact;
+mod moves;
+
 use std::ops::Range;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::check::make_ready;
-use crate::edit::apply::{self, Punch, idle, settle};
-use crate::edit::change::Change;
+use crate::edit::change::{Change, NewPool};
+use crate::edit::idle::idle;
 use crate::edit::members::NewMember;
+use crate::edit::phases::WRITING;
 use crate::edit::renew;
-use crate::edit::room::{Needs, backed, room, with_slack};
+use crate::edit::repair::{Repaired, is_unready, make_ready};
+use crate::edit::room::{Needs, backed, needs, room, sizes, with_slack};
+use crate::edit::settle::{Punch, settle};
 use crate::error::{Error, Left, Result};
 use crate::format::header::Header;
 use crate::image::read_header;
-use crate::inplace::{WRITING, compact, sizes};
 use crate::progress::Stage;
-use crate::sort::sequence::Spill;
+use crate::sort::bits::Bits;
+use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::{BLOCK, Room, Storage};
 use crate::survey::guests;
 use crate::survey::{Ground, sound};
@@ -35,8 +40,32 @@ pub struct GcOptions {
     pub drop_pool: bool,
 }
 
-/// What a collection will do.
-pub struct GcPlan {
+/// What a collection will do to the image that it was made from, which is the plan's alone: see [`DedupPlan`](crate::inplace::DedupPlan).
+///
+/// ```no_run
+/// # use std::path::Path;
+/// # use dedup_img::work::{Work, WorkOptions};
+/// # use dedup_img::{disk, inplace::{GcOptions, GcPlan}, storage::LockMode};
+/// # let work = Work::new(WorkOptions::default())?;
+/// let (mut one, _) = disk::open_image(Path::new("one.qcow2"), None, LockMode::Write)?;
+/// let plan = GcPlan::new(&mut one, GcOptions::default(), &work)?;
+/// plan.apply(&work)?;
+/// # Ok::<(), dedup_img::Error>(())
+/// ```
+///
+/// ```compile_fail,E0061
+/// # use std::path::Path;
+/// # use dedup_img::work::{Work, WorkOptions};
+/// # use dedup_img::{disk, inplace::{GcOptions, GcPlan}, storage::LockMode};
+/// # let work = Work::new(WorkOptions::default())?;
+/// let (mut one, _) = disk::open_image(Path::new("one.qcow2"), None, LockMode::Write)?;
+/// let (mut other, _) = disk::open_image(Path::new("other.qcow2"), None, LockMode::Write)?;
+/// let plan = GcPlan::new(&mut one, GcOptions::default(), &work)?;
+/// plan.apply(&mut other, &work)?;
+/// # Ok::<(), dedup_img::Error>(())
+/// ```
+pub struct GcPlan<'s> {
+    storage: &'s dyn Storage,
     options: GcOptions,
     change: Change,
     report: GcReport,
@@ -96,21 +125,21 @@ pub struct GcReport {
 /// Collects what can be given back of the image in `storage`, which nobody else may use.
 ///
 /// # Errors
-/// As [`crate::inplace::dedup`].
+/// As [`dedup()`](crate::inplace::dedup()).
 pub fn gc(storage: &dyn Storage, options: GcOptions, work: &Work) -> Result<GcReport> {
-    let mut plan = GcPlan::new(storage, options, work)?;
-    if make_ready(storage, work)?.is_some() {
-        plan = GcPlan::new(storage, options, work)?;
-    }
-    plan.apply(storage, work)
+    GcPlan::read(storage, options, work)?.made_ready(work, |_| {})?.apply(work)
 }
 
-impl GcPlan {
+impl<'s> GcPlan<'s> {
     /// Checks the image in `storage`. Nothing is written.
     ///
     /// # Errors
     /// Those of reading; refusals by name.
-    pub fn new(storage: &dyn Storage, options: GcOptions, work: &Work) -> Result<Self> {
+    pub fn new(storage: &'s mut dyn Storage, options: GcOptions, work: &Work) -> Result<Self> {
+        Self::read(storage, options, work)
+    }
+
+    fn read(storage: &'s dyn Storage, options: GcOptions, work: &Work) -> Result<Self> {
         let started = Instant::now();
         let header = read_header(storage)?;
         refuse(&header, options)?;
@@ -135,7 +164,7 @@ impl GcPlan {
                 leaked_clusters: ground.inspection.report.leaks,
                 garbage_members: if options.drop_pool { 0 } else { ground.members.bits().len() - used },
                 unpooled_members: unpooled,
-                pool_members: change.members_after.len(),
+                pool_members: change.members_after(),
                 directory_rebuilt: ground.pool_index.is_some() && !options.drop_pool && !ground.has_records(),
                 pool_dropped: options.drop_pool && ground.pool_index.is_some(),
                 freed_clusters: freed,
@@ -154,26 +183,48 @@ impl GcPlan {
             };
             let idle = idle(&ground.inspection.counts, bits, storage)?;
             let is_idle = !idle.is_empty();
-            let mut plan = Self { options, change, report, spill: spill.clone(), is_idle, started };
+            let mut plan = Self { storage, options, change, report, spill: spill.clone(), is_idle, started };
             let inspection = &plan.change.ground.inspection;
             let compacts = options.compact && (!plan.change.is_empty() || compact::has_work(storage, inspection)?);
             if compacts {
-                plan.forecast(storage)?;
+                plan.forecast()?;
             }
             plan.report.changed = !plan.change.is_empty() || plan.is_idle || compacts;
-            plan.room(storage, compacts, idle)?;
+            plan.room(compacts, idle)?;
             Ok(plan)
         })
     }
 
+    /// Whether the image was not closed cleanly and must be repaired before the plan is applied.
+    ///
+    /// # Errors
+    /// Those of [`check`](crate::check::check).
+    pub fn is_unready(&self, work: &Work) -> Result<bool> {
+        is_unready(self.storage, work)
+    }
+
+    /// Repairs the image if [`Self::is_unready`], tells `tell` what was done, and plans anew then.
+    ///
+    /// # Errors
+    /// Those of [`make_ready`] and of [`Self::new`].
+    pub fn made_ready(self, work: &Work, tell: impl FnOnce(&Repaired)) -> Result<Self> {
+        let (storage, options) = (self.storage, self.options);
+        let Some(repaired) = make_ready(storage, work)? else { return Ok(self) };
+        tell(&repaired);
+        drop(self);
+        Self::read(storage, options, work)
+    }
+
     /// What the plan says, for an image that is as it was.
-    #[must_use]
-    pub fn report(&self) -> GcReport {
-        GcReport { seconds: self.started.elapsed().as_secs_f64(), ..self.report.clone() }
+    ///
+    /// # Errors
+    /// None: all of it is known. Those of other plans are here so that all have one shape.
+    pub fn report(&self, _work: &Work) -> Result<GcReport> {
+        Ok(GcReport { seconds: self.started.elapsed().as_secs_f64(), ..self.report.clone() })
     }
 
     /// How long the file will be, and how much moves.
-    fn forecast(&mut self, storage: &dyn Storage) -> Result<()> {
+    fn forecast(&mut self) -> Result<()> {
         let inspection = &self.change.ground.inspection;
         let bits = inspection.header.cluster_bits;
         let gone = self.change.gone_clusters();
@@ -181,7 +232,7 @@ impl GcPlan {
         used = used.saturating_sub(gone.len());
         let (before, after) = self.change.pool_clusters();
         used = (used + after).saturating_sub(before);
-        let end = compact::target(storage, &inspection.header, used)?;
+        let end = compact::target(self.storage, &inspection.header, used)?;
         let stays = |&cluster: &u64| inspection.counts.get(cluster) > 0 && !gone.contains(cluster);
         self.report.moved_clusters = end.saturating_sub((0..end).filter(stays).count() as u64);
         self.report.file_length_after_bytes = (end << bits.bits()).min(self.report.file_length_before_bytes);
@@ -189,14 +240,14 @@ impl GcPlan {
     }
 
     /// What is copied, and the room that it takes; `idle` are free clusters that the file occupies.
-    fn room(&mut self, storage: &dyn Storage, compacts: bool, idle: Vec<Range<u64>>) -> Result<()> {
-        let change = &self.change;
+    fn room(&mut self, compacts: bool, idle: Vec<Range<u64>>) -> Result<()> {
+        let (change, storage) = (&self.change, self.storage);
         let bits = change.ground.inspection.header.cluster_bits;
         let mut released = backed(storage, idle)?;
         let needs = if change.is_empty() {
             Needs::none(change, storage)?
         } else {
-            let (needs, prepared) = apply::needs(change, storage)?;
+            let (needs, prepared) = needs(change, storage)?;
             released = released.saturating_sub(backed(storage, prepared.writes(bits))?);
             needs
         };
@@ -236,7 +287,8 @@ impl GcPlan {
     ///
     /// # Errors
     /// As [`gc`].
-    pub fn apply(mut self, storage: &dyn Storage, work: &Work) -> Result<GcReport> {
+    pub fn apply(mut self, work: &Work) -> Result<GcReport> {
+        let storage = self.storage;
         if self.report.changed {
             let (needed, available) = (self.report.room_least_bytes, self.report.room_available_bytes);
             if room(storage)? != Room::Fixed {
@@ -285,25 +337,22 @@ fn collect(
     spill: &Spill,
     work: &Work,
 ) -> Result<(Change, u64)> {
-    let mut change = Change { drops_pool: options.drop_pool, ..Change::none(ground, spill)? };
     if options.drop_pool {
-        return Ok((change, 0));
+        return Ok((Change::of_pool(ground, NewPool::Dropped), 0));
     }
-    let Ground { units, members, .. } = &change.ground;
+    let Ground { units, members, .. } = &ground;
     let shared = members.bits().filtered(|&unit| units.users(unit) > 1);
-    let has_records = change.ground.has_records();
-    let (mut stay, mut joining) = (Vec::new(), change.joining);
-    guests(&change.ground, storage, shared, spill, work, |unit, guests| {
+    let has_records = ground.has_records();
+    let (mut after, mut joining) = (Bits::new(units.limit()), Sequence::new(spill));
+    guests(&ground, storage, shared, spill, work, |unit, guests| {
         if guests.start() < guests.end() {
-            stay.push(unit);
+            after.insert(unit);
             if !has_records {
                 joining.push(NewMember { unit, guest: *guests.start() }.encode())?;
             }
         }
         Ok(())
     })?;
-    change.joining = joining;
-    stay.iter().for_each(|&unit| change.members_after.insert(unit));
-    let unpooled = change.ground.used_members() - stay.len() as u64;
-    Ok((change, unpooled))
+    let unpooled = ground.used_members() - after.len();
+    Ok((Change::of_pool(ground, NewPool::of(after, joining)), unpooled))
 }

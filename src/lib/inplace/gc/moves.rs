@@ -10,8 +10,8 @@ use crate::edit::room::{available, backed, room, unbacked, with_slack};
 use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
+use crate::format::l2;
 use crate::format::table::{L2Entry, with_offset};
-use crate::format::u64_at;
 use crate::image::refcounts::{Block, Refcounts};
 use crate::sort::bits::{Bits, Ranked};
 use crate::storage::sparse::write_sparse;
@@ -158,29 +158,18 @@ impl Moves {
     }
 
     /// Points the entries of an L2 table at the new places; says whether any changed.
-    pub(super) fn redirect_l2(&self, header: &Header, table: &mut [u8]) -> Result<bool> {
-        let bits = header.cluster_bits;
-        let mut changed = false;
-        for entry in table.chunks_exact_mut(header.l2_entry_len()) {
-            let word = u64_at(entry, 0).or_internal("an L2 entry that is too short")?;
-            let new = match L2Entry::decode(word, bits, !header.extended_l2()) {
-                L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
-                    self.offset(host.0).map(|new| with_offset(word, HostOffset(new)))
-                }
-                L2Entry::Compressed(extent) => {
-                    let found = self.packed.binary_search_by_key(&order(extent), |packed| order(packed.old)).ok();
-                    let packed = found.and_then(|index| self.packed.get(index));
-                    packed.map(|packed| L2Entry::Compressed(packed.new).encode(bits))
-                }
-                L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => None,
-            };
-            if let Some(new) = new {
-                let slot = entry.get_mut(..8).or_internal("an L2 entry that is too short")?;
-                slot.copy_from_slice(&new.to_be_bytes());
-                changed = true;
+    pub(super) fn redirect_l2(&self, header: &Header, table: &mut [u8]) -> bool {
+        l2::rewrite(header, table, |word, entry| match entry {
+            L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => {
+                self.offset(host.0).map(|new| with_offset(word, HostOffset(new)))
             }
-        }
-        Ok(changed)
+            L2Entry::Compressed(extent) => {
+                let found = self.packed.binary_search_by_key(&order(extent), |packed| order(packed.old)).ok();
+                let packed = found.and_then(|index| self.packed.get(index));
+                packed.map(|packed| L2Entry::Compressed(packed.new).encode(header.cluster_bits))
+            }
+            L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => None,
+        })
     }
 }
 
@@ -344,13 +333,8 @@ fn in_guest_order(storage: &dyn Storage, inspection: &Inspection, clusters: Vec<
     let lowest: Vec<AtomicU64> = (0..set.bits().len()).map(|_| AtomicU64::new(u64::MAX)).collect();
     tables.visit(
         |table, content| {
-            for (entry, index) in content.chunks_exact(header.l2_entry_len()).zip(0u64..) {
-                let word = u64_at(entry, 0).or_internal("half an L2 entry")?;
-                let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) =
-                    L2Entry::decode(word, header.cluster_bits, !header.extended_l2())
-                else {
-                    continue;
-                };
+            for (index, entry) in l2::entries(header, content) {
+                let (L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }) = entry else { continue };
                 if let Some(rank) = set.rank(host.0 >> header.cluster_bits.bits()) {
                     let lowest = lowest.get(to_usize(rank)).or_internal("a cluster that moves has no rank")?;
                     // A table that no layer uses has no guests.

@@ -7,15 +7,14 @@ use crate::format::header::{Header, L1_OFFSET_AT, REFCOUNT_TABLE_AT, SNAPSHOTS_A
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_target, with_offset};
 use crate::format::{array_at, u16_at, u32_at, u64_at};
-use crate::inplace::moves::Moves;
 use crate::storage::{Storage, read_padded};
 use crate::units::{HostCluster, HostOffset, to_usize};
 
 /// A table that holds offsets of clusters.
-pub(super) struct Container {
+pub(crate) struct Container {
     /// Where it is.
-    pub(super) at: u64,
-    pub(super) bytes: Vec<u8>,
+    pub(crate) at: u64,
+    pub(crate) bytes: Vec<u8>,
     /// Where in it the offsets are.
     pointers: Vec<usize>,
 }
@@ -28,13 +27,13 @@ impl Container {
         Ok(Self { at, bytes, pointers })
     }
 
-    /// Its bytes after `moves`, if they change.
-    pub(super) fn redirected(&self, moves: &Moves) -> Result<Option<Vec<u8>>> {
+    /// Its bytes when things have moved where `moved` says, if they change.
+    pub(crate) fn redirected(&self, moved: impl Fn(u64) -> Option<u64>) -> Result<Option<Vec<u8>>> {
         let mut bytes = self.bytes.clone();
         let mut changed = false;
         for &at in &self.pointers {
             let word = u64_at(&bytes, at).or_internal("an entry of a table lies behind its end")?;
-            let Some(new) = l1_target(word).and_then(|target| moves.offset(target.0)) else { continue };
+            let Some(new) = l1_target(word).and_then(|target| moved(target.0)) else { continue };
             let slot = bytes.get_mut(at..at + 8).or_internal("an entry of a table lies behind its end")?;
             slot.copy_from_slice(&with_offset(word, HostOffset(new)).to_be_bytes());
             changed = true;
@@ -49,7 +48,7 @@ fn all(bytes: &[u8]) -> Result<Vec<usize>> {
 }
 
 /// The tables of a sound image.
-pub(super) fn containers(storage: &dyn Storage, inspection: &Inspection) -> Result<Vec<Container>> {
+pub(crate) fn containers(storage: &dyn Storage, inspection: &Inspection) -> Result<Vec<Container>> {
     let header = &inspection.header;
     let bits = header.cluster_bits;
     let mut found = Vec::new();
@@ -99,11 +98,15 @@ fn bitmap_directory(header: &Header) -> Option<(u64, u32)> {
     Some((u64_at(data, 16)?, u32_at(data, 0)?))
 }
 
-/// The fields of the header that change, and where they are. Each lies within a sector.
-pub(super) fn header_fields(storage: &dyn Storage, header: &Header, moves: &Moves) -> Result<Vec<([u8; 8], u64)>> {
+/// The fields of the header that change when things move where `moved` says, and where they are. Each lies within a sector.
+pub(crate) fn header_fields(
+    storage: &dyn Storage,
+    header: &Header,
+    moved: impl Fn(u64) -> Option<u64>,
+) -> Result<Vec<([u8; 8], u64)>> {
     let mut fields = Vec::new();
     let mut field = |offset: u64, at: u64| {
-        if let Some(new) = moves.offset(offset) {
+        if let Some(new) = moved(offset) {
             fields.push((new.to_be_bytes(), at));
         }
     };

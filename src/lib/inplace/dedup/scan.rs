@@ -5,42 +5,20 @@ use std::ops::Range;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::dedup::index;
-use crate::dedup::larger::of_parts;
-use crate::dedup::scan::record;
 use crate::dedup::verify::Clusters;
-use crate::digest::{Sha, fingerprint, is_zero, sha256};
+use crate::digest::is_zero;
+use crate::edit::key::Key;
 use crate::error::{IoContext, OrInternal, Result};
 use crate::sort::bits::Bits;
+use crate::sort::runs::tasks;
 use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::buffer::BufferPool;
 use crate::survey::units::Content;
-use crate::units::{ClusterBits, to_usize};
+use crate::units::to_usize;
 use crate::work::Work;
 
 /// Bytes that a worker reads in one go.
 const TASK: u64 = 1 << 20;
-
-/// By what clusters are thought to be equal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Key {
-    /// The fast fingerprint.
-    Fingerprint,
-    /// SHA-256, where the pool has it of its members, which then need not be read.
-    Sha256,
-    /// What a scan of a disk in clusters of this size leads to.
-    Parts(ClusterBits),
-}
-
-impl Key {
-    /// The record of a unit with this content, which is not zero. `parts` is scratch memory.
-    pub(crate) fn record(self, content: &[u8], unit: u64, parts: &mut Vec<u128>) -> u128 {
-        match self {
-            Self::Fingerprint => record(fingerprint(content), unit),
-            Self::Sha256 => named(&sha256(content), unit),
-            Self::Parts(grain) => of_parts(content, grain, unit, parts),
-        }
-    }
-}
 
 /// What a scan found.
 pub(crate) struct Scan {
@@ -50,11 +28,6 @@ pub(crate) struct Scan {
     pub(crate) zeros: Bits,
     /// Clusters that were read.
     pub(crate) read: u64,
-}
-
-/// The record of a unit whose content has this name.
-pub(crate) fn named(sha: &Sha, unit: u64) -> u128 {
-    record(u128::from_be_bytes(*sha.first_chunk().unwrap_or(&[0; 16])), unit)
 }
 
 /// Reads the units in `wanted`.
@@ -102,30 +75,17 @@ struct Tasks<'a, I: Iterator<Item = u64>> {
 impl<I: Iterator<Item = u64>> Tasks<'_, I> {
     /// Up to `count` more tasks; units that lie in holes go to `zeros`.
     fn batch(&mut self, count: usize, zeros: &mut Bits) -> Result<Vec<Vec<Range<u64>>>> {
-        let mut tasks = Vec::with_capacity(count);
-        let mut task: Vec<Range<u64>> = Vec::new();
-        let mut length = 0;
-        while tasks.len() < count
-            && let Some(unit) = self.wanted.next()
-        {
-            if self.is_hole(unit)? {
+        let per_task = self.per_task;
+        let next = || {
+            while let Some(unit) = self.wanted.next() {
+                if !self.is_hole(unit)? {
+                    return Ok(Some(unit));
+                }
                 zeros.insert(unit);
-                continue;
             }
-            match task.last_mut() {
-                Some(run) if run.end == unit => run.end += 1,
-                _ => task.push(unit..unit + 1),
-            }
-            length += 1;
-            if length == self.per_task {
-                tasks.push(std::mem::take(&mut task));
-                length = 0;
-            }
-        }
-        if !task.is_empty() {
-            tasks.push(task);
-        }
-        Ok(tasks)
+            Ok(None)
+        };
+        tasks(next, per_task, count)
     }
 
     /// Whether a plain unit lies in a hole of the file, which reads as zeros.
