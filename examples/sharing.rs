@@ -36,7 +36,7 @@ fn run(words: Vec<OsString>) -> Result<(), Box<dyn Error>> {
         return Err(format!("a {format} image shares nothing").into());
     }
     let work = Work::new(WorkOptions::default())?;
-    let sharers = Sharers::new(&storage, &work).map_err(|e| e.prefixed(&format!("'{}'", image.display())))?;
+    let sharers = Sharers::new(&storage, &work).map_err(|e| e.on(image))?;
 
     let mut out = BufWriter::new(io::stdout().lock());
     let mut before = None;

@@ -16,9 +16,8 @@ use crate::build::layout::{Layout, Parts, sharer_limit};
 use crate::build::writer::NewImage;
 pub use crate::build::writer::{Backing, Traits};
 use crate::disk::Disk;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::format::refcount::RefcountBits;
-use crate::name::shown;
 use crate::progress::Progress;
 use crate::storage::target::Target;
 use crate::units::{ClusterBits, GuestCluster, SECTOR};
@@ -55,7 +54,7 @@ impl Default for CreateOptions {
 /// # Errors
 /// Those of writing; refusals by name. An existing target stays as it was.
 pub fn create(target: &Path, options: &CreateOptions, progress: &dyn Progress) -> Result<u64> {
-    create_image(target, options, progress).map_err(|e| e.prefixed(&shown(target)))
+    create_image(target, options, progress).target(target)
 }
 
 fn create_image(target: &Path, options: &CreateOptions, progress: &dyn Progress) -> Result<u64> {

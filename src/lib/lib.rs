@@ -83,9 +83,11 @@
 //!
 //! # Errors
 //!
-//! There is one type, [`Error`]: a sentence for people, often with what to do about it, and an [`ErrorKind`] for programs. An
-//! image that is damaged but can be read is no error of [`check::check`], whose findings are data. The library never prints or
-//! logs, never exits and never reads the environment. No input makes it panic.
+//! There is one type, [`Error`], which is data: an [`ErrorKind`], what was being done to which file and where in it ([`Doing`]), a
+//! reason, the operating system's error, and what can be done about it ([`Advice`]). It prints as a sentence, without the name of
+//! any option or command; [`Error::worded`] makes the same sentence with a program's own words for each advice. An image that is
+//! damaged but can be read is no error of [`check::check`], whose findings are data. The library never prints or logs, never exits
+//! and never reads the environment. No input makes it panic.
 //!
 //! # Threads, memory, cancellation
 //!
@@ -146,4 +148,4 @@ pub mod units;
 pub mod unstable;
 pub mod work;
 
-pub use error::{Error, ErrorKind, Left, Result};
+pub use error::{Advice, Doing, Error, ErrorKind, Left, Less, Result, Table, Words};

@@ -12,7 +12,7 @@ use std::fmt;
 use std::ops::Range;
 
 // Lengths and indexes of the format have 64 bits. Where memory is addressed by fewer they could not be told apart from larger ones.
-const _: () = assert!(usize::BITS >= u64::BITS, "dedup-img needs a machine with addresses of 64 bits");
+const _: () = assert!(usize::BITS >= u64::BITS, "a machine with addresses of 64 bits is needed");
 
 /// The unit in which disks have their size, and what one writes whole or not at all, in bytes.
 pub(crate) const SECTOR: u64 = 512;
@@ -56,6 +56,11 @@ position! {
 position! {
     /// A byte offset in an image file.
     pub HostOffset
+}
+impl From<HostOffset> for u64 {
+    fn from(offset: HostOffset) -> Self {
+        offset.0
+    }
 }
 position! {
     /// The index of a cluster of the guest's disk.

@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::cancel::Cancel;
-use crate::error::{Error, Result, io_reason};
+use crate::error::{Advice, Doing, Error, Result, io_reason};
 use crate::progress::{Meter, Progress, Silent};
 use crate::sort::sequence::Spill;
 use crate::storage::target::TEMPORARY;
@@ -88,14 +88,17 @@ impl Work {
     pub fn new(options: WorkOptions) -> Result<Self> {
         let WorkOptions { threads, memory, scratch, progress, cancel } = options;
         if memory < MIN_MEMORY {
-            return Err(Error::invalid(format!("--memory must be at least {} MiB", MIN_MEMORY >> 20)));
+            return Err(Error::invalid(format!("the memory for tables must be at least {} MiB", MIN_MEMORY >> 20))
+                .advise(Advice::GiveMemory { least: MIN_MEMORY }));
         }
         // Left to rayon the number would come from the environment.
         let threads = threads.filter(|&threads| threads > 0);
         let threads = threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get));
         let threads = ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| {
             let reason = io_reason(&e);
-            Error::invalid(format!("Could not start the worker threads: {reason}; give fewer with --threads"))
+            Error::invalid(reason)
+                .doing(Doing::Other("Could not start the worker threads".into()))
+                .advise(Advice::GiveFewerThreads)
         })?;
         Ok(Self { threads: Arc::new(threads), memory, scratch, progress: Meter::new(progress), cancel })
     }

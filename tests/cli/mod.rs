@@ -32,6 +32,7 @@ mod stats;
 mod stats_output;
 mod targets;
 mod targets_kept;
+mod words;
 
 use crate::args;
 use crate::support::{Ran, dedup_command, dedup_img, scratch, sha256_of};

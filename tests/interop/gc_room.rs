@@ -8,9 +8,9 @@ use crate::support::failing::{Event, FailingStorage};
 use crate::support::inplace::{Contents, Subject, put};
 use crate::support::reader::Image;
 use crate::support::{dedup_img, qemu};
-use dedup_img::ErrorKind;
 use dedup_img::cancel::Cancel;
 use dedup_img::inplace::GcReport;
+use dedup_img::{Advice, Error, ErrorKind};
 use nix::errno::Errno;
 use std::fs;
 
@@ -32,6 +32,11 @@ fn survives(subject: &Subject, storage: &CrashStorage, step: usize, least: usize
     judge.finished(storage);
     storage.crashes(23, asked().unwrap_or(CHOICES), step, |state, when| judge.state(state, when));
     judge.sum(least);
+}
+
+/// Whether the image is to be repaired after this.
+fn asks_for_repair(error: &Error) -> bool {
+    error.advice().any(|advice| matches!(advice, Advice::RepairAfter))
 }
 
 /// I1, I3. A full file system has no room for a new pool beside the old one.
@@ -148,10 +153,11 @@ fn a_pool_that_is_given_up_survives_every_failure() {
                 assert!(done.is_ok() && at > 25, "only {at} operations: {done:?}");
                 return;
             }
+            let needs_repair = done.as_ref().is_err_and(asks_for_repair);
             let message = done.map_or_else(|error| error.to_string(), |_| String::new());
             put(&file, &storage.disk().now());
             before.unchanged(&subject.contents(&file), &when);
-            if message.contains("check -r all") {
+            if needs_repair {
                 dedup_img(args!["check", "-q", "-r", "all", &file]).ok();
             }
             qemu::check_clean(&file);
@@ -176,8 +182,7 @@ fn room_that_goes_meanwhile_leaves_the_image_whole() {
             put(&file(&subject), &storage.now());
             let when = format!("{kind}, {more} bytes: {done:?}");
             before.unchanged(&subject.contents(&file(&subject)), &when);
-            let repaired = done.as_ref().is_err_and(|error| error.to_string().contains("check -r all"));
-            if repaired {
+            if done.as_ref().is_err_and(asks_for_repair) {
                 dedup_img(args!["check", "-q", "-r", "all", file(&subject)]).ok();
             }
             qemu::check_clean(&file(&subject));

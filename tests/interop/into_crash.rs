@@ -9,7 +9,6 @@ use crate::support::failing::{Event, Failed, FailingStorage};
 use crate::support::inplace::{Contents, Left, Subject, Told, mended, put, verify_crashed, verify_repaired};
 use crate::support::into::{Mixer, into, layers, pooled};
 use crate::support::{Random, dedup_img, qemu};
-use dedup_img::ErrorKind;
 use dedup_img::cancel::Cancel;
 use dedup_img::disk::{Disk, DiskOptions};
 use dedup_img::inplace::OverwriteReport;
@@ -17,6 +16,7 @@ use dedup_img::pool::Pin;
 use dedup_img::storage::Storage;
 use dedup_img::unstable::overwrite;
 use dedup_img::work::{Work, WorkOptions};
+use dedup_img::{Advice, ErrorKind};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -272,7 +272,9 @@ fn fails_everywhere(kind: &'static str, step: usize, least: u64) {
                     if let Failed::Write(offset) = failed {
                         assert!(message.contains(&format!("{offset:#x}")), "{when}: where? {message}");
                     }
-                    message.contains("dedup-img check -r all")
+                    error
+                        .advice()
+                        .any(|advice| matches!(advice, Advice::RepairAfter | Advice::RepairFirst | Advice::Repair))
                 }
                 // What was to be given back may stay.
                 Ok(_) => {

@@ -18,12 +18,6 @@ impl Failure {
     }
 }
 
-impl From<dedup_img::Error> for Failure {
-    fn from(error: dedup_img::Error) -> Self {
-        Self::new(error)
-    }
-}
-
 /// Where the help of a command is, or of the program.
 pub(crate) fn hint(command: Option<&str>) -> String {
     match command {

@@ -1,5 +1,6 @@
 //! `dedup-img`: deduplicated QCOW2 images, offline.
 
+mod advice;
 mod cli;
 mod command;
 mod completions;

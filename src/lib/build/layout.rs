@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::format::header::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::format::refcount::RefcountBits;
 use crate::format::snapshot::MAX_TABLE_BYTES;
@@ -67,9 +67,10 @@ pub(crate) fn sharer_limit(bits: RefcountBits) -> Result<u64> {
 
 fn too_narrow(bits: RefcountBits) -> Error {
     Error::unsupported(format!(
-        "refcount_bits={} cannot hold the 4 references that sharing with a pool needs; use refcount_bits=4 or more",
+        "refcount_bits={} cannot hold the 4 references that sharing with a pool needs",
         bits.bits()
     ))
+    .advise(Advice::AskRefcounts { bits: 4, or_more: true })
 }
 
 /// A run of host clusters.

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::check::Checker;
 use crate::check::finding::{Kind, Severity, Use};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Context, Doing, Error, Result, Table};
 use crate::format::header::{autoclear, extension};
 use crate::format::{u16_at, u32_at, u64_at};
 use crate::name::shown;
@@ -17,8 +17,6 @@ use crate::units::to_usize;
 const MAX_BITMAPS: u32 = 65535;
 /// Length of a directory entry before its extra data and name, in bytes.
 const FIXED: usize = 24;
-/// What to do where there is no sense in the bitmaps.
-const ADVICE: &str = "dedup-img convert reads the disk without its bitmaps";
 /// QEMU: the largest bitmap directory.
 const MAX_DIRECTORY: u64 = 65535 * 1024;
 /// QEMU: the largest table of one bitmap, in entries (512 MiB of bits in clusters of 512 bytes).
@@ -46,7 +44,8 @@ impl Checker<'_> {
         }
         let (count, reserved) = (u32_at(data, 0).unwrap_or(0), u32_at(data, 4).unwrap_or(0));
         let (size, offset) = (u64_at(data, 8).unwrap_or(0), u64_at(data, 16).unwrap_or(0));
-        let refuse = |message: &str| Err(Error::new(ErrorKind::Corrupt, format!("bitmaps_ext: {message}; {ADVICE}")));
+        let refuse =
+            |message: &str| Err(Error::corrupt(format!("bitmaps_ext: {message}")).advise(Advice::WithoutBitmaps));
         if data.len() != 24 {
             return refuse("Invalid extension length");
         }
@@ -74,13 +73,12 @@ impl Checker<'_> {
         }
         self.claim(offset, size, Use::BitmapDirectory, None);
         let mut directory = zeroed(to_usize(size.min(self.file_len)))?;
-        read_padded(self.storage, &mut directory, offset)
-            .map_err(|e| Error::io("Could not read the bitmap directory", e))?;
+        read_padded(self.storage, &mut directory, offset).doing(|| Doing::Reading(Table::Bitmaps, None))?;
         let bitmaps = match self.directory(&directory, count) {
             Ok(bitmaps) => bitmaps,
             Err(what) => {
                 self.say(Severity::Corruption, Kind::BitmapDirectory);
-                return Err(Error::new(ErrorKind::Corrupt, format!("Check failed: {what}; {ADVICE}")));
+                return Err(Error::corrupt(format!("Check failed: {what}")).advise(Advice::WithoutBitmaps));
             }
         };
         for bitmap in bitmaps {
@@ -146,7 +144,7 @@ impl Checker<'_> {
         let bytes = (bitmap.entries * 8).min(self.file_len);
         let mut table = zeroed(to_usize(bytes))?;
         read_padded(self.storage, &mut table, bitmap.table)
-            .map_err(|e| Error::io(format_args!("Could not read the table of bitmap '{}'", bitmap.name), e))?;
+            .doing(|| Doing::Reading(Table::Bitmap(bitmap.name.clone()), None))?;
         for word in table.as_chunks().0 {
             let entry = u64::from_be_bytes(*word);
             let offset = entry & OFFSET;

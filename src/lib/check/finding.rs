@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::Advice;
 use crate::format::snapshot::MAX_EXTRA;
+use crate::pool;
 use crate::units::{GuestOffset, HostOffset};
 
 /// How bad a finding is.
@@ -203,9 +205,63 @@ pub enum Kind {
     /// The pool's directory is not used, and why; whether a repair makes it anew in its place.
     StaleDirectory(&'static str, bool),
     /// A remark on the image as a whole.
-    Remark(String),
+    Remark(Remark),
     /// More findings in L2 tables, which are counted and not described.
     More(More),
+}
+
+/// A remark on the image as a whole: nothing in it is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Remark {
+    /// These autoclear feature bits are set, which nobody knows, in an image with internal snapshots.
+    UnknownAutoclear(u64),
+    /// The header says that bitmaps are valid, and there are none.
+    NoBitmaps,
+    /// There are internal snapshots and persistent bitmaps.
+    SnapshotsAndBitmaps,
+    /// The virtual size as stored, which is no multiple of 512.
+    OddSize(u64),
+    /// A snapshot that is no pool has the pool's name.
+    NotAPool,
+    /// The pool's member of this index lies elsewhere, or has flags.
+    MemberOutOfPlace(u64),
+    /// The pool's member of this index lies before the one before it.
+    MemberOutOfOrder(u64),
+    /// Members of the pool have more users than they should.
+    TooManySharers {
+        /// How many members.
+        members: u64,
+        /// How many users they should have at the most.
+        limit: u64,
+    },
+    /// So many shared clusters are not in the pool.
+    Unpooled(usize),
+    /// Leaked clusters were not freed.
+    LeaksKept,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownAutoclear(bits) => write!(f, "unknown autoclear bits {bits:#x} are set"),
+            Self::NoBitmaps => f.write_str("the header says that bitmaps are valid, but there are none"),
+            Self::SnapshotsAndBitmaps => f.write_str("it has both snapshots and persistent bitmaps"),
+            Self::OddSize(size) => write!(f, "the virtual size {size} is no multiple of 512; QEMU cuts it down"),
+            Self::NotAPool => write!(f, "a snapshot is called '{}' but is not a pool", pool::NAME),
+            Self::MemberOutOfPlace(slot) => write!(f, "pool member {slot} is out of place or has flags"),
+            Self::MemberOutOfOrder(slot) => write!(f, "pool member {slot} is out of order"),
+            Self::TooManySharers { members, limit } => {
+                let have = if *members == 1 { "pool member has" } else { "pool members have" };
+                write!(f, "{members} {have} more users than the sharer limit of {limit}")
+            }
+            Self::Unpooled(count) => {
+                let are = if *count == 1 { "shared cluster is" } else { "shared clusters are" };
+                write!(f, "{count} {are} not pooled: the data is right")
+            }
+            Self::LeaksKept => f.write_str("leaked clusters were kept: what a wrong entry has lost may be in them"),
+        }
+    }
 }
 
 /// Findings that are counted and not described.
@@ -250,6 +306,23 @@ impl Kind {
             | Self::Remark(_) => Repairable::Nothing,
             Self::More(more) => more.repair,
             _ => Repairable::No,
+        }
+    }
+
+    /// What can be done about this, where there is more to say than [`Kind::repair`] does.
+    #[must_use]
+    pub fn advice(&self) -> Option<Advice> {
+        match self {
+            Self::Overflow(_) => Some(Advice::WidenOverflowing),
+            Self::MarkedCorrupt => Some(Advice::Unmark),
+            Self::StaleDirectory(_, true) => Some(Advice::RepairDirectory),
+            Self::StaleDirectory(_, false) => Some(Advice::RemakeDirectory),
+            Self::Remark(Remark::UnknownAutoclear(_)) => Some(Advice::KeepSnapshots),
+            Self::Remark(Remark::SnapshotsAndBitmaps) => Some(Advice::WorkOnCopy),
+            Self::Remark(Remark::NotAPool) => Some(Advice::LeftAlone),
+            Self::Remark(Remark::MemberOutOfPlace(_) | Remark::MemberOutOfOrder(_)) => Some(Advice::RemakePool),
+            Self::Remark(Remark::Unpooled(_)) => Some(Advice::PoolShared),
+            _ => None,
         }
     }
 
@@ -339,10 +412,7 @@ impl fmt::Display for Kind {
                     None => f.write_str(")"),
                 }
             }
-            Self::Overflow(offset) => write!(
-                f,
-                "ERROR: overflow cluster offset={offset:#x}; use qemu-img amend to increase the refcount entry width"
-            ),
+            Self::Overflow(offset) => write!(f, "ERROR: overflow cluster offset={offset:#x}"),
             Self::L1Reserved(at, entry) => write!(f, "ERROR found L1 entry with reserved bits set: {entry:x} {at}"),
             Self::L2Unaligned(at, offset) => {
                 write!(f, "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted {at}", offset.0)
@@ -383,10 +453,9 @@ impl fmt::Display for Kind {
             Self::SnapshotExtra(index, bytes, _) => {
                 write!(f, "ERROR too much extra metadata in snapshot table entry {index} ({bytes} > {MAX_EXTRA})")
             }
-            Self::MarkedCorrupt => f.write_str(
-                "Note: the image is marked corrupt: QEMU writes to it only to repair it; check -r all takes the mark away \
-                 where nothing wrong is left",
-            ),
+            Self::MarkedCorrupt => {
+                f.write_str("Note: the image is marked corrupt: QEMU writes to it only to repair it")
+            }
             Self::SnapshotL1Unaligned(layer, offset) => write!(
                 f,
                 "ERROR {layer} l1_offset={offset:#x}: L1 table is not cluster aligned; snapshot table entry corrupted"
@@ -418,11 +487,10 @@ impl fmt::Display for Kind {
                 users.iter().try_for_each(|at| write!(f, " {at}"))?;
                 if users.is_empty() { f.write_str(" nobody") } else { Ok(()) }
             }
-            Self::StaleDirectory(why, in_place) => {
-                let mends = if *in_place { "check -r all makes" } else { "dedup and gc make" };
-                write!(f, "Note: the pool's directory is not used: {why}; the data is right, {mends} a new one")
+            Self::StaleDirectory(why, _) => {
+                write!(f, "Note: the pool's directory is not used: {why}; the data is right")
             }
-            Self::Remark(text) => write!(f, "Note: {text}"),
+            Self::Remark(remark) => write!(f, "Note: {remark}"),
             Self::More(_) => f.write_str("ERROR more wrong entries in L2 tables than are listed"),
         }
     }

@@ -105,14 +105,14 @@ struct Checker<'a> {
     /// The virtual size as stored.
     raw_size: u64,
     repair: Repairable,
-    hopeless: Option<String>,
+    hopeless: Option<Kind>,
     stale: Option<pool::NewDirectory>,
     known: Option<pool::KnownPool>,
     misplaced: Vec<u64>,
     recording: Option<String>,
     phase: Stage,
     how: How,
-    doubt: Option<String>,
+    doubt: Option<Kind>,
     long_entries: bool,
 }
 
@@ -162,13 +162,13 @@ pub(crate) struct Inspection {
     /// What a repair would have to do.
     pub(crate) repair: Repairable,
     /// The first finding that cannot be mended.
-    pub(crate) hopeless: Option<String>,
+    pub(crate) hopeless: Option<Kind>,
     /// A new directory of the pool, where the old one is stale.
     pub(crate) stale: Option<pool::NewDirectory>,
     /// Where the entries of misplaced preallocated clusters are in the file.
     pub(crate) misplaced: Vec<u64>,
     /// The first finding that says that a table may lead to the wrong place.
-    pub(crate) doubt: Option<String>,
+    pub(crate) doubt: Option<Kind>,
     /// Whether an entry of the snapshot table is longer than QEMU accepts.
     pub(crate) long_entries: bool,
     /// Whether the image has its snapshot table elsewhere.
@@ -316,10 +316,10 @@ impl Checker<'_> {
         *sum = sum.saturating_add(finding.times);
         let repair = finding.kind.repair();
         if repair == Repairable::No && self.hopeless.is_none() {
-            self.hopeless = Some(finding.kind.to_string());
+            self.hopeless = Some(finding.kind.clone());
         }
         if self.doubt.is_none() && finding.kind.is_doubt() {
-            self.doubt = Some(finding.kind.to_string());
+            self.doubt = Some(finding.kind.clone());
         }
         self.repair = self.repair.max(repair);
         (self.sink)(finding);

@@ -8,11 +8,11 @@ use sha2::{Digest, Sha256};
 
 use crate::check::Checker;
 use crate::check::counts::SIDE_BY_SIDE;
-use crate::check::finding::{At, Kind, Layer, Severity};
+use crate::check::finding::{At, Kind, Layer, Remark, Severity};
 use crate::check::tables::Tables;
 use crate::codec::Inflater;
 use crate::digest::{Sha, sha256};
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{Context, Doing, IoContext, OrInternal, Result, Table};
 use crate::format::l2;
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_target};
@@ -68,7 +68,7 @@ impl Checker<'_> {
                 self.unpooled(&[]);
             }
             if snapshots.iter().any(|snapshot| snapshot.name == NAME.as_bytes()) {
-                self.remark(format!("a snapshot is called '{NAME}' but is not a pool; dedup-img leaves it alone"));
+                self.remark(Remark::NotAPool);
             }
             return Ok(());
         };
@@ -118,7 +118,7 @@ impl Checker<'_> {
         let bits = self.header.cluster_bits;
         let mut l1 = zeroed(to_usize((u64::from(pool.l1_entries) * 8).min(self.file_len)))?;
         let read = |buffer: &mut Vec<u8>, offset: u64| {
-            read_padded(self.storage, buffer, offset).map_err(|e| Error::io("Could not read the pool's tables", e))
+            read_padded(self.storage, buffer, offset).doing(|| Doing::Reading(Table::Pool, None))
         };
         read(&mut l1, pool.l1_offset.0)?;
         // Even a compressed member takes some bytes of the file for itself.
@@ -152,7 +152,7 @@ impl Checker<'_> {
                 _ => None,
             };
             if plain.is_none() || *slot != expected {
-                self.remark(format!("pool member {slot} is out of place or has flags; dedup and gc make a new pool"));
+                self.remark(Remark::MemberOutOfPlace(*slot));
                 return Order::Broken;
             }
             if plain <= before {
@@ -161,7 +161,7 @@ impl Checker<'_> {
             before = plain;
         }
         let Some(slot) = mixed else { return Order::Ascending };
-        self.remark(format!("pool member {slot} is out of order; dedup and gc make a new pool"));
+        self.remark(Remark::MemberOutOfOrder(slot));
         Order::Mixed
     }
 
@@ -190,8 +190,7 @@ impl Checker<'_> {
             let start = bytes.len();
             bytes.resize(start + bits.len(), 0);
             let cluster = bytes.get_mut(start..).or_internal("the pool's directory has lost its end")?;
-            read_padded(self.storage, cluster, host.0)
-                .map_err(|e| Error::io("Could not read the pool's directory", e))?;
+            read_padded(self.storage, cluster, host.0).doing(|| Doing::Reading(Table::PoolDirectory, None))?;
         }
         let Some(header) = DirectoryHeader::decode(&bytes) else { return Ok(Err("its header is damaged")) };
         let fits = header.cluster_bits == bits
@@ -243,9 +242,7 @@ impl Checker<'_> {
             }
         }
         if exceeded > 0 {
-            let limit = header.sharer_limit;
-            let have = if exceeded == 1 { "pool member has" } else { "pool members have" };
-            self.remark(format!("{exceeded} {have} more users than the sharer limit of {limit}"));
+            self.remark(Remark::TooManySharers { members: exceeded, limit: header.sharer_limit });
         }
     }
 
@@ -272,11 +269,7 @@ impl Checker<'_> {
             .filter(|cluster| shared(cluster) && !pooled(*cluster))
             .count();
         if unpooled > 0 {
-            let are = if unpooled == 1 { "shared cluster is" } else { "shared clusters are" };
-            self.remark(format!(
-                "{unpooled} {are} not pooled: the data is right, but after a write qemu-img check may report \
-                 OFLAG_COPIED errors; dedup pools what is shared"
-            ));
+            self.remark(Remark::Unpooled(unpooled));
         }
     }
 
@@ -296,8 +289,7 @@ impl Checker<'_> {
                     for (word, record) in share {
                         let sha = match L2Entry::decode(*word, header.cluster_bits, true) {
                             L2Entry::Data { host, .. } => {
-                                read_padded(storage, &mut cluster, host.0)
-                                    .map_err(|e| Error::io(format_args!("Could not read at {host:#x}"), e))?;
+                                read_padded(storage, &mut cluster, host.0).reading(Table::Data, host)?;
                                 Some(sha256(&cluster))
                             }
                             // What does not decompress any more is as damaged as what changed.
@@ -341,8 +333,7 @@ impl Checker<'_> {
             let layer = tables.layers.get(reference.layer as usize).cloned();
             let Some(layer) = layer.filter(|layer| *layer != Layer::Pool) else { continue };
             if read != Some(reference.table) {
-                read_padded(self.storage, &mut table, reference.table.0)
-                    .map_err(|e| Error::io("Could not read an L2 table", e))?;
+                read_padded(self.storage, &mut table, reference.table.0).at("Could not read an L2 table")?;
                 read = Some(reference.table);
             }
             for slot in l2::slots(&self.header, &table) {

@@ -4,7 +4,7 @@ use std::str;
 
 use crate::check::Checker;
 use crate::check::finding::{Kind, Severity, Use};
-use crate::error::{Error, ErrorKind, OrInternal, Result};
+use crate::error::{Advice, Context, Doing, Error, ErrorKind, OrInternal, Result, Table};
 use crate::format::header::{Header, MAX_L1_BYTES};
 use crate::format::snapshot::{FIXED, MAX_EXTRA, MAX_TABLE_BYTES, Snapshot};
 use crate::format::{u16_at, u32_at};
@@ -36,8 +36,9 @@ impl Checker<'_> {
                     self.long_entry(&mut bytes, place, extra)?
                 }
                 false => Snapshot::decode(&bytes).map_err(|e| {
-                    e.prefixed("ERROR failed to read the snapshot table")
-                        .ending(&format!(" {index}; see dedup-img check -r all"))
+                    e.doing(Doing::Other("ERROR failed to read the snapshot table".into()))
+                        .ending(format!(" {index}"))
+                        .advise(Advice::Repair)
                 })?,
             };
             if self.header.version >= 3 && snapshot.disk_size.is_none() {
@@ -66,7 +67,7 @@ impl Checker<'_> {
         let there = to_usize(LAST.saturating_sub(at)).min(buffer.len());
         let (there, behind) = buffer.split_at_mut(there);
         behind.fill(0);
-        read_padded(self.storage, there, at).map_err(|e| Error::io("Could not read the snapshot table", e))
+        read_padded(self.storage, there, at).doing(|| Doing::Reading(Table::Snapshots, None))
     }
 
     /// The entry at `place`, whose beginning is in `bytes`, with as much of its extra data as QEMU keeps; and its length.

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::check::Checker;
 use crate::check::finding::{At, Kind, Layer, Severity, Use};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Context, Error, Result, Table};
 use crate::format::header::{MAX_L1_BYTES, incompatible};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_reserved, l1_target};
@@ -70,14 +70,12 @@ impl Checker<'_> {
         // Tables that do not overlap fit into the file together. What does not could keep this busy for years.
         self.l1_bytes = self.l1_bytes.saturating_add(bytes);
         if self.l1_bytes > self.file_len.saturating_mul(2).max(MAX_L1_BYTES) {
-            let message = "the snapshots' L1 tables are together larger than the file and cannot be checked; \
-                           dedup-img convert reads the disk without them";
-            return Err(Error::new(ErrorKind::Corrupt, message));
+            let message = "the snapshots' L1 tables are together larger than the file and cannot be checked";
+            return Err(Error::corrupt(message).at(offset.0).advise(Advice::WithoutSnapshots));
         }
         self.claim(offset.0, bytes, Use::L1(name.clone()), None);
         let mut table = zeroed(to_usize(bytes))?;
-        read_padded(self.storage, &mut table, offset.0)
-            .map_err(|e| Error::io(format_args!("Could not read the L1 table at {offset:#x}"), e))?;
+        read_padded(self.storage, &mut table, offset.0).reading(Table::L1, offset)?;
         let words = collected(table.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)))?;
         let span = self.header.cluster_bits.bytes() * self.header.l2_entries();
         for (&entry, index) in words.iter().zip(0u32..).filter(|(entry, _)| **entry != 0) {

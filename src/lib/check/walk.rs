@@ -11,7 +11,7 @@ use crate::check::finding::{At, Finding, Flag, Kind, Layer, More, Severity, Use}
 use crate::check::overlap::Metadata;
 use crate::check::states::{State, States};
 use crate::check::tables::{L2Reference, Tables};
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{Context, OrInternal, Result, Table};
 use crate::format::header::{Header, incompatible};
 use crate::format::l2;
 use crate::format::table::{L2Entry, Subclusters, is_copied, l2_reserved};
@@ -157,8 +157,7 @@ impl Walk<'_> {
         let bits = self.header.cluster_bits;
         let entry_size = if self.header.extended_l2() { 16 } else { 8 };
         buffer.resize(bits.len(), 0);
-        let read = (self.storage.read_at(buffer, first.table.0))
-            .map_err(|e| Error::io(format_args!("Could not read the L2 table at {:#x}", first.table), e))?;
+        let read = (self.storage.read_at(buffer, first.table.0)).reading(Table::L2, first.table)?;
         // What the file does not have reads as zeros, and zeros lead nowhere.
         let end = read.next_multiple_of(entry_size);
         if let Some(behind) = buffer.get_mut(read..end) {

@@ -5,7 +5,7 @@ use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 #[cfg(doc)]
 use crate::error::ErrorKind;
-use crate::error::{Error, Result};
+use crate::error::{Advice, Context, Error, Result, Table};
 use crate::format::coding::CompressionType;
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
@@ -47,15 +47,16 @@ impl Inflater {
             // The last sector may lie past the end of the file: a writer need not pad it.
             self.compressed.resize(to_usize(extent.len()), 0);
             let read = storage.read_at(&mut self.compressed, extent.host.0);
-            let read = read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", extent.host), e))?;
+            let read = read.reading(Table::Data, extent.host)?;
             self.compressed.truncate(read);
             match header.compression {
                 CompressionType::Zlib => self.inflate(),
                 CompressionType::Zstd => self.decode_zstd(),
             }
             .ok_or_else(|| {
-                let advice = "restore it from a copy, or convert with --salvage";
-                Error::corrupt(format!("the compressed data at {:#x} is damaged; {advice}", extent.host))
+                Error::corrupt(format!("the compressed data at {:#x} is damaged", extent.host))
+                    .at(extent.host.0)
+                    .advise(Advice::RestoreOrSalvage)
             })?;
             self.key = Some((layer, extent));
         }

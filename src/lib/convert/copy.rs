@@ -10,7 +10,7 @@ use crate::dedup::plan::Plan;
 use crate::dedup::reading::FirstReading;
 use crate::digest::{Sha, sha256};
 use crate::disk::Disk;
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{Context, OrInternal, Result};
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::units::to_usize;
@@ -58,7 +58,7 @@ fn copy(
     let content = buffer.get_mut(..len).or_internal("a task is longer than its buffer")?;
     task.read(&mut Held::new(disk, first, bits), content)?;
     let offset = layout.stored(task.first).offset(bits).0;
-    storage.write_at(content, offset).map_err(|e| Error::io(format_args!("Could not write at {offset:#x}"), e))?;
+    storage.write_at(content, offset).writing(offset)?;
     work.progress.advance(task.count * bits.bytes());
     let name = |member: &Member| {
         let at = to_usize(member.at) << bits.bits();

@@ -5,9 +5,8 @@ use std::path::Path;
 
 use super::refuse::refuse_own_source;
 use crate::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::inplace::{OverwriteReport, overwrite};
-use crate::name::shown;
 use crate::pool::Pin;
 use crate::storage::drop_cache;
 use crate::storage::lock::LockMode;
@@ -33,20 +32,16 @@ pub struct IntoOptions {
 /// what a crash leaves.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`] where `disk` is larger than the target or one of its sources is the target; refusals by name, where nothing
+/// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) where `disk` is larger than the target or one of its sources is the target; refusals by name, where nothing
 /// was written; those of reading and writing, where each cluster reads as before or as it should, and the message says if the image
 /// needs a repair.
 pub fn convert_into(disk: &Disk, target: &Path, options: IntoOptions, work: &Work) -> Result<OverwriteReport> {
     refuse_own_source(disk, target)?;
     let (file, _) = open_image(target, Some(Format::Qcow2), LockMode::Write)?;
-    let said = |e: Error| match e.kind() {
-        ErrorKind::Format => e.opening(target),
-        _ => e.prefixed(&format!("'{}'", shown(target))),
-    };
     let present = Disk::of_storage(target, &file, &DiskOptions { backing: options.backing, ..DiskOptions::default() })?;
     let storage = Paced::new(&file, options.rate, &work.cancel);
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let report = overwrite(&storage, &present, disk, options.pin, parent, work).map_err(said)?;
+    let report = overwrite(&storage, &present, disk, options.pin, parent, work).map_err(|e| e.of_image(target))?;
     if options.uncached {
         drop_cache(file.file());
     }

@@ -18,8 +18,7 @@ use crate::dedup::reading::{Again, FirstReading};
 use crate::dedup::scan::Other;
 use crate::dedup::verify::{GuestClusters, verify};
 use crate::disk::Disk;
-use crate::error::{Error, IoContext, Result};
-use crate::name::shown;
+use crate::error::{Context, IoContext, Result};
 use crate::pool::Pin;
 use crate::sort::sequence::{Sorter, Spill};
 use crate::storage::Storage;
@@ -74,12 +73,12 @@ impl Job<'_> {
             Layout::new(self.parts(bits)?)?;
             refuse_grain(self.disk, bits)
         };
-        fits().map_err(|e| self.said(e))
+        fits().target(self.target)
     }
 
     /// Writes the image.
     pub(super) fn run(&self) -> Result<Written> {
-        match self.stream().map_err(|e| self.said(e))? {
+        match self.stream().target(self.target)? {
             Some(written) => Ok(written),
             None => self.in_passes(),
         }
@@ -93,10 +92,6 @@ impl Job<'_> {
         }
         self.disk.ensure_unchanged()?;
         self.backing.map_or(Ok(()), Disk::ensure_unchanged)
-    }
-
-    fn said(&self, error: Error) -> Error {
-        error.prefixed(&shown(self.target))
     }
 
     /// What the image is made of as far as it is known before the disk was read.
@@ -141,7 +136,7 @@ impl Job<'_> {
     fn in_passes(&self) -> Result<Written> {
         let Found { plan, bits, first, seen } = self.work.run(|| self.find())?;
         let members = self.options.sharing.members(plan.members());
-        let parts = self.parts(bits).map_err(|e| self.said(e))?;
+        let parts = self.parts(bits).target(self.target)?;
         let parts = Parts { l2_tables: plan.l2_tables, members, data: plan.stored, ..parts };
         self.work.progress.begin(WRITING, plan.stored * bits.bytes());
         let (layout, compressed_clusters, compressed_bytes) = match self.options.compress {
@@ -183,11 +178,11 @@ impl Job<'_> {
     /// Writes clusters as they are.
     fn copy(&self, plan: &Plan, first: &FirstReading, parts: Parts) -> Result<Layout> {
         let Self { disk, file, options, limit, storage, work, .. } = *self;
-        let layout = Layout::new(parts).map_err(|e| self.said(e))?;
+        let layout = Layout::new(parts).target(self.target)?;
         file.ensure_room(layout.file_len())?;
         self.begin()?;
         work.run(|| copy::write(disk, (plan, first), layout, &options.traits, limit, storage, work))
-            .map_err(|e| self.said(e))?;
+            .target(self.target)?;
         Ok(layout)
     }
 
@@ -198,11 +193,11 @@ impl Job<'_> {
             let packed = work.run(|| {
                 packed::write(disk, (plan, first), parts, (&options.traits, level), storage, &self.spill, work)
             });
-            packed.map_err(|e| self.said(e))
+            packed.target(self.target)
         };
         // Compressed it is shorter, but how much is known when it is done. Where not even that is sure to have room it is done
         // twice, so that a device that is too small keeps what it holds.
-        if file.ensure_room(Layout::new(parts).map_err(|e| self.said(e))?.file_len()).is_err() {
+        if file.ensure_room(Layout::new(parts).target(self.target)?.file_len()).is_err() {
             work.progress.begin(MEASURING, plan.stored * parts.cluster_bits.bytes());
             file.ensure_room(write(&Nowhere)?.layout.file_len())?;
             work.progress.begin(WRITING, plan.stored * parts.cluster_bits.bytes());

@@ -42,8 +42,7 @@ pub use report::ConvertReport;
 pub use size::SizeChoice;
 
 use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::name::shown;
+use crate::error::{Context, Result};
 use crate::storage::rate::Paced;
 use crate::storage::target::Target;
 use crate::work::Work;
@@ -74,7 +73,7 @@ fn convert_to(
     let limit = options.sharing.limit(options.refcount_bits)?;
     let records = sharer_records(limit, disk, options.refcount_bits)?;
     refuse_own_source(disk, target)?;
-    let backing = options.traits.open_backing(target).map_err(|e: Error| e.prefixed(&shown(target)))?;
+    let backing = options.traits.open_backing(target).target(target)?;
     let backing = backing.as_ref();
     let file = Target::open(target, &|notice| work.progress.notice(notice))?;
     let size = options.cluster_size.resolve(backing);

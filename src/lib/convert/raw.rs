@@ -14,8 +14,7 @@ use crate::dedup::reading::Again;
 use crate::digest::is_zero;
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
-use crate::error::{Error, OrInternal, Result};
-use crate::name::shown;
+use crate::error::{Context, IoContext, OrInternal, Result};
 use crate::progress::Stage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::rate::Paced;
@@ -98,8 +97,7 @@ fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, wor
     refuse_own_source(disk, target)?;
     let file = Target::open(target, &|notice| work.progress.notice(notice))?;
     file.ensure_room(disk.size())?;
-    let said = |e: Error| e.prefixed(&shown(target));
-    file.storage().set_len(disk.size()).map_err(|e| said(Error::io("Could not set the length", e)))?;
+    file.storage().set_len(disk.size()).at("Could not set the length").target(target)?;
     if disk.size() > 0 {
         if !file.is_empty() {
             begun.set();
@@ -128,14 +126,14 @@ fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, wor
         let results: Vec<Result<Copied>> =
             work.run(|| batch.par_iter().map(|chunk| copy.chunk(chunk.clone())).collect());
         for result in results {
-            let copied = result.map_err(said)?;
+            let copied = result.target(target)?;
             read_bytes += copied.read;
             written_bytes += copied.written;
             let Some(data) = copied.data else { continue };
             if options.is_hole(data.start - zeros_from) {
-                copy.hole(zeros_from..data.start, work).map_err(said)?;
+                copy.hole(zeros_from..data.start, work).target(target)?;
             } else {
-                written_bytes += copy.zeros(zeros_from..data.start, work).map_err(said)?;
+                written_bytes += copy.zeros(zeros_from..data.start, work).target(target)?;
             }
             zeros_from = data.end;
         }
@@ -144,9 +142,9 @@ fn to_raw_of(disk: &Disk, target: &Path, options: RawOptions, begun: &Begun, wor
     }
     // As qemu-img does it, zeros at the end are a hole however few they are.
     if options.sparse == 0 {
-        written_bytes += copy.zeros(zeros_from..disk.size(), work).map_err(said)?;
+        written_bytes += copy.zeros(zeros_from..disk.size(), work).target(target)?;
     } else {
-        copy.hole(zeros_from..disk.size(), work).map_err(said)?;
+        copy.hole(zeros_from..disk.size(), work).target(target)?;
     }
     if let Some(first) = first {
         again.ensure_same(&first)?;
@@ -259,7 +257,7 @@ impl Copy<'_> {
             return Ok(());
         }
         let cleared = self.storage.punch(range.clone());
-        cleared.map(drop).map_err(|e| Error::io(format_args!("Could not clear {range:#x?}"), e))
+        cleared.map(drop).at(format_args!("Could not clear {range:#x?}"))
     }
 
     /// Writes zeros over a range of any length.
@@ -281,6 +279,6 @@ impl Copy<'_> {
 
     fn put(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let wrote = self.storage.write_at(bytes, offset);
-        wrote.map_err(|e| Error::io(format_args!("Could not write at {offset:#x}"), e))
+        wrote.writing(offset)
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::disk::Disk;
-use crate::error::{Error, Result};
+use crate::error::{Advice, Error, Result};
 use crate::format::refcount::RefcountBits;
 use crate::name::shown;
 use crate::storage::open::FileId;
@@ -15,11 +15,8 @@ pub(super) fn sharer_records(limit: u64, disk: &Disk, bits: RefcountBits) -> Res
     let Some(history) = disk.history() else { return Ok(limit) };
     let layers = history.snapshots().len() as u64 + 1;
     if limit / layers < 2 {
-        return Err(Error::unsupported(format!(
-            "refcount_bits={} cannot hold the references of {} snapshots; use refcount_bits=32",
-            bits.bits(),
-            layers - 1
-        )));
+        let what = format!("refcount_bits={} cannot hold the references of {} snapshots", bits.bits(), layers - 1);
+        return Err(Error::unsupported(what).advise(Advice::AskRefcounts { bits: 32, or_more: false }));
     }
     Ok(limit / layers)
 }
@@ -27,10 +24,11 @@ pub(super) fn sharer_records(limit: u64, disk: &Disk, bits: RefcountBits) -> Res
 /// Fails where the clusters are larger than those for which a disk with snapshots was opened.
 pub(super) fn refuse_grain(disk: &Disk, bits: ClusterBits) -> Result<()> {
     match disk.history() {
-        Some(history) if history.grain() < bits => Err(Error::unsupported(format!(
-            "the clusters of the backing file have {size} bytes; with snapshots say so: -o cluster_size={size}",
-            size = bits.bytes()
-        ))),
+        Some(history) if history.grain() < bits => {
+            let bytes = bits.bytes();
+            let what = format!("the clusters of the backing file have {bytes} bytes");
+            Err(Error::unsupported(what).advise(Advice::SayClusterSize { bytes }))
+        }
         _ => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ use crate::dedup::level::{Distinct, Level};
 use crate::dedup::reading::FirstReading;
 use crate::dedup::scan::{Other, scan};
 use crate::disk::Disk;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Advice, ErrorKind, Result};
 use crate::pool::Pin;
 use crate::sort::sequence::Spill;
 use crate::units::ClusterBits;
@@ -107,8 +107,9 @@ pub(super) fn scan_and_choose(
         Some((level, _)) => Ok(Found { level, first, seen: Seen { bytes_read, same, choices } }),
         None => Err(crate::Error::new(
             ErrorKind::Limit,
-            "The image size is too large for every cluster size that auto considers; give cluster_size=2M",
-        )),
+            "The image size is too large for every cluster size that auto considers",
+        )
+        .advise(Advice::AskLargestClusters)),
     }
 }
 

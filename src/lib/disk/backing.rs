@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::format::Format;
-use crate::error::{Error, Result};
+use crate::error::{Advice, Error, IoContext, Result};
 use crate::format::header::{Header, extension};
-use crate::name::{quoted, shown};
+use crate::name::shown;
 
 /// Which backing files are opened. Whatever the rule, only a plain path is followed, and only in a format that is declared,
 /// because content must not decide as what it is read.
@@ -27,20 +27,15 @@ pub(super) fn backing_file(header: &Header, overlay: &Path, rule: &BackingRule) 
     let bytes = header.backing_name.as_deref().unwrap_or_default();
     let name = Path::new(OsStr::from_bytes(bytes));
     if *rule == BackingRule::Refused {
-        let what = format!("it needs the backing file '{}', and --no-backing was given", shown(name));
-        return Err(Error::unsupported(what));
+        let what = format!("it needs the backing file '{}'", shown(name));
+        return Err(Error::unsupported(what).advise(Advice::AllowBacking));
     }
     refuse_protocol(bytes)?;
     let format = match header.extension(extension::BACKING_FORMAT) {
         None => {
-            // Only what a shell reads as these two names is offered for pasting.
-            let command =
-                quoted(name).zip(quoted(overlay)).map_or("qemu-img rebase -u".to_owned(), |(name, overlay)| {
-                    format!("qemu-img rebase -u -b {name} -F FORMAT {overlay}")
-                });
-            let what =
-                format!("it does not say the format of its backing file '{}'; set it with: {command}", shown(name));
-            return Err(Error::unsupported(what));
+            let what = format!("it does not say the format of its backing file '{}'", shown(name));
+            let (name, overlay) = (name.to_owned(), overlay.to_owned());
+            return Err(Error::unsupported(what).advise(Advice::SetBackingFormat { name, overlay }));
         }
         Some(b"raw") => Format::Raw,
         Some(b"qcow2") => Format::Qcow2,
@@ -62,19 +57,17 @@ pub(super) fn backing_file(header: &Header, overlay: &Path, rule: &BackingRule) 
 
 /// Fails where `name` leads up or through a symbolic link. Who may change the directories may do more than the image's author.
 fn refuse_detours(directory: &Path, name: &Path) -> Result<()> {
-    let advice = "give the directory that it must lie in with --backing-dir";
     let mut path = directory.to_owned();
     for component in name.components() {
         if component == Component::ParentDir {
-            let what = format!("the name of its backing file, '{}', has a '..'; {advice}", shown(name));
-            return Err(Error::unsupported(what));
+            let what = format!("the name of its backing file, '{}', has a '..'", shown(name));
+            return Err(Error::unsupported(what).advise(Advice::AllowDirectory));
         }
         path.push(component);
         // What is not there is found missing where it is opened.
         if path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
-            let what =
-                format!("its backing file '{}' lies behind the symbolic link '{}'; {advice}", shown(name), shown(path));
-            return Err(Error::unsupported(what));
+            let what = format!("its backing file '{}' lies behind the symbolic link '{}'", shown(name), shown(path));
+            return Err(Error::unsupported(what).advise(Advice::AllowDirectory));
         }
     }
     Ok(())
@@ -82,18 +75,18 @@ fn refuse_detours(directory: &Path, name: &Path) -> Result<()> {
 
 /// Fails where `path` does not lie in `allowed`.
 fn refuse_outside(allowed: &Path, name: &Path, path: &Path) -> Result<()> {
-    let resolved = |path: &Path, what: &str| {
-        path.canonicalize().map_err(|e| Error::io(format_args!("Could not find {what} '{}'", shown(path)), e))
-    };
+    let resolved =
+        |path: &Path, what: &str| path.canonicalize().at(format_args!("Could not find {what} '{}'", shown(path)));
     let allowed = resolved(allowed, "the directory")?;
     let path = resolved(path, "its backing file")?;
     if !path.starts_with(&allowed) {
         return Err(Error::unsupported(format!(
-            "its backing file '{}' is '{}', which does not lie in '{}' (--backing-dir)",
+            "its backing file '{}' is '{}', which does not lie in '{}'",
             shown(name),
             shown(path),
             shown(allowed)
-        )));
+        ))
+        .advise(Advice::OtherDirectory));
     }
     Ok(())
 }

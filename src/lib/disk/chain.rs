@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::format::Format;
 use super::salvage::{Damage, Unreadable};
 use super::stamp::Stamp;
-use crate::error::{Error, ErrorKind, OrInternal, Result};
+use crate::error::{Doing, Error, ErrorKind, OrInternal, Result};
 use crate::format::coding::CompressionType;
 use crate::image::{Lost, Qcow2};
 use crate::name::shown;
@@ -215,7 +215,7 @@ impl Chain {
     pub(super) fn unreadable(&self) -> Vec<Unreadable> {
         let path = self.layers.first().map(|layer| layer.path.clone()).unwrap_or_default();
         let list = self.salvage.as_ref().map(|damage| damage.list(self.size())).unwrap_or_default();
-        list.into_iter().map(|(range, reason)| Unreadable { path: path.clone(), range, reason }).collect()
+        list.into_iter().map(|(range, error)| Unreadable { path: path.clone(), range, error }).collect()
     }
 
     /// The smallest cluster of the images, in bytes: what is wrong with a table is wrong for whole clusters.
@@ -235,7 +235,7 @@ impl Chain {
     }
 
     pub(super) fn reading(layer: &Layer, offset: u64, source: io::Error) -> Error {
-        Error::io(format_args!("Could not read '{}' at {offset:#x}", shown(&layer.path)), source)
+        Error::os(source).doing(Doing::ReadingFile(layer.path.clone(), offset))
     }
 }
 

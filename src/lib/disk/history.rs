@@ -8,7 +8,7 @@
 //!  disk 0 | newest 0 | ... | oldest 0 | disk 1 | newest 1 | ... | oldest 1 | ... | VM state | VM state
 //! ```
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::format::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::format::snapshot::Snapshot;
 use crate::pool;
@@ -106,10 +106,10 @@ impl History {
         let mut users: Vec<Snapshot> = snapshots.into_iter().filter(|snapshot| !pool::is_pool(snapshot)).collect();
         if users.iter().any(|snapshot| snapshot.name == pool::NAME.as_bytes()) {
             return Err(Error::unsupported(format!(
-                "the image has a snapshot called '{}' that is not a deduplication pool; give it another name, or convert without \
-                 --all-snapshots",
+                "the image has a snapshot called '{}' that is not a deduplication pool",
                 pool::NAME
-            )));
+            ))
+            .advise(Advice::RenameSnapshot));
         }
         if users.len() >= MAX_SNAPSHOTS as usize {
             let what = "the image has no room for one more snapshot, which the pool would be";

@@ -1,9 +1,7 @@
 //! Opening a disk and the chain of files behind it.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::iter;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +13,7 @@ use super::probe::{PROBE_LENGTH, probe};
 use super::salvage::Damage;
 use super::stamp::Stamp;
 use super::{Disk, Part};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Advice, Context, Doing, Error, ErrorKind, IoContext, Result};
 use crate::format::snapshot::Snapshot;
 use crate::image::Qcow2;
 use crate::image::SnapshotName;
@@ -62,7 +60,7 @@ impl Disk {
     pub(crate) fn of_storage(path: &Path, storage: &FileStorage, options: &DiskOptions) -> Result<Self> {
         let layer =
             storage.file().try_clone().at("dup").and_then(|file| layer_of(path, file, Some(Format::Qcow2), options));
-        Self::with_backing(layer.map_err(|e| e.opening(path))?, options)
+        Self::with_backing(layer.opening(path)?, options)
     }
 
     /// The disk of `first` and the files behind it.
@@ -73,19 +71,17 @@ impl Disk {
             && image.header().backing_name.is_some()
         {
             let overlay = layers.last().map_or(path.as_path(), |l| l.path.as_path());
-            let (name, format) =
-                backing_file(image.header(), overlay, &options.backing).map_err(|e| e.opening(overlay))?;
+            let (name, format) = backing_file(image.header(), overlay, &options.backing).opening(overlay)?;
             let behind = DiskOptions { snapshot: None, ..options.clone() };
-            let layer = open_layer(&name, Some(format), &behind)
-                .map_err(|e| e.prefixed(&format!("'{}' needs its backing file", shown(overlay))))?;
+            let layer = open_layer(&name, Some(format), &behind).doing(|| Doing::Behind(overlay.to_owned()))?;
             if layers.iter().any(|l| l.id == layer.id) {
-                let what = format!("Backing file '{}' is part of its own chain; see qemu-img rebase -u", shown(name));
-                return Err(Error::corrupt(what).opening(&path));
+                let what = format!("Backing file '{}' is part of its own chain", shown(name));
+                return Err(Error::corrupt(what).advise(Advice::ChangeBacking).opening(&path));
             }
             layers.push(Arc::new(layer));
             if layers.len() > MAX_CHAIN {
-                let what = format!("more than {MAX_CHAIN} backing files in a chain; join some with qemu-img convert");
-                return Err(Error::new(ErrorKind::Limit, what).opening(&path));
+                let what = format!("more than {MAX_CHAIN} backing files in a chain");
+                return Err(Error::new(ErrorKind::Limit, what).advise(Advice::JoinBacking).opening(&path));
             }
         }
         let salvage = options.salvage.then(|| Damage::of(layers.iter().flat_map(|layer| layer.lost())));
@@ -99,7 +95,7 @@ impl Disk {
     /// As [`Disk::open`]; fails too where a snapshot that is no pool has its name.
     pub fn open_with_snapshots(path: &Path, options: &DiskOptions, grain: ClusterBits) -> Result<Self> {
         let disk = Self::open(path, options)?;
-        disk.with_snapshots(grain).map_err(|e| e.opening(path))
+        disk.with_snapshots(grain).opening(path)
     }
 
     fn with_snapshots(mut self, grain: ClusterBits) -> Result<Self> {
@@ -114,9 +110,9 @@ impl Disk {
                     let layers = iter::once(Arc::new(layer.with(image))).chain(behind.iter().cloned()).collect();
                     Chain { layers, salvage: None }
                 };
-                let named = |e: Error| e.prefixed(&format!("snapshot '{}'", shown(OsStr::from_bytes(&snapshot.name))));
-                chains.push(of(image.at_snapshot(snapshot).map_err(named)?, behind));
-                vm_chains.push(of(image.vm_state(snapshot).map_err(named)?, &[]));
+                let named = || Doing::Snapshot(String::from_utf8_lossy(&snapshot.name).into_owned());
+                chains.push(of(image.at_snapshot(snapshot).doing(named)?, behind));
+                vm_chains.push(of(image.vm_state(snapshot).doing(named)?, &[]));
             }
         }
         let sizes = iter::once(chain.size()).chain(chains.iter().rev().map(Chain::size)).collect();
@@ -142,7 +138,7 @@ fn refuse_long_tables(snapshots: &[Snapshot], file_len: u64) -> Result<()> {
 fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
     let mode = if options.force_share { LockMode::ReadShared } else { LockMode::Read };
     let open = || layer_of(path, open_locked(path, mode)?, format, options);
-    open().map_err(|e: Error| e.opening(path))
+    open().opening(path)
 }
 
 fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
@@ -156,7 +152,7 @@ fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptio
 /// # Errors
 /// Fails, saying why the file could not be opened; [`ErrorKind::Format`] where it is in a format that is not read.
 pub fn open_image(path: &Path, format: Option<Format>, mode: LockMode) -> Result<(FileStorage, Format)> {
-    let open = || {
+    let open = || -> Result<_> {
         let storage = FileStorage::new(open_locked(path, mode)?);
         if mode == LockMode::Write {
             storage.ensure_flushes()?;
@@ -164,7 +160,7 @@ pub fn open_image(path: &Path, format: Option<Format>, mode: LockMode) -> Result
         let format = format.map_or_else(|| probe_storage(&storage), Ok)?;
         Ok((storage, format))
     };
-    open().map_err(|e: Error| e.opening(path))
+    open().opening(path)
 }
 
 fn probe_storage(storage: &FileStorage) -> Result<Format> {
@@ -178,7 +174,7 @@ fn open_content(file: File, format: Option<Format>, options: &DiskOptions) -> Re
     let storage = FileStorage::new(file).ignoring_holes(options.ignore_holes);
     let probed = || {
         probe_storage(&storage).map_err(|e| match e.kind() {
-            ErrorKind::Format => e.ending(", or say -f raw if its bytes are meant"),
+            ErrorKind::Format => e.advise(Advice::SayRaw),
             _ => e,
         })
     };

@@ -1,7 +1,7 @@
 //! What format a file is in, by its first bytes.
 
 use super::format::Format;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 
 /// The formats that `qemu-img` 10 recognises by content and that are refused here rather than taken for raw disks.
 const OTHERS: [(usize, &[u8], &str); 13] = [
@@ -34,8 +34,8 @@ pub(super) fn probe(start: &[u8]) -> Result<Format> {
     match found {
         None => Ok(Format::Raw),
         Some((_, _, name)) => {
-            let what = format!("Image is in {name} format; convert it with qemu-img first");
-            Err(Error::new(ErrorKind::Format, what))
+            let what = format!("Image is in {name} format");
+            Err(Error::new(ErrorKind::Format, what).advise(Advice::ConvertFormat))
         }
     }
 }

@@ -6,13 +6,12 @@ use super::chain::{Chain, Content, Layer};
 use super::chunks::CHUNK;
 use super::salvage::Damage;
 use crate::codec::Inflater;
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{Context, Doing, OrInternal, Result, Table};
 use crate::format::coding::CompressionType;
 use crate::format::compressed::CompressedExtent;
 use crate::image::{Extent, Place};
-use crate::name::shown;
 use crate::storage::{Storage, read_padded, will_read};
-use crate::units::{ClusterBits, SECTOR, append, to_usize};
+use crate::units::{ClusterBits, GuestOffset, SECTOR, append, to_usize};
 
 /// Bytes for which the system is told that they are going to be read.
 const WORTH_A_CALL: u64 = 256 << 10;
@@ -105,7 +104,7 @@ impl<'a> ChainReader<'a> {
             && self.chain.salvage.is_none()
         {
             let read = read_padded(storage, rest, at);
-            return read.map_err(|e| Error::io(format_args!("Could not read '{}' at {at:#x}", shown(path)), e));
+            return read.doing(|| Doing::ReadingFile(path.to_owned(), at));
         }
         while !rest.is_empty() {
             if !self.mapped.contains(&at) {
@@ -273,7 +272,7 @@ impl<'a> ChainReader<'a> {
             Source::File { layer, offset } => {
                 let storage = self.chain.layer(layer)?.storage();
                 let read = read_padded(storage, buf, offset + skip);
-                (layer, read.map_err(|e| Error::io(format_args!("Could not read at {:#x}", offset + skip), e)))
+                (layer, read.reading(Table::Data, offset + skip))
             }
             Source::Compressed { layer, extent, skip: before } => {
                 let image = self.chain.image(layer)?;
@@ -285,11 +284,11 @@ impl<'a> ChainReader<'a> {
                         buf.copy_from_slice(source.or_internal("a segment is longer than its compressed cluster")?);
                         Ok(())
                     });
-                (layer, result.map_err(|e| e.prefixed(&format!("compressed cluster of guest offset {guest:#x}"))))
+                (layer, result.doing(|| Doing::Unpacking(GuestOffset(guest))))
             }
         };
         let layer = self.chain.layer(layer)?;
-        result.map_err(|e| e.prefixed(&format!("'{}'", shown(&layer.path))))
+        result.on(&layer.path)
     }
 }
 
@@ -340,9 +339,7 @@ fn map_layer(
                 at += extent.len;
             };
             if range.start < inside {
-                image
-                    .extents(range.start, inside - range.start, slice, emit)
-                    .map_err(|e| e.prefixed(&format!("'{}'", shown(&layer.path))))?;
+                image.extents(range.start, inside - range.start, slice, emit).on(&layer.path)?;
             }
             for (piece, source) in pieces {
                 match source {

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::image::Lost;
 use crate::units::{SECTOR, to_usize};
 
 /// A part of a source that could not be read, and for which zeros were taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Unreadable {
     /// The source.
@@ -19,7 +19,7 @@ pub struct Unreadable {
     /// Bytes of the disk that it holds.
     pub range: Range<u64>,
     /// Why its first sector could not be read.
-    pub reason: String,
+    pub error: Error,
 }
 
 /// Parts that an image has no sense for and that are named one by one: damage of a table can make one of every cluster, which nobody
@@ -28,10 +28,10 @@ const MAX_SENSELESS: usize = 4096;
 
 /// Parts of a disk, each with the reason why its first sector could not be read; neighbours are one.
 #[derive(Debug, Default)]
-struct Parts(BTreeMap<u64, (u64, String)>);
+struct Parts(BTreeMap<u64, (u64, Error)>);
 
 impl Parts {
-    fn insert(&mut self, Range { mut start, mut end }: Range<u64>, mut reason: String) {
+    fn insert(&mut self, Range { mut start, mut end }: Range<u64>, mut reason: Error) {
         if let Some((&before, (until, why))) = self.0.range(..=start).next_back()
             && *until >= start
         {
@@ -75,7 +75,7 @@ impl Damage {
     /// What was `lost` already when the files were opened.
     pub(super) fn of<'a>(lost: impl Iterator<Item = &'a Lost>) -> Self {
         let damage = Self::default();
-        lost.for_each(|lost| damage.name(lost.range.clone(), lost.reason.clone()));
+        lost.for_each(|lost| damage.name(lost.range.clone(), Error::corrupt(lost.reason.clone())));
         damage
     }
 
@@ -97,17 +97,17 @@ impl Damage {
             ErrorKind::Io => {
                 let mut failed = lock(&self.failed);
                 if !self.is_settled() {
-                    failed.insert(range, error.reason());
+                    failed.insert(range, error);
                     self.any_failed.store(true, Ordering::Relaxed);
                 } else if !failed.contains(&range) {
-                    return Err(error.ending("; it could be read before: --salvage with -O raw reads only once"));
+                    return Err(error.ending("; it could be read before").advise(Advice::ReadOnce));
                 }
                 Ok(())
             }
             // A bug is none of the image's, and to be stopped is no damage.
             ErrorKind::Internal | ErrorKind::Cancelled => Err(error),
             _ if !self.is_settled() => {
-                self.name(range, error.reason());
+                self.name(range, error);
                 Ok(())
             }
             _ if lock(&self.senseless).0.contains(&range) => Ok(()),
@@ -115,7 +115,7 @@ impl Damage {
         }
     }
 
-    fn name(&self, range: Range<u64>, reason: String) {
+    fn name(&self, range: Range<u64>, reason: Error) {
         let mut senseless = lock(&self.senseless);
         let (parts, grain) = &mut *senseless;
         let piece = (*grain).max(1);
@@ -142,7 +142,7 @@ impl Damage {
     }
 
     /// The parts of a disk of `size` bytes: range and reason, in order.
-    pub(super) fn list(&self, size: u64) -> Vec<(Range<u64>, String)> {
+    pub(super) fn list(&self, size: u64) -> Vec<(Range<u64>, Error)> {
         let (failed, senseless) = (lock(&self.failed), lock(&self.senseless));
         let parts = failed.0.iter().chain(&senseless.0.0);
         let range = |start: u64, end: u64| start..end.min(size);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::check::counts::Counts;
 use crate::check::states::{State, States};
-use crate::error::{Error, ErrorKind, OrInternal, Result};
+use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 use crate::format::header::{Header, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_AT};
 use crate::image::refcounts::{Block, Refcounts};
 use crate::sort::bits::Bits;
@@ -127,8 +127,8 @@ impl Growth {
 
     /// Makes the file as long as it must be.
     pub(crate) fn extend(&self, storage: &dyn Storage) -> Result<()> {
-        if storage.len().map_err(|e| Error::io("Could not get its length", e))? < self.file_len {
-            storage.set_len(self.file_len).map_err(|e| Error::io("Could not make the file longer", e))?;
+        if storage.len().at("Could not get its length")? < self.file_len {
+            storage.set_len(self.file_len).at("Could not make the file longer")?;
             // No check sees counts of clusters behind the end of a file whose growth was lost.
             flush(storage)?;
         }

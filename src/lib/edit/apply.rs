@@ -10,7 +10,7 @@ use crate::edit::mend::{Mender, Pass};
 use crate::edit::prepare::{Prepared, prepare};
 use crate::edit::room::{self, Fit, Needs};
 use crate::edit::settle::{Punch, UNSETTLED, settle};
-use crate::error::{Error, ErrorKind, Left, Result};
+use crate::error::{Advice, Error, ErrorKind, Left, Result};
 use crate::format::header::{SNAPSHOTS_AT, incompatible};
 use crate::format::l2;
 use crate::format::table::L2Entry;
@@ -53,7 +53,7 @@ fn run(
     let found = change.ground.inspection.report;
     if found.corruptions + found.check_errors > 0 {
         // Of an image that was not closed cleanly; make_ready was to come first.
-        return Err(Error::corrupt("the image was not closed cleanly; run dedup-img check -r all on it first"));
+        return Err(Error::corrupt("the image was not closed cleanly").advise(Advice::RepairFirst));
     }
     let storage = &Latch::new(storage);
     let inspection = &change.ground.inspection;
@@ -84,12 +84,12 @@ fn run(
         (Ok(batches), Ok(_)) => Ok(batches),
         (Err(error), Ok(_)) => Err(error.leaving(Left::Clean)),
         // Who asked to stop asked for no more than that.
-        (Err(stopped), Err(error)) if stopped.kind() == ErrorKind::Cancelled => Err(error.ending(UNSETTLED)),
-        (Err(error), Err(_)) => Err(error.ending(UNSETTLED)),
+        (Err(stopped), Err(error)) if stopped.kind() == ErrorKind::Cancelled => Err(error.advise(UNSETTLED)),
+        (Err(error), Err(_)) => Err(error.advise(UNSETTLED)),
         // Perhaps only giving back space failed: once more.
         (Ok(_), Err(error)) => match settle(storage, before, punch, work) {
             Ok(_) => Err(error),
-            Err(_) => Err(error.ending(UNSETTLED)),
+            Err(_) => Err(error.advise(UNSETTLED)),
         },
     }
 }

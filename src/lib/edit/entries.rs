@@ -7,7 +7,7 @@
 use crate::dedup::plan::split_run;
 use crate::edit::allocate::Allocator;
 use crate::edit::change::{Change, Writes};
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{Context, OrInternal, Result, Table};
 use crate::format::header::Header;
 use crate::format::l2;
 use crate::format::table::L2Entry;
@@ -122,8 +122,7 @@ impl<'a> Tables<'a> {
     fn read(&self, index: u64) -> Result<Vec<u8>> {
         let mut content = vec![0; self.header.cluster_bits.len()];
         if let Some(host) = self.table(index) {
-            read_padded(self.storage, &mut content, host)
-                .map_err(|e| Error::io(format_args!("Could not read the L2 table at {host:#x}"), e))?;
+            read_padded(self.storage, &mut content, host).reading(Table::L2, host)?;
         }
         Ok(content)
     }

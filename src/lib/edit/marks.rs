@@ -1,6 +1,6 @@
 //! The feature bits in the header that say how an image was left.
 
-use crate::error::{Error, Result};
+use crate::error::{Advice, Error, Result};
 use crate::format::header::{AUTOCLEAR_AT, Header, INCOMPATIBLE_AT, SECTOR, autoclear, incompatible};
 use crate::storage::{Storage, flush, write};
 
@@ -40,10 +40,8 @@ pub(crate) fn upgraded(header: &Header) -> Result<Vec<u8>> {
     let new = Header { version: 3, incompatible: incompatible::DIRTY, ..header.clone() };
     let mut bytes = new.encode()?;
     if bytes.len() > SECTOR {
-        return Err(Error::unsupported(
-            "the header of this version 2 image is too long to be upgraded safely; upgrade it first: qemu-img amend \
-             -o compat=1.1 FILE",
-        ));
+        let what = "the header of this version 2 image is too long to be upgraded safely";
+        return Err(Error::unsupported(what).advise(Advice::Upgrade));
     }
     bytes.resize(SECTOR, 0);
     Ok(bytes)

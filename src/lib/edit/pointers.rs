@@ -2,7 +2,7 @@
 
 use crate::check::Inspection;
 use crate::check::finding::Use;
-use crate::error::{IoContext, OrInternal, Result};
+use crate::error::{Context, IoContext, OrInternal, Result, Table};
 use crate::format::header::{Header, L1_OFFSET_AT, REFCOUNT_TABLE_AT, SNAPSHOTS_AT, V2_LENGTH, autoclear, extension};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_target, with_offset};
@@ -22,7 +22,7 @@ pub(crate) struct Container {
 impl Container {
     fn read(storage: &dyn Storage, at: u64, len: u64, pointers: impl Fn(&[u8]) -> Result<Vec<usize>>) -> Result<Self> {
         let mut bytes = vec![0; to_usize(len)];
-        read_padded(storage, &mut bytes, at).at(format_args!("Could not read at {at:#x}"))?;
+        read_padded(storage, &mut bytes, at).reading(Table::Data, at)?;
         let pointers = pointers(&bytes)?;
         Ok(Self { at, bytes, pointers })
     }

@@ -1,7 +1,7 @@
 //! What is not deduplicated in place, by name.
 
 use crate::check::Inspection;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::format::header::{Header, MAX_SNAPSHOTS};
 use crate::pool;
 
@@ -9,16 +9,15 @@ use crate::pool;
 pub(crate) fn refuse(header: &Header) -> Result<u64> {
     header.refuse_unreadable()?;
     if header.extended_l2() {
-        return Err(Error::unsupported(
-            "images with subclusters (extended_l2=on) are not deduplicated in place; use dedup-img convert",
-        ));
+        let what = "images with subclusters (extended_l2=on) are not deduplicated in place";
+        return Err(Error::unsupported(what).advise(Advice::Convert));
     }
     header.refcount_bits.sharer_limit().ok_or_else(|| {
         Error::unsupported(format!(
-            "refcount_bits={} cannot hold the 4 references that sharing with a pool needs; widen it first: qemu-img amend \
-             -o refcount_bits=16 FILE",
+            "refcount_bits={} cannot hold the 4 references that sharing with a pool needs",
             header.refcount_bits.bits()
         ))
+        .advise(Advice::WidenRefcounts { bits: 16 })
     })
 }
 

@@ -16,7 +16,7 @@ use crate::edit::change::{Change, NewPool};
 use crate::edit::members::NewMember;
 use crate::edit::room::{room, with_slack};
 use crate::edit::settle::Punch;
-use crate::error::{ErrorKind, OrInternal, Result};
+use crate::error::{Advice, ErrorKind, OrInternal, Result};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::L2Entry;
 use crate::sort::bits::Bits;
@@ -26,9 +26,9 @@ use crate::survey::{Ground, guests, sound};
 use crate::work::Work;
 
 /// Said where the first step fails.
-const GOING: &str = "; its pool may have been given up to make room; dedup-img dedup makes one";
+const GOING: &str = "; its pool may have been given up to make room";
 /// Said where the second step fails.
-const GIVEN_UP: &str = "; its pool was given up to make room; dedup-img dedup makes one";
+const GIVEN_UP: &str = "; its pool was given up to make room";
 
 /// Does what `change` says, which is no more than a new pool, in two steps where there is no room to do it in one.
 pub(crate) fn apply(
@@ -49,10 +49,10 @@ pub(crate) fn apply(
     apply::apply(change, storage, Punch::All, work).map_err(|e| match e.kind() {
         // Nothing was written.
         ErrorKind::NoRoom { .. } | ErrorKind::Cancelled => e,
-        _ => e.ending(GOING),
+        _ => e.ending(GOING).advise(Advice::MakePool),
     })?;
     // A request to stop does not reach this far: nobody asked for an image without a pool.
-    pool(&members, storage, spill, &work.unstoppable()).map_err(|e| e.ending(GIVEN_UP))
+    pool(&members, storage, spill, &work.unstoppable()).map_err(|e| e.ending(GIVEN_UP).advise(Advice::MakePool))
 }
 
 /// The least room that a new pool needs, where it may take two steps; `None` where it may not.

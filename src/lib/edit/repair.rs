@@ -7,13 +7,15 @@
 //! written: freeing clusters by the word of a damaged mapping could free what a repair by hand would still find. Where two parts
 //! claim a cluster, steps 4 and 6 keep writers from harming either; step 11 then sets flags only, and no count is lowered.
 
-use crate::check::finding::{Finding, Kind, Repairable, Severity};
+use std::fmt;
+
+use crate::check::finding::{Finding, Kind, Remark, Repairable, Severity};
 use crate::check::overlap::Metadata;
 use crate::check::{ALONE, CheckOptions, How, Inspection, Report, inspect, inspect_as, snapshots};
 use crate::edit::directory::write_directory;
 use crate::edit::marks::{clear_marks, clear_unknown_autoclear};
 use crate::edit::mend::Mender;
-use crate::error::{Error, Left, Result};
+use crate::error::{Advice, Error, Left, Result};
 use crate::format::header::{Header, incompatible};
 use crate::format::table::L2Entry;
 use crate::image::read_header;
@@ -43,7 +45,39 @@ pub struct Repaired {
     /// Whether the image was marked corrupt, and is so no more.
     pub unmarked: bool,
     /// Why nothing was written, where something is to be mended.
-    pub refused: Option<String>,
+    pub refused: Option<Refusal>,
+}
+
+/// Why nothing is repaired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// This cannot be repaired.
+    Hopeless(Kind),
+    /// Leaks were to be repaired, and there is corruption.
+    Corruption,
+}
+
+impl Refusal {
+    /// What can be done about it.
+    #[must_use]
+    pub fn advice(&self) -> Option<Advice> {
+        match self {
+            Self::Hopeless(kind) => kind.advice(),
+            Self::Corruption => Some(Advice::RepairAll),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hopeless(kind) => write!(f, "nothing was repaired, because this cannot be: {kind}"),
+            Self::Corruption => {
+                f.write_str("nothing was repaired: leaked clusters are not freed while there is corruption")
+            }
+        }
+    }
 }
 
 impl From<Report> for Repaired {
@@ -90,10 +124,12 @@ pub fn make_ready(storage: &dyn Storage, work: &Work) -> Result<Option<Repaired>
     match (&repaired.refused, left) {
         (None, 0) => Ok(Some(repaired)),
         (Some(why), _) => {
-            Err(Error::corrupt(format!("the image was not closed cleanly, and {why}; see dedup-img check")))
+            let what = format!("the image was not closed cleanly, and {why}");
+            Err(Error::corrupt(what).advise_all(why.advice()).advise(Advice::Check))
         }
         (None, _) => {
-            Err(Error::corrupt("the image was not closed cleanly, and not all could be repaired; see dedup-img check"))
+            let what = "the image was not closed cleanly, and not all could be repaired";
+            Err(Error::corrupt(what).advise(Advice::Check))
         }
     }
 }
@@ -167,7 +203,7 @@ pub(crate) fn repair_and(
     let unmarked = unmark(storage, &after.header, &after.report, marks)?;
     let after = after.report;
     if in_doubt && after.leaks > 0 {
-        let kept = Kind::Remark("leaked clusters were kept: what a wrong entry has lost may be in them".to_owned());
+        let kept = Kind::Remark(Remark::LeaksKept);
         sink(&Finding { severity: Severity::Benign, kind: kept, times: 1 });
     }
     note.filter(|_| !unmarked).iter().for_each(sink);
@@ -181,15 +217,14 @@ pub(crate) fn repair_and(
 }
 
 /// Why nothing is to be written, if that is so.
-fn refusal(storage: &dyn Storage, what: Repair, plan: &Inspection) -> Result<Option<String>> {
-    let cannot = |what: &str| Some(format!("nothing was repaired, because this cannot be: {what}"));
+fn refusal(storage: &dyn Storage, what: Repair, plan: &Inspection) -> Result<Option<Refusal>> {
+    let cannot = |what: &Kind| Some(Refusal::Hopeless(what.clone()));
     if let Some(hopeless) = &plan.hopeless {
         return Ok(cannot(hopeless));
     }
     let corrupt = plan.report.corruptions + plan.report.check_errors > 0 || plan.doubt.is_some();
     if what == Repair::Leaks && corrupt {
-        let message = "nothing was repaired: leaked clusters are not freed while there is corruption; use -r all";
-        return Ok(Some(message.to_owned()));
+        return Ok(Some(Refusal::Corruption));
     }
     let Some(doubt) = &plan.doubt else { return Ok(None) };
     // Where it is not known which of two parts has a cluster, counts are raised, which is right for both. Nothing else is written there.

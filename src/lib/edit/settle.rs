@@ -6,7 +6,7 @@ use crate::check::{CheckOptions, Inspection, inspect};
 use crate::edit::idle::idle;
 use crate::edit::mend::{Mender, Pass};
 use crate::edit::phases::SETTLING;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Advice, Error, IoContext, Result};
 use crate::format::header::incompatible;
 use crate::image::refcounts::Refcounts;
 use crate::storage::{Storage, flush};
@@ -22,7 +22,7 @@ pub(crate) enum Punch {
 }
 
 /// Said where the image is not clean after a failure.
-pub(crate) const UNSETTLED: &str = "; no data is lost, but the image needs 'dedup-img check -r all'";
+pub(crate) const UNSETTLED: Advice = Advice::RepairAfter;
 
 /// Counts everything once more and brings refcounts and flags in line with that, whatever was done before; gives freed clusters
 /// back to the file system. A file that has grown from `old_len` bytes for nothing gets that length again.
@@ -35,7 +35,9 @@ pub(crate) fn settle(storage: &dyn Storage, old_len: u64, punch: Punch, work: &W
     let work = work.unstoppable();
     let now = inspect(storage, CheckOptions::default(), &work, SETTLING, &mut |_| {})?;
     if let Some(hopeless) = now.hopeless.as_ref().or(now.doubt.as_ref()) {
-        return Err(Error::corrupt(format!("the image is not as it should be: {hopeless}")));
+        return Err(
+            Error::corrupt(format!("the image is not as it should be: {hopeless}")).advise_all(hopeless.advice())
+        );
     }
     let bits = now.header.cluster_bits;
     let refcounts = Refcounts::load(storage, &now.header)?;

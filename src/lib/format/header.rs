@@ -8,7 +8,7 @@ pub(crate) use super::extension::{self, Extension};
 pub(crate) use super::feature::{autoclear, compatible, incompatible};
 use super::refcount::RefcountBits;
 use super::{array_at, snapshot, u32_at};
-use crate::error::{Error, ErrorKind, OrInternal, Result};
+use crate::error::{Advice, Error, ErrorKind, OrInternal, Result};
 use crate::units::{self, ClusterBits, HostOffset, to_usize};
 
 /// `QFI\xfb`.
@@ -362,10 +362,10 @@ impl Header {
     fn refuse_encrypted(&self) -> Result<()> {
         match self.encryption {
             Some(Encryption::Aes) => {
-                Err(Error::unsupported("AES encrypted images are not read here; decrypt with qemu-img convert first"))
+                Err(Error::unsupported("AES encrypted images are not read here").advise(Advice::Decrypt))
             }
             Some(Encryption::Luks) => {
-                Err(Error::unsupported("LUKS encrypted images are not read here; decrypt with qemu-img convert first"))
+                Err(Error::unsupported("LUKS encrypted images are not read here").advise(Advice::Decrypt))
             }
             None => Ok(()),
         }
@@ -373,9 +373,9 @@ impl Header {
 
     fn refuse_data_file(&self) -> Result<()> {
         if self.incompatible & incompatible::DATA_FILE != 0 {
-            return Err(Error::unsupported(
-                "images with an external data file are not read here; merge with qemu-img convert first",
-            ));
+            return Err(
+                Error::unsupported("images with an external data file are not read here").advise(Advice::MergeDataFile)
+            );
         }
         Ok(())
     }
@@ -386,15 +386,11 @@ impl Header {
     /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`].
     pub(crate) fn refuse_damaged(&self) -> Result<()> {
         if self.refcount_table_clusters == 0 {
-            return Err(Error::corrupt(
-                "Image does not contain a reference count table; run dedup-img check -r all on it first",
-            ));
+            return Err(Error::corrupt("Image does not contain a reference count table").advise(Advice::RepairFirst));
         }
         self.refuse_data_file()?;
         if self.incompatible & incompatible::CORRUPT != 0 {
-            return Err(Error::corrupt(
-                "Image is marked corrupt; run dedup-img check -r all on it first, or read it with dedup-img convert --salvage",
-            ));
+            return Err(Error::corrupt("Image is marked corrupt").advise(Advice::RepairOrSalvage));
         }
         Ok(())
     }
@@ -496,4 +492,4 @@ fn backing_name(raw: &RawHeader, cluster: &[u8], cluster_bits: ClusterBits) -> R
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -65,3 +65,25 @@ pub(crate) fn rewrite(header: &Header, table: &mut [u8], mut new: impl FnMut(u64
     }
     changed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::header::incompatible;
+    use crate::format::header::tests::sample;
+    use crate::units::HostOffset;
+
+    #[test]
+    fn an_extended_entry_has_two_words() {
+        let plain = Header { incompatible: 0, ..sample() };
+        let extended = Header { incompatible: incompatible::EXTENDED_L2, ..sample() };
+        let entry = L2Entry::Data { host: HostOffset(0x20000), copied: true };
+        let word = entry.encode(plain.cluster_bits);
+        let table = [word, 0xff].map(u64::to_be_bytes).concat();
+        let found: Vec<_> = slots(&extended, &table).collect();
+        assert_eq!(found, [Slot { index: 0, word, subclusters: 0xff }]);
+        assert_eq!(entries(&extended, &table).collect::<Vec<_>>(), [(0, entry)]);
+        let found: Vec<_> = slots(&plain, &table).collect();
+        assert_eq!(found, [Slot { index: 0, word, subclusters: 0 }, Slot { index: 1, word: 0xff, subclusters: 0 }]);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{Advice, Context, Error, OrInternal, Result, Table};
 use crate::format::compressed::CompressedExtent;
 use crate::format::table::{L2Entry, Subcluster, Subclusters, l1_target};
 use crate::format::u64_at;
@@ -76,16 +76,15 @@ impl Qcow2 {
                 continue;
             }
             if self.is_unaligned(table) {
-                return Err(Error::corrupt(format!(
-                    "L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x}); see dedup-img check"
-                )));
+                return Err(Error::corrupt(format!("L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x})"))
+                    .at(table.0)
+                    .advise(Advice::Check));
             }
             let count = bits.clusters(stop) - cluster;
             slice.resize(to_usize(count * entry_size), 0);
             let place = table.0 + l2_index * entry_size;
             if self.salvages {
-                read_padded(&*self.storage, slice, place)
-                    .map_err(|e| Error::io(format_args!("Could not read the L2 table at {table:#x}"), e))?;
+                read_padded(&*self.storage, slice, place).reading(Table::L2, table)?;
             } else {
                 read_exact(&*self.storage, slice, place, "L2 table")?;
             }
@@ -120,9 +119,10 @@ impl Qcow2 {
             }
             L2Entry::Zero { .. } if self.header.version < 3 => {
                 return Err(Error::corrupt(format!(
-                    "Zero cluster entry found in pre-v3 image (guest offset: {:#x}); see dedup-img check",
+                    "Zero cluster entry found in pre-v3 image (guest offset: {:#x})",
                     range.start
-                )));
+                ))
+                .advise(Advice::Check));
             }
             L2Entry::Zero { .. } => Place::Zero,
             L2Entry::Unallocated if !extended => Place::Unallocated,
@@ -132,9 +132,11 @@ impl Qcow2 {
             L2Entry::Data { host, .. } => {
                 if host.0 & (bits.bytes() - 1) != 0 {
                     return Err(Error::corrupt(format!(
-                        "Cluster allocation offset {host:#x} unaligned (guest offset: {:#x}); see dedup-img check",
+                        "Cluster allocation offset {host:#x} unaligned (guest offset: {:#x})",
                         range.start
-                    )));
+                    ))
+                    .at(host.0)
+                    .advise(Advice::Check));
                 }
                 if host.0 >= self.file_len {
                     return Err(self.past_end("cluster", host, range.start));
@@ -160,9 +162,8 @@ impl Qcow2 {
     ) -> Result<()> {
         let bitmap = Subclusters(u64_at(entry, 8).or_internal("half an extended L2 entry")?);
         if bitmap.is_invalid(host.is_some()) {
-            return Err(Error::corrupt(format!(
-                "Invalid cluster entry found (guest offset: {cluster_start:#x}); see dedup-img check"
-            )));
+            return Err(Error::corrupt(format!("Invalid cluster entry found (guest offset: {cluster_start:#x})"))
+                .advise(Advice::Check));
         }
         let size = self.header.cluster_bits.bytes() / u64::from(Subclusters::COUNT);
         let mut start = cluster_start;

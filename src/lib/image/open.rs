@@ -4,7 +4,7 @@ use std::mem::size_of;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Advice, Advised, Error, ErrorKind, IoContext, Result};
 use crate::format::header::{Header, MAX_L1_BYTES, V3_LENGTH};
 use crate::format::snapshot::{FIXED, MAX_TABLE_BYTES, Snapshot};
 use crate::format::table::l1_target;
@@ -111,10 +111,12 @@ impl Qcow2 {
     fn snapshot_size(&self, snapshot: &Snapshot) -> Result<u64> {
         let size = snapshot.disk_size.unwrap_or(self.header.size) & !511;
         if u64::from(snapshot.l1_entries) * 8 > MAX_L1_BYTES {
-            return Err(Error::corrupt("Snapshot L1 table too large; see dedup-img check"));
+            return Err(Error::corrupt("Snapshot L1 table too large").advise(Advice::Check));
         }
         if snapshot.l1_offset.0 & (self.header.cluster_bits.bytes() - 1) != 0 {
-            return Err(Error::corrupt("Snapshot L1 table offset invalid; see dedup-img check"));
+            return Err(Error::corrupt("Snapshot L1 table offset invalid")
+                .at(snapshot.l1_offset.0)
+                .advise(Advice::Check));
         }
         let mapped = u64::from(snapshot.l1_entries).saturating_mul(self.table_span());
         if self.salvages && mapped < size {
@@ -122,7 +124,7 @@ impl Qcow2 {
             return Ok(size.min(mapped.max(self.header.size)));
         }
         if size.div_ceil(self.table_span()) > u64::from(snapshot.l1_entries) {
-            return Err(Error::corrupt("Snapshot L1 table is too small; see dedup-img check"));
+            return Err(Error::corrupt("Snapshot L1 table is too small").advise(Advice::Check));
         }
         Ok(size)
     }
@@ -261,7 +263,8 @@ impl SnapshotName {
         };
         let snapshot = index.and_then(|index| snapshots.into_iter().nth(index));
         let snapshot = snapshot
-            .ok_or_else(|| Error::invalid("Failed to load snapshot: Can't find snapshot; see qemu-img snapshot -l"))?;
+            .ok_or_else(|| Error::invalid("Failed to load snapshot: Can't find snapshot"))
+            .advise(Advice::ListSnapshots)?;
         if pool::is_pool(&snapshot) {
             return Err(Error::invalid(format!(
                 "Failed to load snapshot: '{}' is the deduplication pool and holds no disk",
@@ -284,12 +287,11 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
 
 /// Says what can be done about a header like this.
 fn advised(error: Error) -> Error {
-    let advice = match error.kind() {
-        ErrorKind::Format => "; 'qemu-img info' says what it is",
-        ErrorKind::Unsupported => "; convert it with the program that wrote it",
-        _ => "; no check mends a header, take a sound copy of the image",
-    };
-    error.ending(advice)
+    match error.kind() {
+        ErrorKind::Format => error.advise(Advice::Identify),
+        ErrorKind::Unsupported => error.ending("; convert it with the program that wrote it"),
+        _ => error.ending("; no check mends a header, take a sound copy of the image"),
+    }
 }
 
 /// Reads `count` big-endian words; the caller has bounded `count`.
@@ -309,7 +311,8 @@ fn read_exact_from(storage: &dyn Storage, buf: &mut [u8], offset: u64, what: &st
 /// What the file lacks reads as zeros.
 fn read_padded_from(storage: &dyn Storage, buf: &mut [u8], offset: u64, what: &str) -> Result<()> {
     read_padded(storage, buf, offset)
-        .map_err(|e| Error::io(format_args!("Could not read the {what} at {offset:#x}"), e))
+        .at(format_args!("Could not read the {what} at {offset:#x}"))
+        .map_err(|e| e.at(offset))
 }
 
 fn read_snapshots(storage: &dyn Storage, header: &Header, file_len: u64, read: ReadTable) -> Result<Vec<Snapshot>> {
@@ -330,7 +333,7 @@ fn decode_snapshots(mut bytes: &[u8], count: u32) -> Result<Vec<Snapshot>> {
     let mut snapshots = Vec::new();
     for index in 0..count {
         let (snapshot, length) =
-            Snapshot::decode(bytes).map_err(|e| e.ending(&format!(" {index}; see dedup-img check -r all")))?;
+            Snapshot::decode(bytes).map_err(|e| e.ending(format!(" {index}")).advise(Advice::Repair))?;
         bytes = bytes.get(length..).unwrap_or_default();
         snapshots.push(snapshot);
     }

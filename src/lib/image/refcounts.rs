@@ -1,6 +1,6 @@
 //! The refcounts that an image has stored.
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Doing, Result, Table};
 use crate::format::header::Header;
 use crate::format::refcount::RefcountBits;
 use crate::storage::buffer::zeroed;
@@ -42,7 +42,7 @@ impl<'a> Refcounts<'a> {
     pub(crate) fn load(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
         let mut bytes = zeroed(header.refcount_table_clusters as usize * header.cluster_bits.len())?;
         read_padded(storage, &mut bytes, header.refcount_table_offset.0)
-            .map_err(|e| Error::io("Could not read the refcount table", e))?;
+            .doing(|| Doing::Reading(Table::Refcounts, None))?;
         let table = bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
         Ok(Self { storage, cluster_bits: header.cluster_bits, width: header.refcount_bits, table })
     }
@@ -90,8 +90,7 @@ impl<'a> Refcounts<'a> {
     /// Those of reading.
     pub(crate) fn read(&self, offset: HostOffset, block: &mut Vec<u8>) -> Result<()> {
         block.resize(self.cluster_bits.len(), 0);
-        read_padded(self.storage, block, offset.0)
-            .map_err(|e| Error::io(format_args!("Could not read the refcount block at {offset:#x}"), e))
+        read_padded(self.storage, block, offset.0).reading(Table::RefcountBlock, offset)
     }
 
     /// The count at `index` of a block that was read.

@@ -1,5 +1,7 @@
 //! What to do with an image.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -7,7 +9,6 @@ use serde::Serialize;
 use super::report::{CurvePoint, Forecast, ImageStats};
 use crate::build::size::{CANDIDATES, is_better};
 use crate::disk::Format;
-use crate::name::quoted;
 use crate::units::ClusterBits;
 
 /// What saves less than this percentage of the space that the file occupies now is not worth it: shared clusters are copied when a
@@ -40,11 +41,63 @@ pub struct Advice {
     pub predicted_bytes: u64,
     /// What it occupies now.
     pub now_bytes: u64,
-    /// A shell command for it, which overwrites no file that exists; `None` also where the name has no form that all shells read.
+    /// A shell command for it, where whoever prints this has one: the library leaves it out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
+    /// Why, in words.
+    pub reason: Cow<'static, str>,
     /// Why.
-    pub reason: &'static str,
+    #[serde(skip)]
+    pub why: Why,
+    /// The image.
+    #[serde(skip)]
+    pub image: PathBuf,
+    /// Its format.
+    #[serde(skip)]
+    pub format: Format,
+    /// The new file of a conversion: a name that no file has.
+    #[serde(skip)]
+    pub target: Option<PathBuf>,
+}
+
+/// Why something is to be done, or nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Why {
+    /// In place it becomes as small as it can, or nearly.
+    InPlace,
+    /// In place it becomes smaller, and a conversion would lose something.
+    OnlyInPlace,
+    /// A conversion makes it smaller.
+    OneCopy,
+    /// A conversion makes it smaller than it becomes in place.
+    Smaller,
+    /// Nothing would make it much smaller.
+    NotWorth,
+    /// In place it would not become much smaller, and a conversion would lose something.
+    NotWorthInPlace,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.words())
+    }
+}
+
+impl Why {
+    fn words(self) -> &'static str {
+        match self {
+            Self::InPlace => "in place; no conversion would be much smaller",
+            Self::OnlyInPlace => "in place; a conversion would lose its snapshots, bitmaps or backing file",
+            Self::OneCopy => "one copy of each content, and no zeros; the best of 4 to 64 KiB",
+            Self::Smaller => "smaller than deduplicated in place; the best of 4 to 64 KiB",
+            Self::NotWorth => "neither deduplication in place nor a conversion would save 5 % of the space",
+            Self::NotWorthInPlace => {
+                "deduplication in place would not save 5 % of the space, and a conversion would lose its snapshots, \
+                 bitmaps or backing file"
+            }
+        }
+    }
 }
 
 /// The best that can be done with `image`, which `converts` where nothing would be lost by converting it.
@@ -58,42 +111,24 @@ pub(super) fn advise(image: &ImageStats, path: &Path, curve: &[CurvePoint], conv
     };
     let new = best(curve).filter(|_| converts);
     let worth = now_bytes.saturating_sub(now_bytes / 100 * WORTH);
-    let (action, cluster_size_bytes, predicted_bytes, reason) = match (in_place, new) {
+    let (action, cluster_size_bytes, predicted_bytes, why) = match (in_place, new) {
         (Some(in_place), Some(new)) if in_place < worth && !is_better(new.1, Some(in_place)) => {
-            (Action::Dedup, None, in_place, "in place; no conversion would be much smaller")
+            (Action::Dedup, None, in_place, Why::InPlace)
         }
-        (Some(in_place), None) if in_place < worth => {
-            let reason = "in place; a conversion would lose its snapshots, bitmaps or backing file";
-            (Action::Dedup, None, in_place, reason)
-        }
+        (Some(in_place), None) if in_place < worth => (Action::Dedup, None, in_place, Why::OnlyInPlace),
         (in_place, Some((size, length))) if length < worth => {
-            let reason = match in_place {
-                None => "one copy of each content, and no zeros; the best of 4 to 64 KiB",
-                Some(_) => "smaller than deduplicated in place; the best of 4 to 64 KiB",
-            };
-            (Action::Convert, Some(size), length, reason)
+            let why = if in_place.is_none() { Why::OneCopy } else { Why::Smaller };
+            (Action::Convert, Some(size), length, why)
         }
-        (_, Some(_)) => (Action::None, None, now_bytes, "neither dedup nor convert would save 5 % of the space"),
-        (_, None) => {
-            let reason =
-                "dedup would not save 5 % of the space, and convert would lose its snapshots, bitmaps or backing file";
-            (Action::None, None, now_bytes, reason)
-        }
+        (_, Some(_)) => (Action::None, None, now_bytes, Why::NotWorth),
+        (_, None) => (Action::None, None, now_bytes, Why::NotWorthInPlace),
     };
-    let command = match action {
-        Action::None => None,
-        Action::Dedup => quoted(path).map(|path| format!("dedup-img dedup {path}")),
-        Action::Convert => {
-            let size = cluster_size_bytes.unwrap_or(0) >> 10;
-            // Nobody must take what a guest wrote into a raw disk for a format.
-            let format = if image.format == Format::Raw { " -f raw" } else { "" };
-            // Not among the devices.
-            let beside = if is_device { Path::new(path.file_name().unwrap_or_default()) } else { path };
-            let names = quoted(path).zip(quoted(free_name(beside)));
-            names.map(|(path, target)| format!("dedup-img convert{format} -o cluster_size={size}k {path} {target}"))
-        }
-    };
-    Advice { action, cluster_size_bytes, predicted_bytes, now_bytes, command, reason }
+    // Not among the devices.
+    let beside = if is_device { Path::new(path.file_name().unwrap_or_default()) } else { path };
+    let target = (action == Action::Convert).then(|| free_name(beside));
+    let (format, image) = (image.format, path.to_owned());
+    let (command, reason) = (None, why.words().into());
+    Advice { action, cluster_size_bytes, predicted_bytes, now_bytes, command, reason, why, image, format, target }
 }
 
 /// The cluster size that `convert` would choose, and the length of its file.

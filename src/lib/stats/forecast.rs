@@ -47,7 +47,7 @@ pub(super) fn forecast(
     let links = Choice::new(&ground, limit).links(&records, spill)?;
     let still = StillDuplicate::new(links.len(), stored - zeros.len(), size);
     if let Some(why) = refused {
-        return Ok((still, Forecast::Refused { refused: why.to_string() }));
+        return Ok((still, Forecast::Refused { refused: why.to_string(), why }));
     }
 
     // A member that nothing uses takes sharers again, if the directory says what it holds.

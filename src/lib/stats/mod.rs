@@ -43,7 +43,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-pub use advice::{Action, Advice};
+pub use advice::{Action, Advice, Why};
 pub use report::{
     Amount, Cell, Content, CurvePoint, DedupForecast, DiskClusters, FileClusters, Forecast, Growth, ImageStats, Map,
     Occurrences, PoolStats, Qcow2Stats, RefcountStats, Repeated, Sharing, SnapshotStats, StatsReport, StillDuplicate,
@@ -57,10 +57,9 @@ use crate::dedup::{INDEX_BITS, index};
 use crate::digest::sha256;
 use crate::disk::chunks::CHUNK;
 use crate::disk::{Disk, Format, Reader};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Context, Error, ErrorKind, IoContext, Result};
 use crate::format::header::extension;
 use crate::image::Qcow2;
-use crate::name::shown;
 use crate::progress::Stage;
 use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::Storage;
@@ -94,13 +93,6 @@ pub struct Named<T> {
     pub item: T,
 }
 
-impl<T> Named<T> {
-    fn said(&self) -> impl Fn(Error) -> Error + use<T> {
-        let name = shown(&self.path);
-        move |e| e.prefixed(&format!("'{name}'"))
-    }
-}
-
 /// Reads `disks` and counts.
 ///
 /// # Errors
@@ -129,9 +121,9 @@ pub fn quick(images: &[Named<Qcow2>], work: &Work) -> Result<StatsReport> {
         work.progress.within(nth(n, images.len()), nth(n + 1, images.len()));
         let storage = image.item.storage();
         let surveyed = work.run(|| metadata::survey(storage, ALONE, &spill, work));
-        let surveyed = surveyed.map_err(image.said())?;
+        let surveyed = surveyed.on(&image.path)?;
         let size = surveyed.ground.inspection.header.size;
-        let mut stats = ImageStats::new(&image.path, Format::Qcow2, size, storage).map_err(image.said())?;
+        let mut stats = ImageStats::new(&image.path, Format::Qcow2, size, storage).on(&image.path)?;
         stats.disk = surveyed.disk;
         stats.qcow2 = Some(surveyed.stats);
         all.push(stats);
@@ -219,10 +211,8 @@ impl<'a> Count<'a> {
             let base = size.next_multiple_of(CHUNK);
             size = base.saturating_add(disk.item.size());
             if grain.clusters(size) > 1 << INDEX_BITS {
-                let message = format!(
-                    "the disks have more than 2^{INDEX_BITS} clusters; count with a larger --cluster-size and --no-curve"
-                );
-                return Err(Error::new(ErrorKind::Limit, message));
+                let message = format!("the disks have more than 2^{INDEX_BITS} clusters");
+                return Err(Error::new(ErrorKind::Limit, message).advise(crate::error::Advice::CountLess));
             }
             bases.push(base);
         }
@@ -291,7 +281,7 @@ impl<'a> Count<'a> {
         let Some(file) = disk.file() else { return Err(Error::invalid("statistics of no file")) };
         let mut stats = ImageStats::new(&named.path, disk.format(), disk.size(), file)?;
         let surveyed = match disk.qcow2() {
-            Some(image) => Some(metadata::survey(image.storage(), CHECKING, spill, work).map_err(named.said())?),
+            Some(image) => Some(metadata::survey(image.storage(), CHECKING, spill, work).on(&named.path)?),
             None => None,
         };
         work.progress.begin(SCANNING, disk.size());
@@ -302,11 +292,11 @@ impl<'a> Count<'a> {
             None => stats.disk = self.raw_clusters(disk, &found.records)?,
             Some(surveyed) => {
                 let words = Larger::new(found.records.iter(), self.grain, own);
-                let joined = join::join(&surveyed, file, words, cells.as_mut(), spill, work).map_err(named.said())?;
+                let joined = join::join(&surveyed, file, words, cells.as_mut(), spill, work).on(&named.path)?;
                 stats.disk = DiskClusters { stored_zero_clusters: Some(joined.stored_zeros), ..surveyed.disk };
                 let mut qcow2 = surveyed.stats.clone();
                 let forecast = forecast::forecast(surveyed, joined, file, self.grain, spill, work);
-                let (still, forecast) = forecast.map_err(named.said())?;
+                let (still, forecast) = forecast.on(&named.path)?;
                 qcow2.dedup = Some(forecast);
                 stats.still_duplicate = Some(still);
                 stats.qcow2 = Some(qcow2);

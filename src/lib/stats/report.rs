@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::advice::Advice;
 use crate::digest::Sha;
 use crate::disk::Format;
+use crate::error::Error;
 use crate::units::{ClusterBits, percent};
 
 /// Statistics of one image or of many.
@@ -235,6 +236,9 @@ pub enum Forecast {
     Refused {
         /// Why.
         refused: String,
+        /// The same, as data.
+        #[serde(skip)]
+        why: Error,
     },
     /// This.
     Done(DedupForecast),

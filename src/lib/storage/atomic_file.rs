@@ -13,7 +13,7 @@ use super::fresh::{Fresh, Unnamed};
 use super::lock::{LockMode, lock};
 use super::lookup::Place;
 use super::{FileStorage, Storage, drop_cache};
-use crate::error::{Error, ErrorKind, Result, io_reason};
+use crate::error::{Context, Doing, Error, ErrorKind, Result, io_reason};
 use crate::name::shown;
 use crate::notice::{Notice, Told};
 
@@ -42,7 +42,7 @@ impl AtomicFile {
     /// # Errors
     /// Fails where the file could not be created.
     pub(super) fn new(path: &Path, place: Place) -> Result<Self> {
-        let (file, fresh) = Fresh::new(place, NEW).map_err(|e| creating(path, e))?;
+        let (file, fresh) = Fresh::new(place, NEW).creating(path)?;
         Self::locked(path, file, fresh, None)
     }
 
@@ -58,11 +58,11 @@ impl AtomicFile {
             Err(e) => return Err(creating(path, e)),
         };
         let mut notices = Vec::new();
-        let lost = attributes::keep(&old, &file).map_err(|e| creating(path, e))?;
+        let lost = attributes::keep(&old, &file).creating(path)?;
         if !lost.is_empty() {
             notices.push(Notice::NotKept { path: path.to_owned(), what: lost });
         }
-        let links = old.metadata().map_err(|e| creating(path, e))?.nlink();
+        let links = old.metadata().creating(path)?.nlink();
         if links > 1 {
             notices.push(Notice::OtherNames { path: path.to_owned(), count: links - 1 });
         }
@@ -70,7 +70,7 @@ impl AtomicFile {
     }
 
     fn locked(path: &Path, file: File, fresh: Fresh, replaced: Option<File>) -> Result<Self> {
-        lock(&file, path, LockMode::Write).map_err(|e| e.opening(path))?;
+        lock(&file, path, LockMode::Write).opening(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = openat(&fresh.place().directory, ".", flags, Mode::empty());
         let directory = directory.map(File::from).map_err(io::Error::from);
@@ -94,7 +94,7 @@ impl AtomicFile {
     /// # Errors
     /// Fails where the content could not be made durable.
     pub(crate) fn uncache(&self) -> Result<()> {
-        self.storage.sync().map_err(|e| creating(&self.path, e))?;
+        self.storage.sync().creating(&self.path)?;
         drop_cache(self.storage.file());
         Ok(())
     }
@@ -107,14 +107,13 @@ impl AtomicFile {
     /// another program has created a file of that name meanwhile.
     pub(crate) fn commit(self, durable: bool, told: Told<'_>) -> Result<u64> {
         let Self { storage, path, fresh, replaced, directory } = self;
-        let said = |e: io::Error| creating(&path, e);
         if durable {
-            storage.sync().map_err(said)?;
+            storage.sync().creating(&path)?;
         }
         // The name may have been given to another file meanwhile, which is not ours to replace. (What happens within the
         // microseconds from here to the rename cannot be seen.)
         if let Some(old) = &replaced {
-            let ours = old.metadata().map_err(said)?;
+            let ours = old.metadata().creating(&path)?;
             let named = fresh.place().stat();
             if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (ours.dev(), ours.ino())) {
                 let message = format!("'{}' was replaced or removed meanwhile by another program", shown(&path));
@@ -129,7 +128,7 @@ impl AtomicFile {
         if durable {
             sync_directory(&path, directory, told)?;
         }
-        storage.allocated().map_err(said)
+        storage.allocated().creating(&path)
     }
 }
 
@@ -169,8 +168,8 @@ fn sync_directory(path: &Path, directory: io::Result<File>, told: Told<'_>) -> R
     }
 }
 
-pub(super) fn creating(path: &Path, source: io::Error) -> Error {
-    Error::io(format_args!("Could not create '{}'", shown(path)), source)
+fn creating(path: &Path, source: io::Error) -> Error {
+    Error::os(source).doing(Doing::Creating(path.to_owned()))
 }
 
 /// Why a finished file has not got its name, and where it is.
@@ -178,7 +177,7 @@ fn unnamed(path: &Path, unnamed: Unnamed) -> Error {
     match unnamed {
         Unnamed::Taken => {
             let what = "another program has created it meanwhile; that file was left as it is, and the result of this run is gone";
-            Error::new(ErrorKind::Locked, format!("Could not create '{}': {what}", shown(path)))
+            Error::new(ErrorKind::Locked, what).doing(Doing::Creating(path.to_owned()))
         }
         Unnamed::Refused(e, Some(kept)) => creating(path, e)
             .followed_by(&format!("The finished file is '{}'; give it the name, or remove it", shown(kept))),

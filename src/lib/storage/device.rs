@@ -17,8 +17,7 @@ use nix::sys::stat::{major, minor};
 use super::head::Head;
 use super::lock::{LockMode, lock};
 use super::{BLOCK, FileStorage, Room, Storage, drop_cache, no_such_call};
-use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::name::shown;
+use crate::error::{Context, Doing, Error, ErrorKind, IoContext, Result};
 use crate::units::to_usize;
 
 /// Zeros that are written in one go where a device cannot zero.
@@ -62,7 +61,7 @@ impl Device {
             let size = file.len().at("Could not get its size")?;
             Ok((file, size))
         };
-        let (file, size) = open().map_err(|e: Error| e.opening(path))?;
+        let (file, size) = open().opening(path)?;
         let block = logical_block(file.file()).max(BLOCK);
         Ok(Self { file, path: path.to_owned(), size, block, length: AtomicU64::new(0), head: Head::new() })
     }
@@ -72,7 +71,7 @@ impl Device {
     /// # Errors
     /// As said, with both sizes.
     pub(crate) fn ensure_room(&self, length: u64) -> Result<()> {
-        ensure_room(self.size, length).map_err(|e| e.prefixed(&format!("'{}'", shown(&self.path))))
+        ensure_room(self.size, length).on(&self.path)
     }
 
     /// Clears the first sector: from here until [`Device::commit`] the device holds nothing that anybody takes for a disk.
@@ -114,7 +113,7 @@ impl Device {
     }
 
     fn writing(&self, source: io::Error) -> Error {
-        Error::io(format_args!("Could not write '{}'", shown(&self.path)), source)
+        Error::os(source).doing(Doing::WritingFile(self.path.clone()))
     }
 
     /// Zeros whole blocks, giving their space back where the device can.

@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::head::Head;
 use super::{FileStorage, Storage, drop_cache};
-use crate::error::{Error, Result};
-use crate::name::shown;
+use crate::error::{Doing, Error, Result};
 
 /// A regular file with an old content that is lost at [`InPlaceFile::begin`]. From there until [`InPlaceFile::commit`] it holds nothing
 /// that anybody takes for a disk.
@@ -76,7 +75,7 @@ impl InPlaceFile {
     }
 
     fn writing(&self, source: io::Error) -> Error {
-        Error::io(format_args!("Could not write '{}'", shown(&self.path)), source)
+        Error::os(source).doing(Doing::WritingFile(self.path.clone()))
     }
 
     fn ensure_begun(&self) -> io::Result<()> {

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::name::shown;
 
 const CONSISTENT_READ: i64 = 0;
@@ -124,9 +124,7 @@ pub(crate) fn lock(file: &File, path: &Path, mode: LockMode) -> Result<()> {
 
 /// The system cannot tell who else uses the file.
 fn no_locks(what: &str, reason: Errno) -> Error {
-    Error::io(what, reason.into()).followed_by(
-        "The file system does not lock files. Where no other program and no guest uses the image, --locking=off goes on without.",
-    )
+    Error::io(what, reason.into()).advise(Advice::LockNothing)
 }
 
 fn locked(path: &Path, message: &str) -> Error {

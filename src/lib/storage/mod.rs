@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice};
 use nix::unistd::Whence;
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Context, Error, ErrorKind, IoContext, Result};
 
 pub(crate) mod atomic_file;
 mod attributes;
@@ -137,19 +137,21 @@ pub(crate) fn read_padded(storage: &dyn Storage, buf: &mut [u8], offset: u64) ->
 
 /// Fills `buf` from `offset`, or fails with "`what` lies past the end of the file".
 pub(crate) fn read_exact(storage: &dyn Storage, buf: &mut [u8], offset: u64, what: &str) -> Result<()> {
-    let read = storage.read_at(buf, offset).at(format_args!("Could not read {what} at {offset:#x}"))?;
+    let read = storage.read_at(buf, offset).at(format_args!("Could not read {what} at {offset:#x}"));
+    let read = read.map_err(|e| e.at(offset))?;
     if read < buf.len() {
         return Err(Error::new(
             ErrorKind::Corrupt,
             format!("{what} at {offset:#x} lies past the end of the file; is the file cut short?"),
-        ));
+        )
+        .at(offset));
     }
     Ok(())
 }
 
 /// Writes `bytes` at `offset`, or fails naming the offset.
 pub(crate) fn write(storage: &dyn Storage, bytes: &[u8], offset: u64) -> Result<()> {
-    storage.write_at(bytes, offset).at(format_args!("Could not write at {offset:#x}"))
+    storage.write_at(bytes, offset).writing(offset)
 }
 
 /// Flushes.

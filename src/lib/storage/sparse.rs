@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{BLOCK, Storage, read_padded, write};
 use crate::digest::is_zero;
-use crate::error::{IoContext, OrInternal, Result};
+use crate::error::{Context, IoContext, OrInternal, Result, Table};
 use crate::units::{SECTOR, to_usize};
 
 /// Writes `bytes` at `offset`, a place that nothing uses. Whole blocks of zeros are not stored: where the place has something else, it
@@ -39,7 +39,7 @@ pub(crate) fn rewrite(storage: &dyn Storage, old: &[u8], new: &[u8], offset: u64
 fn clear(storage: &dyn Storage, range: Range<u64>) -> Result<()> {
     let mut buffer = vec![0; to_usize(range.end - range.start)];
     let mut is_clear = || -> Result<bool> {
-        read_padded(storage, &mut buffer, range.start).at(format_args!("Could not read at {:#x}", range.start))?;
+        read_padded(storage, &mut buffer, range.start).reading(Table::Data, range.start)?;
         Ok(is_zero(&buffer))
     };
     if is_clear()? {

@@ -10,13 +10,12 @@ use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx, unlinkat};
 use rustix::io::Errno;
 
 use super::Storage;
-use super::atomic_file::{AtomicFile, Replacing, creating};
+use super::atomic_file::{AtomicFile, Replacing};
 use super::device::Device;
 use super::in_place_file::InPlaceFile;
 use super::lock::{LockMode, lock};
 use super::lookup::{Existing, Found, Place, look_up};
-use crate::error::{Error, Result, io_reason};
-use crate::name::shown;
+use crate::error::{Context, Error, Result, io_reason};
 use crate::notice::{InPlace, Notice, Told};
 
 /// Where temporary files lie that have no place beside a target: next to a device is memory, and where a name cannot be replaced there
@@ -40,7 +39,7 @@ impl Target {
     /// # Errors
     /// Those of [`Target::file`] and [`Device::open`].
     pub(crate) fn open(path: &Path, told: Told<'_>) -> Result<Self> {
-        match look_up(path).map_err(|e| creating(path, e))? {
+        match look_up(path).creating(path)? {
             Found::Other(metadata) if metadata.file_type().is_block_device() => Device::open(path).map(Self::Device),
             found => Self::at(path, found, told),
         }
@@ -52,7 +51,7 @@ impl Target {
     /// # Errors
     /// Fails where the file could not be created, is in use, or is not a regular file.
     pub(crate) fn file(path: &Path, told: Told<'_>) -> Result<Self> {
-        Self::at(path, look_up(path).map_err(|e| creating(path, e))?, told)
+        Self::at(path, look_up(path).creating(path)?, told)
     }
 
     fn at(path: &Path, found: Found, told: Told<'_>) -> Result<Self> {
@@ -61,10 +60,8 @@ impl Target {
             Found::File(existing) => Self::over(path, existing, told),
             Found::Other(metadata) => {
                 let kind = if metadata.file_type().is_block_device() { "a block device" } else { "not a regular file" };
-                Err(Error::unsupported(format!(
-                    "Could not create '{}': it is {kind}; write to a regular file and copy it there",
-                    shown(path)
-                )))
+                Err(Error::unsupported(format!("it is {kind}; write to a regular file and copy it there")))
+                    .creating(path)
             }
         }
     }
@@ -75,7 +72,7 @@ impl Target {
             lock(&file, path, LockMode::Write)?;
             Ok(file)
         });
-        let old = old.map_err(|e| e.opening(path))?;
+        let old = old.opening(path)?;
         let (old, reason) = match existing.place {
             None => (old, InPlace::Descriptor),
             Some(place) => match not_replaceable(&place) {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::check::finding::{Finding, Severity};
 use crate::check::{CheckOptions, Inspection, inspect};
-use crate::error::{Error, ErrorKind, OrInternal, Result};
+use crate::error::{Advice, Error, OrInternal, Result};
 use crate::format::header::incompatible;
 use crate::format::l2;
 use crate::format::table::L2Entry;
@@ -154,9 +154,6 @@ pub(crate) fn sound(
     let inspection = inspect(storage, CheckOptions::default(), work, phase, &mut sink)?;
     match first {
         None => Ok(inspection),
-        Some(first) => {
-            let message = format!("the image is damaged ({first}); see dedup-img check, and check -r all");
-            Err(Error::new(ErrorKind::Corrupt, message))
-        }
+        Some(first) => Err(Error::corrupt(format!("the image is damaged ({first})")).advise(Advice::CheckAndRepair)),
     }
 }

@@ -4,7 +4,7 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::check::finding::Layer;
 use crate::check::tables::{L2Reference, Tables};
-use crate::error::{Error, Result};
+use crate::error::{Context, Result, Table};
 use crate::format::header::Header;
 use crate::storage::{Storage, read_padded};
 use crate::units::{GuestCluster, HostOffset, to_usize};
@@ -87,8 +87,7 @@ impl<'a> L2Tables<'a> {
                     || vec![0; self.header.cluster_bits.len()],
                     |content, table| {
                         let host = table.host();
-                        read_padded(self.storage, content, host.0)
-                            .map_err(|e| Error::io(format_args!("Could not read the L2 table at {host:#x}"), e))?;
+                        read_padded(self.storage, content, host.0).reading(Table::L2, host)?;
                         visit(table, content)
                     },
                 )

@@ -6,7 +6,7 @@ use crate::check::counts::Counts;
 use crate::codec::Inflater;
 use crate::dedup::INDEX_BITS;
 use crate::dedup::verify::{Clusters, ReadClusters};
-use crate::error::{Error, ErrorKind, OrInternal, Result};
+use crate::error::{Context, Error, ErrorKind, OrInternal, Result, Table};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
 use crate::format::l2;
@@ -217,7 +217,7 @@ impl ReadClusters for UnitReader<'_> {
         let (run, packed) = buffer.split_at_mut(to_usize(plain << bits.bits()));
         if !run.is_empty() {
             let at = first << bits.bits();
-            read_padded(storage, run, at).map_err(|e| Error::io(format_args!("Could not read at {at:#x}"), e))?;
+            read_padded(storage, run, at).reading(Table::Data, at)?;
         }
         for (unit, cluster) in (first + plain..).zip(packed.chunks_exact_mut(bits.len())) {
             let (extent, _) = units.packed(unit).or_internal("a unit has no place in the file")?;

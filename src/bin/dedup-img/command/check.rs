@@ -12,6 +12,7 @@ use dedup_img::work::{DEFAULT_MEMORY, Scratch};
 use dedup_img::{Error, ErrorKind};
 
 use super::run;
+use crate::advice;
 use crate::cli::{CheckArgs, OutputArg, RepairArg};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -26,8 +27,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let Some(file) = &args.file else {
         return Err(Failure::Usage { command: "check", message: "Expecting one image file name".to_owned() });
     };
-    let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(file)));
-    let format = args.format.as_deref().map(str::parse).transpose().map_err(opening)?;
+    let format = args.format.as_deref().map(str::parse).transpose().map_err(|e: Error| e.opening(file))?;
     let mode = match (args.repair, args.force_share) {
         (Some(_), true) => {
             let message = "-U/--force-share cannot be used with -r: a repair writes".to_owned();
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let uncached = args.qemu.uncached()?;
     let (storage, format) = match open_image(file, format, mode) {
         Err(error) if error.kind() == ErrorKind::Format => {
-            view::failure(&format_args!("{error}, or check it with qemu-img"));
+            view::failure(&format_args!("{}, or check it with qemu-img", advice::sentence(&error)));
             return Ok(Exit::NotCheckable);
         }
         opened => opened?,
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
             listed += 1;
             // A standard error that nobody reads does not change what was found.
             let _ = match listed {
-                ..=LISTED => writeln!(lines, "{}", finding.kind),
+                ..=LISTED => writeln!(lines, "{}", advice::finding(&finding.kind)),
                 TOO_MANY => writeln!(lines, "More findings are counted, but not listed."),
                 _ => Ok(()),
             };
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     if uncached {
         storage.drop_cache();
     }
-    let repaired = result?.map_err(opening)?;
+    let repaired = result?.map_err(|e| e.opening(file))?;
     let report = repaired.report;
     if !args.run.quiet {
         view::print(&match args.run.output {
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
         })?;
     }
     if let Some(why) = &repaired.refused {
-        view::failure(&format_args!("'{}': {why}", shown(file)));
+        view::failure(&format_args!("'{}': {}", shown(file), advice::advised(why, why.advice())));
     }
     let verdict = verdict(&report);
     if verdict == Exit::Failed && repaired.refused.is_none() {

@@ -282,7 +282,7 @@ fn refuse_with_plain(args: &ConvertArgs, format: Format) -> Result<(), Failure> 
 }
 
 fn source_format(source: &Path, name: &str) -> Result<Format, Failure> {
-    name.parse().map_err(|e| Failure::new(format_args!("Could not open '{}': {e}", shown(source))))
+    name.parse().map_err(|e: dedup_img::Error| e.opening(source).into())
 }
 
 fn snapshot_name(text: &str) -> SnapshotName {

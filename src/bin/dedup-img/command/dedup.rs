@@ -1,5 +1,6 @@
 //! `dedup-img dedup`.
 
+use dedup_img::Less;
 use dedup_img::inplace::{DedupOptions, DedupPlan};
 use dedup_img::pool::Pin;
 
@@ -7,9 +8,6 @@ use super::in_place::{InPlace, repaired, run_in_place, unready};
 use crate::cli::DedupArgs;
 use crate::failure::Failure;
 use crate::view;
-
-/// What to do where there is no room.
-const ADVICE: &str = "free some; dedup-img gc gives back what the image does not use and needs less";
 
 /// Runs the command.
 pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
@@ -34,7 +32,7 @@ pub(crate) fn run(args: &DedupArgs) -> Result<(), Failure> {
             return view::dedup::planned(file, &plan, &report, args.run.output);
         }
         let plan = plan.made_ready(work, |done| repaired(&common, done))?;
-        let report = plan.apply(work).map_err(|e| view::room::no_room(e, ADVICE))?;
+        let report = plan.apply(work).map_err(|e| view::room::no_room(e, Less::CollectFirst))?;
         Ok(view::dedup::done(file, &report, args.run.output))
     })
 }

@@ -1,5 +1,6 @@
 //! `dedup-img gc`.
 
+use dedup_img::Less;
 use dedup_img::inplace::{GcOptions, GcPlan};
 
 use super::in_place::{InPlace, repaired, run_in_place, unready};
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
     };
     run_in_place(&common, |storage, work| {
         let options = GcOptions { compact: args.compact, drop_pool: args.drop_pool };
-        let no_room = |e| view::room::no_room(e, advice(options));
+        let no_room = |e| view::room::no_room(e, less(options));
         let plan = GcPlan::new(storage, options, work)?;
         let report = if args.dry_run {
             unready(&common, plan.is_unready(work)?);
@@ -37,11 +38,11 @@ pub(crate) fn run(args: &GcArgs) -> Result<(), Failure> {
     })
 }
 
-/// What to do where there is no room.
-fn advice(options: GcOptions) -> &'static str {
+/// What would need less room.
+fn less(options: GcOptions) -> Less {
     match options {
-        GcOptions { compact: true, .. } => "free some; without --compact less is needed",
-        GcOptions { drop_pool: false, .. } => "free some; with --drop-pool less is needed",
-        GcOptions { .. } => "free some",
+        GcOptions { compact: true, .. } => Less::NotCompact,
+        GcOptions { drop_pool: false, .. } => Less::DropPool,
+        GcOptions { .. } => Less::Nothing,
     }
 }

@@ -4,10 +4,9 @@ use std::path::Path;
 
 use dedup_img::disk::{Format, open_image};
 use dedup_img::inplace::Repaired;
-use dedup_img::name::shown;
 use dedup_img::storage::{FileStorage, LockMode, Storage};
 use dedup_img::work::{Scratch, Work};
-use dedup_img::{Error, ErrorKind, Result};
+use dedup_img::{Advice, Error, ErrorKind, Result};
 
 use super::run;
 use crate::cli::RunArgs;
@@ -31,8 +30,7 @@ pub(super) fn run_in_place(
     operation: impl FnOnce(&mut dyn Storage, &Work) -> Result<String>,
 ) -> std::result::Result<(), Failure> {
     view::refuse_own_output(args.file, args.run.quiet)?;
-    let opening = |e: Error| Failure::new(format_args!("Could not open '{}': {e}", shown(args.file)));
-    let format = args.format.map(str::parse::<Format>).transpose().map_err(opening)?;
+    let format = args.format.map(str::parse::<Format>).transpose().map_err(|e| e.opening(args.file))?;
     let run_on = |work: &Work| {
         open_and(args, format, |storage| {
             let result = operation(storage, work);
@@ -59,15 +57,11 @@ fn open_and(
     let mode = if args.dry_run { LockMode::Read } else { LockMode::Write };
     let (storage, format) = open_image(args.file, format, mode)?;
     let mut storage = storage.ignoring_holes(args.ignore_holes);
-    let said = |e: Error| match e.kind() {
-        ErrorKind::Format => e.prefixed(&format!("Could not open '{}'", shown(args.file))),
-        _ => e.prefixed(&format!("'{}'", shown(args.file))),
-    };
     if format != Format::Qcow2 {
-        let message = format!("a {format} image cannot be worked on in place; use dedup-img convert");
-        return Err(said(Error::new(ErrorKind::Unsupported, message)));
+        let what = format!("a {format} image cannot be worked on in place");
+        return Err(Error::new(ErrorKind::Unsupported, what).advise(Advice::Convert).on(args.file));
     }
-    operation(&mut storage).map_err(said)
+    operation(&mut storage).map_err(|e| e.of_image(args.file))
 }
 
 /// The directory that a file is in.

@@ -7,6 +7,7 @@ use dedup_img::name::shown;
 use dedup_img::work::{Scratch, Work, WorkOptions};
 use dedup_img::{Error, Left};
 
+use crate::advice;
 use crate::cli::{OutputArg, RunArgs};
 use crate::failure::Failure;
 use crate::interrupt;
@@ -58,7 +59,7 @@ pub(super) fn run<T>(
 impl Job<'_> {
     /// What was stopped, and what it has left.
     fn stopped(&self, left: Left, error: &Error) -> String {
-        let Some(signal) = interrupt::name() else { return error.to_string() };
+        let Some(signal) = interrupt::name() else { return advice::sentence(error) };
         let text = format!("{} was stopped by {signal}", self.command);
         let Some(target) = self.target else { return text };
         let name = shown(target);

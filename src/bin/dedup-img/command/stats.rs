@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use dedup_img::ErrorKind;
 use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
 use dedup_img::image::Qcow2;
-use dedup_img::name::shown;
 use dedup_img::stats::{Named, StatsOptions, StatsReport, quick, stats};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
 use dedup_img::work::{Scratch, Work};
 
 use super::run;
+use crate::advice;
 use crate::cli::StatsArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -35,7 +35,8 @@ pub(crate) fn run(args: &StatsArgs) -> Result<Exit, Failure> {
     let options = options(args)?;
 
     let job = run::Job { command: "stats", target: None, scratch: scratch() };
-    let report = run::run(&job, &args.run, args.tables.memory, |work| count(args, options, work))??;
+    let mut report = run::run(&job, &args.run, args.tables.memory, |work| count(args, options, work))??;
+    advice::word(&mut report);
     let gates = gates(args, &report);
     let printed = match args.run.quiet {
         true => Ok(()),
@@ -70,7 +71,7 @@ fn scratch() -> Scratch {
 fn count(args: &StatsArgs, options: StatsOptions, work: &Work) -> dedup_img::Result<StatsReport> {
     let format = |file: &Path| {
         let name = args.format.as_deref();
-        name.map(str::parse::<Format>).transpose().map_err(|e| e.prefixed(&format!("Could not open '{}'", shown(file))))
+        name.map(str::parse::<Format>).transpose().map_err(|e| e.opening(file))
     };
     if args.quick {
         let open = |file: &PathBuf| open_quick(file, format(file)?, args.force_share);
@@ -97,13 +98,12 @@ fn open_quick(file: &Path, format: Option<Format>, force_share: bool) -> dedup_i
     match open_image(file, format, mode)? {
         (storage, Format::Qcow2) => {
             let opened = Qcow2::open(Box::new(storage), None);
-            let item = opened.map_err(|e| e.prefixed(&format!("Could not open '{}'", shown(file))))?;
+            let item = opened.map_err(|e| e.opening(file))?;
             Ok(Named { path: file.to_owned(), item })
         }
         (_, Format::Raw) => {
             let message = "--quick answers from the metadata of a QCOW2 image; a raw image has to be read";
-            let error = dedup_img::Error::new(ErrorKind::Unsupported, message);
-            Err(error.prefixed(&format!("'{}'", shown(file))))
+            Err(dedup_img::Error::new(ErrorKind::Unsupported, message).on(file))
         }
     }
 }

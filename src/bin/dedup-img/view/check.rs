@@ -7,6 +7,7 @@ use dedup_img::inplace::Repaired;
 use serde::Serialize;
 
 use super::summary::{SCHEMA_VERSION, pretty};
+use crate::advice;
 
 /// The summary for people.
 pub(crate) fn human(repaired: &Repaired) -> String {
@@ -130,6 +131,6 @@ pub(crate) fn json(file: &Path, repaired: &Repaired) -> String {
         findings_beyond: report.findings_beyond,
         benign: report.benign,
         unmarked: repaired.unmarked.then_some(true),
-        refused: repaired.refused.clone(),
+        refused: repaired.refused.as_ref().map(|why| advice::advised(why, why.advice())),
     })
 }

@@ -8,7 +8,7 @@ pub(crate) mod progress;
 pub(crate) mod room;
 pub(crate) mod stats;
 pub(crate) mod summary;
-mod units;
+pub(crate) mod units;
 
 use std::error::Error as _;
 use std::fmt::Display;
@@ -33,9 +33,7 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            let reason = e.to_string();
-            let reason = reason.split(" (os error").next().unwrap_or_default();
-            Err(Failure::new(format_args!("Could not write to standard output: {reason}")))
+            Err(dedup_img::Error::io("Could not write to standard output", e).into())
         }
         _ => Ok(()),
     }

@@ -1,21 +1,14 @@
 //! Room on the file system of an image.
 
-use dedup_img::{Error, ErrorKind};
+use dedup_img::{Advice, Error, ErrorKind, Less};
 
 use super::summary::Rows;
 use super::units::bytes;
 
-/// The same error; where there is no room, with how much there is and how much is needed, and what to do.
-pub(crate) fn no_room(error: Error, advice: &str) -> Error {
-    let kind = error.kind();
-    match kind {
-        ErrorKind::NoRoom { needed, available } => {
-            let (needed, available) = (bytes(needed), bytes(available));
-            let sentence = format!(
-                "{needed} of room are needed on its file system, which has {available}; nothing was written; {advice}"
-            );
-            Error::new(kind, sentence)
-        }
+/// The same error; where there is no room, with what would need less.
+pub(crate) fn no_room(error: Error, less: Less) -> Error {
+    match error.kind() {
+        ErrorKind::NoRoom { needed, available } => error.advise(Advice::MakeRoom { needed, available, less }),
         _ => error,
     }
 }

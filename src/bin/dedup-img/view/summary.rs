@@ -7,6 +7,7 @@ use dedup_img::convert::{ConvertReport, RawReport};
 use dedup_img::disk::{Format, Unreadable};
 use dedup_img::inplace::OverwriteReport;
 use dedup_img::name::shown;
+use dedup_img::{ErrorKind, Words};
 use serde::Serialize;
 
 use super::units::{bytes, count};
@@ -40,10 +41,16 @@ impl Context<'_> {
 
 /// A part of a source that could not be read, in the words of qemu-img and with how much it is.
 pub(crate) fn unreadable(part: &Unreadable) -> String {
-    // Where a table or a compressed cluster is damaged the reason names the file.
-    let file = if part.reason.starts_with('\'') { String::new() } else { format!("'{}': ", shown(&part.path)) };
+    // What the operating system says needs no more than the offset; where a table or a compressed cluster is damaged, the sentence
+    // names the file. To salvage is what is being done.
+    let reason = match part.error.kind() {
+        ErrorKind::Io => part.error.reason().to_owned(),
+        _ => part.error.worded(|_| Words::Added("".into())),
+    };
+    let is_named = part.error.kind() != ErrorKind::Io && part.error.path().is_some();
+    let file = if is_named { String::new() } else { format!("'{}': ", shown(&part.path)) };
     let (start, length) = (part.range.start, part.range.end - part.range.start);
-    format!("error while reading offset {start}: {} ({file}{length} bytes, zeros in the target)", part.reason)
+    format!("error while reading offset {start}: {reason} ({file}{length} bytes, zeros in the target)")
 }
 
 /// A source that somebody may write while it is read.

@@ -2,7 +2,7 @@
 
 /// `1.25 GiB`: three significant digits, 1024-based as in qemu-img.
 #[expect(clippy::cast_precision_loss, reason = "rounded for people")]
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes as f64;
     let mut unit = 0;

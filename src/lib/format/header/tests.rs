@@ -1,6 +1,6 @@
 use super::*;
 
-fn sample() -> Header {
+pub(crate) fn sample() -> Header {
     Header {
         version: 3,
         cluster_bits: ClusterBits::GRAIN,

@@ -18,7 +18,7 @@ use crate::edit::mend::{Mender, Pass};
 use crate::edit::pointers::{Container, containers, header_fields};
 use crate::edit::renew;
 use crate::edit::settle::{Punch, UNSETTLED, settle};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Context, Error, ErrorKind, IoContext, Result, Table};
 use crate::format::header::Header;
 use crate::image::refcounts::{Block, Refcounts};
 use crate::inplace::gc::moves::{Moves, plan};
@@ -91,9 +91,9 @@ fn fill_holes(storage: &dyn Storage, work: &Work) -> Result<u64> {
 /// Settles, whatever came of what was done; says so where the image is not clean then.
 fn settled(done: Result<()>, storage: &dyn Storage, file_len: u64, work: &Work) -> Result<Inspection> {
     match (done, settle(storage, file_len, Punch::Freed, work)) {
-        (Ok(()), settled) => settled.map_err(|e| e.ending(UNSETTLED)),
+        (Ok(()), settled) => settled.map_err(|e| e.advise(UNSETTLED)),
         (Err(error), Ok(_)) => Err(error),
-        (Err(error), Err(_)) => Err(error.ending(UNSETTLED)),
+        (Err(error), Err(_)) => Err(error.advise(UNSETTLED)),
     }
 }
 
@@ -138,7 +138,7 @@ fn copy(storage: &dyn Storage, header: &Header, moves: &Moves, work: &Work) -> R
             .map(|(from, to, count)| {
                 let mut buffer = vec![0; to_usize(count << bits.bits())];
                 let at = from << bits.bits();
-                read_padded(storage, &mut buffer, at).at(format_args!("Could not read at {at:#x}"))?;
+                read_padded(storage, &mut buffer, at).reading(Table::Data, at)?;
                 write_sparse(storage, &buffer, to << bits.bits())
             })
             .collect();
@@ -279,7 +279,7 @@ fn cut(storage: &dyn Storage, inspection: &Inspection) -> Result<()> {
         match storage.set_len(len) {
             // A block device has the length that it has.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
-            cut => cut.map_err(|e| Error::io("Could not make the file shorter", e))?,
+            cut => cut.at("Could not make the file shorter")?,
         }
         flush(storage)?;
     }

@@ -16,7 +16,7 @@ use crate::edit::renew;
 use crate::edit::repair::{Repaired, is_unready, make_ready};
 use crate::edit::room::{Needs, backed, needs, room, sizes, with_slack};
 use crate::edit::settle::{Punch, settle};
-use crate::error::{Error, Left, Result};
+use crate::error::{Advice, Error, Left, Result};
 use crate::format::header::Header;
 use crate::image::read_header;
 use crate::progress::Stage;
@@ -323,8 +323,9 @@ fn refuse(header: &Header, options: GcOptions) -> Result<()> {
     header.refuse_damaged()?;
     match header.encryption {
         Some(_) if options.compact => Err(Error::unsupported(
-            "encrypted images are not compacted: their content depends on its place in the file; use qemu-img convert",
-        )),
+            "encrypted images are not compacted: their content depends on its place in the file",
+        )
+        .advise(Advice::ConvertPlain)),
         _ => Ok(()),
     }
 }

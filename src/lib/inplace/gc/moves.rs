@@ -7,7 +7,7 @@ use crate::check::Inspection;
 use crate::check::counts::Counts;
 use crate::codec::Inflater;
 use crate::edit::room::{available, backed, room, unbacked, with_slack};
-use crate::error::{Error, ErrorKind, IoContext, OrInternal, Result};
+use crate::error::{Context, Error, ErrorKind, OrInternal, Result, Table};
 use crate::format::compressed::CompressedExtent;
 use crate::format::header::Header;
 use crate::format::l2;
@@ -151,7 +151,7 @@ impl Moves {
         for packed in &self.packed {
             let at = packed.old.host.0;
             buffer.resize(to_usize(packed.len), 0);
-            read_padded(storage, &mut buffer, at).at(format_args!("Could not read at {at:#x}"))?;
+            read_padded(storage, &mut buffer, at).reading(Table::Data, at)?;
             write_sparse(storage, &buffer, packed.new.host.0)?;
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::dedup::plan::{peek, split_run};
 use crate::dedup::verify::Clusters;
 use crate::dedup::{INDEX, INDEX_BITS, index};
 use crate::digest::{Sha, sha256};
-use crate::error::{Error, OrInternal, Result};
+use crate::error::{Context, OrInternal, Result, Table};
 use crate::format::table::{L2Entry, l1_target};
 use crate::inplace::overwrite::class::NEW;
 use crate::inplace::overwrite::source::{Source, TASK};
@@ -246,8 +246,7 @@ impl<'a> Mapping<'a> {
             let entry = inspection.tables.active.get(to_usize(l1_index));
             let mut content = vec![0; bits.len()];
             if let Some(host) = entry.and_then(|&entry| l1_target(entry)) {
-                read_padded(self.storage, &mut content, host.0)
-                    .map_err(|e| Error::io(format_args!("Could not read the L2 table at {host:#x}"), e))?;
+                read_padded(self.storage, &mut content, host.0).reading(Table::L2, host)?;
             }
             self.table = Some((l1_index, content));
         }

@@ -37,7 +37,7 @@ use crate::edit::phases::{APPLYING, CHECKING, WRITING};
 use crate::edit::refuse::{refuse, refuse_snapshots};
 use crate::edit::repair::make_ready;
 use crate::edit::room::sizes;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::image::read_header;
 use crate::image::refcounts::Refcounts;
 use crate::pool::Pin;
@@ -120,12 +120,8 @@ pub fn overwrite(
     let header = read_header(storage)?;
     let limit = refuse(&header)?;
     if disk.size() > present.size() {
-        let message = format!(
-            "output file is smaller than input file ({} and {} bytes); see qemu-img resize",
-            present.size(),
-            disk.size()
-        );
-        return Err(Error::invalid(message));
+        let message = format!("output file is smaller than input file ({} and {} bytes)", present.size(), disk.size());
+        return Err(Error::invalid(message).advise(Advice::Resize));
     }
     if header.version < 3 {
         upgraded(&header)?;
@@ -275,11 +271,9 @@ impl Planner<'_> {
 fn refuse_bitmaps(inspection: &Inspection) -> Result<()> {
     match &inspection.recording {
         None => Ok(()),
-        Some(name) => Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "its bitmap '{name}' records writes, and would miss these; disable it with qemu-img bitmap --disable, or remove it"
-            ),
-        )),
+        Some(name) => {
+            Err(Error::new(ErrorKind::Unsupported, format!("its bitmap '{name}' records writes, and would miss these"))
+                .advise(Advice::DisableBitmap))
+        }
     }
 }

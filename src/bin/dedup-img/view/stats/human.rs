@@ -188,7 +188,7 @@ fn file(qcow2: &Qcow2Stats) -> String {
     let room = format!("the highest of a data cluster; {most} would fit");
     rows.add("refcount", grouped(refcounts.highest_references), &room);
     let mut text = format!("\n{}", rows.text());
-    if let Some(Forecast::Refused { refused }) = &qcow2.dedup {
+    if let Some(Forecast::Refused { refused, .. }) = &qcow2.dedup {
         text += &format!("\n{}", wrapped(&format!("dedup refuses: {refused}")));
     }
     text
