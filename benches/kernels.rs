@@ -5,11 +5,9 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use dedup_img::check::{CheckOptions, check};
-use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
 use dedup_img::storage::LockMode;
 use dedup_img::unstable::{Sequence, Spill, fingerprint, group, is_zero, sha256};
-use dedup_img::work::{Work, WorkOptions};
+use dedup_img::{CheckOptions, Disk, DiskOptions, Format, Work, WorkOptions, check, open_image};
 
 const CLUSTER: usize = 4096;
 /// Fits into the second level cache, as the pieces do that a scan reads.

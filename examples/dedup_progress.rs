@@ -12,13 +12,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dedup_img::ErrorKind;
-use dedup_img::cancel::Cancel;
-use dedup_img::disk::open_image;
-use dedup_img::inplace::{DedupOptions, dedup};
-use dedup_img::progress::{Phase, Progress};
 use dedup_img::storage::LockMode;
-use dedup_img::work::{Work, WorkOptions};
+use dedup_img::{Cancel, DedupOptions, ErrorKind, Phase, Progress, Work, WorkOptions, dedup, open_image};
 
 /// Prints the phases and every tenth of the whole, and raises the flag when the time is up.
 struct Shown {

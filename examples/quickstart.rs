@@ -11,12 +11,11 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dedup_img::check::finding::Finding;
-use dedup_img::check::{CheckOptions, check};
-use dedup_img::convert::{ConvertOptions, RawOptions, convert, to_raw};
-use dedup_img::disk::{Disk, DiskOptions, open_image};
+use dedup_img::finding::Finding;
 use dedup_img::storage::LockMode;
-use dedup_img::work::{Work, WorkOptions};
+use dedup_img::{
+    CheckOptions, ConvertOptions, Disk, DiskOptions, RawOptions, Work, WorkOptions, check, convert, open_image, to_raw,
+};
 
 /// How much of the machine's files the disk takes.
 const DATA: u64 = 192 << 20;

@@ -10,7 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use dedup_img::disk::{Disk, DiskOptions, Reader};
+use dedup_img::{Disk, DiskOptions, Reader};
 
 /// What is read at once.
 const PIECE: u64 = 1 << 20;

@@ -13,10 +13,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use dedup_img::disk::{Format, open_image};
-use dedup_img::sharing::{Sharer, Sharers};
 use dedup_img::storage::LockMode;
-use dedup_img::work::{Work, WorkOptions};
+use dedup_img::{Format, Sharer, Sharers, Work, WorkOptions, open_image};
 
 fn main() -> ExitCode {
     match run(std::env::args_os().skip(1).collect()) {

@@ -1,7 +1,7 @@
 //! Asking a running operation to stop.
 //!
 //! ```
-//! use dedup_img::cancel::Cancel;
+//! use dedup_img::Cancel;
 //!
 //! let cancel = Cancel::default();
 //! let handle = cancel.clone();

@@ -1,9 +1,8 @@
 //! A new, empty image that is ready for deduplication.
 //!
 //! ```no_run
-//! # use std::path::Path;
-//! use dedup_img::create::{CreateOptions, create};
-//! use dedup_img::progress::Silent;
+//! use std::path::Path;
+//! use dedup_img::{CreateOptions, Silent, create};
 //!
 //! let size = create(Path::new("new.qcow2"), &CreateOptions { size: Some(1 << 30), ..CreateOptions::default() }, &Silent)?;
 //! assert_eq!(size, 1 << 30);

@@ -29,29 +29,32 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use dedup_img::{convert, disk, work};
+//! use dedup_img::{ConvertOptions, Disk, DiskOptions, Work, WorkOptions, convert};
 //!
-//! let disk = disk::Disk::open(Path::new("disk.raw"), &disk::DiskOptions::default())?;
-//! let work = work::Work::new(work::WorkOptions::default())?;
-//! let report = convert::convert(&disk, Path::new("disk.qcow2"), &convert::ConvertOptions::default(), &work)?;
+//! let disk = Disk::open(Path::new("disk.raw"), &DiskOptions::default())?;
+//! let work = Work::new(WorkOptions::default())?;
+//! let report = convert(&disk, Path::new("disk.qcow2"), &ConvertOptions::default(), &work)?;
 //! println!("{} bytes saved", report.saved_bytes);
 //! # Ok::<(), dedup_img::Error>(())
 //! ```
 //!
-//! The package's `examples` directory has whole programs: `quickstart`, `read`, `sharing` and `dedup_progress`.
+//! The package's `examples` directory has whole programs: `quickstart`, `read`, `sharing` (what is shared in an image),
+//! `convert_memory`, `check_json` and `dedup_progress`.
 //!
-//! # Map of the modules
+//! # Map
 //!
-//! | module | for |
+//! What does something, and what it is given and gives, has its name here, at the root; modules hold families of types.
+//!
+//! | name | for |
 //! |---|---|
-//! | [`mod@disk`] | opening and reading what a guest sees: a raw file, or an image with its chain of backing files |
-//! | [`mod@convert`], [`mod@create`] | new images, raw files, and a disk written into an image that exists |
-//! | [`inplace`] | deduplication, gc, compaction and repair of an image where it lies |
-//! | [`mod@check`] | checking |
-//! | [`mod@stats`], [`sharing`] | what is duplicated, what is saved, what could be; which clusters share one |
-//! | [`work`], [`progress`], [`cancel`] | what an operation is given: threads and memory, whom to tell, a way to stop |
-//! | [`image`], [`pool`], [`units`] | the words of the format: header fields, snapshots, records, sizes, positions |
-//! | [`storage`] | the file below an image, and QEMU's locks |
+//! | [`Disk`], [`Reader`], [`DiskOptions`] | opening and reading what a guest sees: a raw file, or an image with its chain of backing files |
+//! | [`convert()`], [`create()`], [`to_raw`], [`convert_into`] | new images, raw files, and a disk written into an image that exists |
+//! | [`dedup()`], [`gc`], [`DedupPlan`], [`GcPlan`] | deduplication, gc and compaction of an image where it lies |
+//! | [`check()`], [`repair`], [`finding`] | checking and repairing |
+//! | [`stats()`](stats::stats), [`mod@stats`], [`Sharers`] | what is duplicated, what is saved, what could be; which clusters share one |
+//! | [`Work`], [`Progress`], [`Cancel`] | what an operation is given: threads and memory, whom to tell, a way to stop |
+//! | [`Qcow2`], [`Snapshot`], [`Traits`], [`Pin`], [`units`] | the words of the format: header fields, snapshots, records, sizes, positions |
+//! | [`storage`] | the file below an image, or memory, and QEMU's locks |
 //! | [`name`] | names out of images, for people and for shells |
 //! | [`notice`] | what there is to know about a target beside the result |
 //!
@@ -86,22 +89,22 @@
 //! There is one type, [`Error`], which is data: an [`ErrorKind`], what was being done to which file and where in it ([`Doing`]), a
 //! reason, the operating system's error, and what can be done about it ([`Advice`]). It prints as a sentence, without the name of
 //! any option or command; [`Error::worded`] makes the same sentence with a program's own words for each advice. An image that is
-//! damaged but can be read is no error of [`check::check`], whose findings are data. The library never prints or logs, never exits
+//! damaged but can be read is no error of [`check()`], whose findings are data. The library never prints or logs, never exits
 //! and never reads the environment. No input makes it panic.
 //!
 //! # Threads, memory, cancellation
 //!
-//! A [`work::Work`] has its own worker threads; operations wait for them. The same input gives the same bytes for any number of
-//! threads. Tables that outgrow the memory which it allows go to unnamed temporary files. [`cancel::Cancel`] is polled once per
+//! A [`Work`] has its own worker threads; operations wait for them. The same input gives the same bytes for any number of
+//! threads. Tables that outgrow the memory which it allows go to unnamed temporary files. [`Cancel`] is polled once per
 //! batch: an operation that was asked to stop fails with [`ErrorKind::Cancelled`] and leaves no new file, and of an image that
-//! it works on in place every cluster as it was or as it should be (see [`inplace`] for the order of writes);
+//! it works on in place every cluster as it was or as it should be (see "Order of writes");
 //! [`Error::left`] says which.
 //!
 //! # What may be open in QEMU
 //!
-//! Nothing that is written: [`storage::LockMode`] and [`disk::Disk::open`] take the byte locks that QEMU takes, so that each
+//! Nothing that is written: [`storage::LockMode`] and [`Disk::open`] take the byte locks that QEMU takes, so that each
 //! side refuses what the other has open. An image that a guest is using can be looked at with `ReadShared` or
-//! [`disk::DiskOptions::force_share`]; what is read is then true of no one moment. Whoever ignores the locks (`cp`, `dd`) is not
+//! [`DiskOptions::force_share`]; what is read is then true of no one moment. Whoever ignores the locks (`cp`, `dd`) is not
 //! kept away. A [`storage::Storage`] of your own is yours alone: the library takes no locks for it.
 //!
 //! # Stability
@@ -119,26 +122,29 @@
 //!
 //! Rust 1.88; a newer one comes with a minor version. Linux. The default feature `cli` is the program: leave it out
 //! (`default-features = false`) where only the library is wanted, and its dependencies are left out too.
+//!
+#![doc = include_str!("edit/order.md")]
 
 mod build;
-pub mod cancel;
-pub mod check;
+mod cancel;
+mod check;
 mod codec;
-pub mod convert;
-pub mod create;
+mod convert;
+mod create;
 mod dedup;
 mod digest;
-pub mod disk;
+mod disk;
 mod edit;
 mod error;
 mod format;
-pub mod image;
-pub mod inplace;
+mod image;
+mod inplace;
 pub mod name;
 pub mod notice;
-pub mod pool;
-pub mod progress;
-pub mod sharing;
+mod pool;
+mod progress;
+mod sharing;
+#[expect(missing_debug_implementations, reason = "its types are public for the tests of this package")]
 mod sort;
 pub mod stats;
 pub mod storage;
@@ -146,6 +152,24 @@ mod survey;
 pub mod units;
 #[doc(hidden)]
 pub mod unstable;
-pub mod work;
+mod work;
 
+pub use cancel::Cancel;
+pub use check::{CheckOptions, Report as CheckReport, check, finding};
+pub use convert::{
+    ClusterSize, ConvertOptions, ConvertReport, IntoOptions, RawOptions, RawReport, Sharing, SizeChoice, convert,
+    convert_into, to_raw,
+};
+pub use create::{Backing, CreateOptions, Traits, create};
+pub use disk::{BackingRule, Disk, DiskOptions, Format, Reader, Unreadable, open_image};
 pub use error::{Advice, Doing, Error, ErrorKind, Left, Less, Result, Table, Words};
+pub use image::{CompressionLevel, CompressionType, Qcow2, RefcountBits, Snapshot, SnapshotName};
+pub use inplace::{
+    DedupOptions, DedupPlan, DedupReport, GcOptions, GcPlan, GcReport, OverwriteReport, Refusal, Repair, Repaired,
+    Share, dedup, gc, repair,
+};
+pub use pool::{NAME as POOL_NAME, Pin, Record};
+pub use progress::{Phase, Progress, Silent};
+pub use sharing::{Sharer, Sharers};
+pub use stats::stats;
+pub use work::{DEFAULT_MEMORY, MIN_MEMORY, Scratch, Work, WorkOptions};

@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use std::sync::Mutex;
-//! use dedup_img::progress::{Phase, Progress};
+//! use dedup_img::{Phase, Progress};
 //!
 //! #[derive(Default)]
 //! struct Percent(Mutex<(Option<Phase>, u64)>);

@@ -2,9 +2,11 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use dedup_img::{disk, sharing::Sharers, storage::LockMode, work};
-//! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Read)?;
-//! let work = work::Work::new(work::WorkOptions::default())?;
+//! use dedup_img::storage::LockMode;
+//! use dedup_img::{Sharers, Work, WorkOptions, open_image};
+//!
+//! let (storage, _) = open_image(Path::new("disk.qcow2"), None, LockMode::Read)?;
+//! let work = Work::new(WorkOptions::default())?;
 //! for sharer in Sharers::new(&storage, &work)?.iter() {
 //!     let sharer = sharer?;
 //!     println!("guest {:#x} is stored at {:#x}", sharer.guest, sharer.host);
@@ -12,6 +14,7 @@
 //! # Ok::<(), dedup_img::Error>(())
 //! ```
 
+use std::fmt;
 use std::iter;
 
 use crate::check::ALONE;
@@ -31,6 +34,12 @@ pub struct Sharers {
     ground: Ground,
     /// Unit and guest cluster, one word for each entry of the disk that leads to a unit with two users or more.
     words: Sorted,
+}
+
+impl fmt::Debug for Sharers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sharers").field("cluster_size", &self.cluster_size()).finish_non_exhaustive()
+    }
 }
 
 /// A guest cluster that uses the same cluster of the file as another one.

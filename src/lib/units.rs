@@ -11,6 +11,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use serde::Serialize;
+
 // Lengths and indexes of the format have 64 bits. Where memory is addressed by fewer they could not be told apart from larger ones.
 const _: () = assert!(usize::BITS >= u64::BITS, "a machine with addresses of 64 bits is needed");
 
@@ -32,7 +34,7 @@ pub(crate) const fn halves(word: u128) -> (u64, u64) {
 macro_rules! position {
     ($(#[$doc:meta])* $vis:vis $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
         $vis struct $name(pub u64);
 
         impl fmt::Debug for $name {

@@ -7,7 +7,7 @@ use crate::support::crash::CrashStorage;
 use crate::support::failing::{Event, FailingStorage};
 use crate::support::inplace::{Contents, Left, Subject, Told, mended, put, verify_crashed, verify_repaired};
 use crate::support::{Random, dedup_img, qemu};
-use dedup_img::cancel::Cancel;
+use dedup_img::Cancel;
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

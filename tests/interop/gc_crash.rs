@@ -6,7 +6,7 @@ use super::dedup_errors::{fails_everywhere, stops_everywhere};
 use crate::support::crash::CrashStorage;
 use crate::support::inplace::{Subject, put};
 use crate::support::reader::Image;
-use dedup_img::cancel::Cancel;
+use dedup_img::Cancel;
 
 /// Random choices of what was not flushed, for each operation.
 const CHOICES: u64 = 8;

@@ -6,8 +6,7 @@ use crate::support::corpus::K;
 use crate::support::crash::CrashStorage;
 use crate::support::inplace::put;
 use crate::support::{dedup_img, qemu, scratch};
-use dedup_img::inplace::{GcOptions, gc};
-use dedup_img::work::{Scratch, Work, WorkOptions};
+use dedup_img::{GcOptions, Scratch, Work, WorkOptions, gc};
 use std::path::PathBuf;
 use tempfile::TempDir;
 

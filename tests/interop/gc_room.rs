@@ -8,9 +8,7 @@ use crate::support::failing::{Event, FailingStorage};
 use crate::support::inplace::{Contents, Subject, put};
 use crate::support::reader::Image;
 use crate::support::{dedup_img, qemu};
-use dedup_img::cancel::Cancel;
-use dedup_img::inplace::GcReport;
-use dedup_img::{Advice, Error, ErrorKind};
+use dedup_img::{Advice, Cancel, Error, ErrorKind, GcReport};
 use nix::errno::Errno;
 use std::fs;
 

@@ -9,10 +9,8 @@ use crate::support::inplace::{Left, Subject, put, verify_repaired};
 use crate::support::into::{Before, Count, Mixer, expected, into, judged, layers, pooled, read};
 use crate::support::reader::{Pin, Survey};
 use crate::support::{Random, dedup_img, qemu, scratch, sha256_of};
-use dedup_img::disk::{Disk, DiskOptions};
-use dedup_img::inplace::OverwriteReport;
 use dedup_img::unstable::overwrite;
-use dedup_img::work::{Work, WorkOptions};
+use dedup_img::{Disk, DiskOptions, OverwriteReport, Work, WorkOptions};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +20,7 @@ fn recorded(storage: &CrashStorage, target: &Path, source: &Path) -> OverwriteRe
     let options = DiskOptions::default();
     let [present, disk] = [target, source].map(|path| Disk::open(path, &options).unwrap());
     let work = Work::new(WorkOptions { threads: Some(2), ..WorkOptions::default() }).unwrap();
-    overwrite(storage, &present, &disk, dedup_img::pool::Pin::Shared, target.parent().unwrap(), &work).unwrap()
+    overwrite(storage, &present, &disk, dedup_img::Pin::Shared, target.parent().unwrap(), &work).unwrap()
 }
 
 /// A mixture of what the target holds and of what is new, as long as it and as a raw file.

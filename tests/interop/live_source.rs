@@ -5,19 +5,13 @@ use crate::args;
 use crate::support::corpus::M;
 use crate::support::loops::Loop;
 use crate::support::{Random, dedup_img, qemu, scratch};
-use dedup_img::convert::{
-    ClusterSize, ConvertOptions, IntoOptions, RawOptions, Sharing, convert, convert_into, to_raw,
-};
-use dedup_img::create::{Backing, Traits};
-use dedup_img::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
-use dedup_img::image::{CompressionLevel, CompressionType};
-use dedup_img::inplace::{DedupOptions, DedupPlan};
-use dedup_img::pool::Pin;
-use dedup_img::progress::{Phase, Progress, Silent};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
-use dedup_img::work::{Scratch, Work, WorkOptions};
-use dedup_img::{Error, ErrorKind};
+use dedup_img::{
+    Backing, BackingRule, ClusterSize, CompressionLevel, CompressionType, ConvertOptions, DedupOptions, DedupPlan,
+    Disk, DiskOptions, Error, ErrorKind, Format, IntoOptions, Phase, Pin, Progress, RawOptions, Scratch, Sharing,
+    Silent, Traits, Work, WorkOptions, convert, convert_into, open_image, to_raw,
+};
 use serde_json::Value;
 use std::fs::{self, OpenOptions};
 use std::ops::Range;

@@ -3,17 +3,14 @@
 use super::collisions::colliding;
 use crate::support::corpus::Sample;
 use crate::support::{Random, families, qemu, scratch};
-use dedup_img::check::{CheckOptions, check};
-use dedup_img::convert::{ClusterSize, ConvertOptions, IntoOptions, RawOptions, convert, convert_into, to_raw};
-use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
-use dedup_img::image::{CompressionLevel, CompressionType};
-use dedup_img::inplace::{DedupOptions, GcOptions, Repair, dedup, gc, repair};
-use dedup_img::progress::{Phase, Progress};
-use dedup_img::sharing::Sharers;
 use dedup_img::stats::{Named, StatsOptions, stats};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
-use dedup_img::work::{Work, WorkOptions};
+use dedup_img::{
+    CheckOptions, ClusterSize, CompressionLevel, CompressionType, ConvertOptions, DedupOptions, Disk, DiskOptions,
+    Format, GcOptions, IntoOptions, Phase, Progress, RawOptions, Repair, Sharers, Work, WorkOptions, check, convert,
+    convert_into, dedup, gc, open_image, repair, to_raw,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A storage on which one operation fails, or everything from then on, or at which the user asks to stop.
 
 use super::crash::CrashStorage;
-use dedup_img::cancel::Cancel;
+use dedup_img::Cancel;
 use dedup_img::storage::{Room, Storage};
 use nix::errno::Errno;
 use std::io;

@@ -7,12 +7,11 @@ use super::reader::{Entry, Image};
 use super::verify::{Survey, content};
 use super::{Random, dedup_img, qemu, scratch};
 use crate::args;
-use dedup_img::cancel::Cancel;
-use dedup_img::check::CheckOptions;
-use dedup_img::inplace::{DedupOptions, DedupReport, GcOptions, Repair, dedup, repair};
-use dedup_img::pool::Pin;
 use dedup_img::storage::Storage;
-use dedup_img::work::{DEFAULT_MEMORY, MIN_MEMORY, Scratch, Work, WorkOptions};
+use dedup_img::{
+    Cancel, CheckOptions, DEFAULT_MEMORY, DedupOptions, DedupReport, GcOptions, MIN_MEMORY, Pin, Repair, Scratch, Work,
+    WorkOptions, dedup, repair,
+};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -456,7 +455,7 @@ fn io_unmap(path: &Path, commands: &[String]) -> super::Ran {
 pub(crate) fn mended(image: Vec<u8>, when: &str) -> Vec<u8> {
     let storage = CrashStorage::of(image);
     let mut found = Vec::new();
-    let mut sink = |finding: &dedup_img::check::finding::Finding| found.push(format!("{finding:?}"));
+    let mut sink = |finding: &dedup_img::finding::Finding| found.push(format!("{finding:?}"));
     let work = Work::new(WorkOptions { threads: Some(1), ..WorkOptions::default() }).unwrap();
     let repaired =
         repair(&storage, Repair::All, CheckOptions { data: true }, &work, &mut sink).map(|repaired| repaired.report);

@@ -3,11 +3,10 @@
 
 use std::fmt;
 
-use dedup_img::check::finding::Kind;
-use dedup_img::disk::Format;
+use dedup_img::finding::Kind;
 use dedup_img::name::quoted;
 use dedup_img::stats::{self, Action, Forecast, StatsReport, Why};
-use dedup_img::{Advice, Error, Less, Words};
+use dedup_img::{Advice, Error, Format, Less, Words};
 
 use crate::failure::Failure;
 use crate::view::units::bytes;

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use dedup_img::disk::BackingRule;
-use dedup_img::pool::Pin;
 use dedup_img::storage::Locking;
+use dedup_img::{BackingRule, Pin};
 
 use crate::qemu_options::{QemuArgs, QemuCheckArgs, QemuCreateArgs};
 use crate::size::{number, parse_percent, parse_size};

@@ -2,12 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use dedup_img::convert::ClusterSize;
-use dedup_img::create::{Backing, Traits};
-use dedup_img::disk::BackingRule;
-use dedup_img::image::{CompressionType, RefcountBits};
 use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
+use dedup_img::{Backing, BackingRule, ClusterSize, CompressionType, RefcountBits, Traits};
 
 use crate::failure::Failure;
 use crate::size::{SizeError, parse_integer, parse_size};

@@ -4,10 +4,9 @@
 use std::num::NonZeroU64;
 
 use clap::Args;
-use dedup_img::convert::{ClusterSize, RawOptions};
-use dedup_img::disk::Format;
 use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
+use dedup_img::{ClusterSize, Format, RawOptions};
 
 use crate::failure::Failure;
 use crate::size::{SizeError, parse_integer, parse_size};

@@ -3,13 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::error::Advice;
 use crate::format::snapshot::MAX_EXTRA;
 use crate::pool;
 use crate::units::{GuestOffset, HostOffset};
 
 /// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Severity {
     /// Worth knowing; neither data nor space is at risk.
@@ -23,7 +26,8 @@ pub enum Severity {
 }
 
 /// Whose L1 table leads to a place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Layer {
     /// The active disk.
@@ -50,7 +54,8 @@ impl fmt::Display for Layer {
 }
 
 /// What a part of the file is used for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Use {
     /// The first cluster.
@@ -106,7 +111,7 @@ impl fmt::Display for Use {
 }
 
 /// A place on the disk of a layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct At {
     /// The layer.
@@ -122,7 +127,8 @@ impl fmt::Display for At {
 }
 
 /// What is wrong. Where `qemu-img check` has words for it, [`fmt::Display`] begins with them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Kind {
     /// A reference to something that lies past the end of the file.
@@ -211,7 +217,7 @@ pub enum Kind {
 }
 
 /// A remark on the image as a whole: nothing in it is wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub enum Remark {
     /// These autoclear feature bits are set, which nobody knows, in an image with internal snapshots.
@@ -265,7 +271,7 @@ impl fmt::Display for Remark {
 }
 
 /// Findings that are counted and not described.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[non_exhaustive]
 pub struct More {
     /// Whether `qemu-img check` does not look for them.
@@ -356,7 +362,8 @@ impl Kind {
 }
 
 /// What a repair has to do about a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Repairable {
     /// Nothing.
@@ -370,7 +377,7 @@ pub enum Repairable {
 }
 
 /// A refcount beside the references that were counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Count {
     /// The cluster's index.
@@ -382,7 +389,7 @@ pub struct Count {
 }
 
 /// An entry whose COPIED flag is wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Flag {
     /// The entry.
@@ -503,7 +510,7 @@ impl fmt::Display for Count {
 }
 
 /// One finding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
     /// How bad it is.

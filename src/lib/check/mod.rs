@@ -1,14 +1,14 @@
 //! Checking an image: everything that refers to a cluster is counted and compared with what the image says.
 //!
 //! ```no_run
-//! # use std::path::Path;
-//! # use dedup_img::work;
-//! # let work = work::Work::new(work::WorkOptions::default())?;
-//! use dedup_img::{check, disk, storage::LockMode};
+//! use std::path::Path;
+//! use dedup_img::storage::LockMode;
+//! use dedup_img::{CheckOptions, Work, WorkOptions, check, finding::Finding, open_image};
 //!
-//! let (storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Read)?;
-//! let mut tell = |finding: &check::finding::Finding| println!("{}", finding.kind);
-//! let report = check::check(&storage, check::CheckOptions { data: true }, &work, &mut tell)?;
+//! let work = Work::new(WorkOptions::default())?;
+//! let (storage, _) = open_image(Path::new("disk.qcow2"), None, LockMode::Read)?;
+//! let mut tell = |finding: &Finding| println!("{}", finding.kind);
+//! let report = check(&storage, CheckOptions { data: true }, &work, &mut tell)?;
 //! println!("{} corruptions, {} leaks", report.corruptions, report.leaks);
 //! # Ok::<(), dedup_img::Error>(())
 //! ```

@@ -28,7 +28,7 @@ pub struct IntoOptions {
 
 /// Writes `disk` into the QCOW2 at `target`: only clusters that differ from what it reads now, each content once.
 ///
-/// Snapshots in the target stay as they are. The order of writes is that of [`crate::inplace`]: it does not depend on an option
+/// Snapshots in the target stay as they are. The order of writes is that of all that is done in place (see the front page): it does not depend on an option
 /// what a crash leaves.
 ///
 /// # Errors

@@ -1,13 +1,11 @@
 //! A disk becomes a deduplicated QCOW2, a plain one, or a raw file, or goes into a QCOW2 that exists.
 //!
 //! ```no_run
-//! # use std::path::Path;
-//! # use dedup_img::work;
-//! # let work = work::Work::new(work::WorkOptions::default())?;
-//! use dedup_img::convert::{ClusterSize, ConvertOptions, RawOptions, convert, to_raw};
-//! use dedup_img::disk::{Disk, DiskOptions};
+//! use std::path::Path;
 //! use dedup_img::units::ClusterBits;
+//! use dedup_img::{ClusterSize, ConvertOptions, Disk, DiskOptions, RawOptions, Work, WorkOptions, convert, to_raw};
 //!
+//! let work = Work::new(WorkOptions::default())?;
 //! let disk = Disk::open(Path::new("disk.raw"), &DiskOptions::default())?;
 //! let options = ConvertOptions { cluster_size: ClusterSize::Fixed(ClusterBits::GRAIN), ..ConvertOptions::default() };
 //! let report = convert(&disk, Path::new("disk.qcow2"), &options, &work)?;

@@ -15,7 +15,7 @@ use crate::name::shown;
 use crate::storage::mounts::writable_mount;
 use crate::storage::open::FileId;
 use crate::storage::stack::Bytes;
-use crate::storage::{FileStorage, Storage, drop_cache};
+use crate::storage::{Storage, drop_cache};
 use crate::units::{ClusterBits, SECTOR};
 
 /// An image open for reading, with its backing files, locked.
@@ -28,16 +28,23 @@ pub(super) struct Chain {
 
 pub(super) struct Layer {
     pub(super) path: PathBuf,
+    /// The file, unless the layer lies in a storage of the caller's.
+    pub(super) file: Option<OpenFile>,
+    pub(super) content: Content,
+}
+
+/// What is known of a layer's file.
+#[derive(Clone)]
+pub(super) struct OpenFile {
     pub(super) id: FileId,
     pub(super) stamp: Stamp,
     /// A second descriptor of the same open file, to look at it again.
     pub(super) file: Arc<std::fs::File>,
-    pub(super) content: Content,
 }
 
 pub(super) enum Content {
     Raw {
-        storage: FileStorage,
+        storage: Box<dyn Storage>,
         /// Length in bytes, rounded up to 512 as QEMU does.
         size: u64,
     },
@@ -54,7 +61,7 @@ impl Layer {
 
     pub(super) fn storage(&self) -> &dyn Storage {
         match &self.content {
-            Content::Raw { storage, .. } => storage,
+            Content::Raw { storage, .. } => &**storage,
             Content::Qcow2(image) => image.storage(),
         }
     }
@@ -80,8 +87,7 @@ impl Layer {
 
     /// The same file as it was when a snapshot was taken.
     pub(super) fn with(&self, image: Qcow2) -> Self {
-        let (path, file) = (self.path.clone(), Arc::clone(&self.file));
-        Self { path, id: self.id, stamp: self.stamp, file, content: Content::Qcow2(image) }
+        Self { path: self.path.clone(), file: self.file.clone(), content: Content::Qcow2(image) }
     }
 }
 
@@ -89,6 +95,16 @@ impl Chain {
     /// Virtual size in bytes, a multiple of 512.
     pub(super) fn size(&self) -> u64 {
         self.layers.first().map_or(0, |layer| layer.size())
+    }
+
+    /// The layers that are files.
+    fn files(&self) -> impl Iterator<Item = (&Layer, &OpenFile)> {
+        self.layers.iter().filter_map(|layer| Some((&**layer, layer.file.as_ref()?)))
+    }
+
+    /// The name of the image itself.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.layers.first().map(|layer| layer.path.as_path())
     }
 
     /// The format of the image itself.
@@ -101,13 +117,14 @@ impl Chain {
 
     /// The file of the chain that has some of `bytes`, if any.
     pub(super) fn find(&self, bytes: &Bytes) -> Option<&Path> {
-        self.layers.iter().find(|layer| Bytes::of(layer.id).meet(bytes)).map(|layer| layer.path.as_path())
+        let has = |file: &OpenFile| Bytes::of(file.id).meet(bytes);
+        self.layers.iter().find(|layer| layer.file.as_ref().is_some_and(has)).map(|layer| layer.path.as_path())
     }
 
     /// The block devices of the chain with a file system that is mounted writable, and where.
     pub(super) fn mounted(&self) -> impl Iterator<Item = (&Path, PathBuf)> {
-        let devices = self.layers.iter().filter(|layer| matches!(layer.id, FileId::Device(_)));
-        devices.filter_map(|layer| Some((layer.path.as_path(), writable_mount(&Bytes::of(layer.id))?)))
+        let devices = self.files().filter(|(_, file)| matches!(file.id, FileId::Device(_)));
+        devices.filter_map(|(layer, file)| Some((layer.path.as_path(), writable_mount(&Bytes::of(file.id))?)))
     }
 
     /// The layer of this number, which a segment names.
@@ -192,8 +209,8 @@ impl Chain {
     /// # Errors
     /// As said, and the operating system's.
     pub(super) fn ensure_unchanged(&self) -> Result<()> {
-        for layer in &self.layers {
-            if layer.stamp.has_changed(&layer.file).map_err(|e| Self::reading(layer, 0, e))? {
+        for (layer, file) in self.files() {
+            if file.stamp.has_changed(&file.file).map_err(|e| Self::reading(layer, 0, e))? {
                 return Err(changed(&layer.path, ""));
             }
         }
@@ -202,7 +219,7 @@ impl Chain {
 
     /// The files whose times move although nobody writes them.
     pub(super) fn restless(&self) -> impl Iterator<Item = &Path> {
-        self.layers.iter().filter(|layer| layer.stamp.is_restless()).map(|layer| layer.path.as_path())
+        self.files().filter(|(_, file)| file.stamp.is_restless()).map(|(layer, _)| layer.path.as_path())
     }
 
     /// The error where what lies at guest offset `offset` was something else when it was read first.
@@ -229,8 +246,8 @@ impl Chain {
 
     /// Takes the files out of the host's page cache.
     pub(super) fn drop_cache(&self) {
-        for layer in &self.layers {
-            drop_cache(&layer.file);
+        for (_, file) in self.files() {
+            drop_cache(&file.file);
         }
     }
 

@@ -3,8 +3,8 @@
 //! Backing files are opened as far as a [`BackingRule`] lets the names in an image lead.
 //!
 //! ```no_run
-//! # use std::path::{Path, PathBuf};
-//! use dedup_img::disk::{Disk, DiskOptions, Reader};
+//! use std::path::Path;
+//! use dedup_img::{Disk, DiskOptions, Reader};
 //!
 //! let disk = Disk::open(Path::new("overlay.qcow2"), &DiskOptions::default())?;
 //! let mut sector = [0; 512];
@@ -25,6 +25,7 @@ mod reader;
 mod salvage;
 mod stamp;
 
+use std::fmt;
 use std::iter;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -73,6 +74,13 @@ struct Span<'a> {
     backing: Option<u64>,
     /// The layer above, which has the same place of the disk.
     above: Option<&'a Chain>,
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<&Path> = self.parts().filter_map(|part| part.chain.path()).collect();
+        f.debug_struct("Disk").field("paths", &paths).field("size", &self.size()).finish_non_exhaustive()
+    }
 }
 
 impl Part {

@@ -1,12 +1,14 @@
 //! Opening a disk and the chain of files behind it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::iter;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::backing::{BackingRule, backing_file};
-use super::chain::{Chain, Content, Layer};
+use super::chain::{Chain, Content, Layer, OpenFile};
 use super::format::Format;
 use super::history::History;
 use super::probe::{PROBE_LENGTH, probe};
@@ -53,6 +55,24 @@ impl Disk {
         Self::with_backing(open_layer(path, options.format, options)?, options)
     }
 
+    /// The disk in `storage`, which nobody writes meanwhile. A storage has no place that the name of a backing file could be relative
+    /// to: an image that names one is refused.
+    ///
+    /// # Errors
+    /// As [`Disk::open`]; [`ErrorKind::Unsupported`] for an image with a backing file.
+    pub fn from_storage(storage: impl Storage + 'static, options: &DiskOptions) -> Result<Self> {
+        let content = open_content(Box::new(storage), options.format, options)?;
+        if let Content::Qcow2(image) = &content
+            && let Some(name) = &image.header().backing_name
+        {
+            let name = shown(OsStr::from_bytes(name));
+            return Err(Error::unsupported(format!(
+                "it needs the backing file '{name}', which a storage cannot lead to"
+            )));
+        }
+        Self::with_backing(Layer { path: "(storage)".into(), file: None, content }, options)
+    }
+
     /// The disk of the QCOW2 at `path` that is open as `storage`, with its backing files, which are opened and locked.
     ///
     /// # Errors
@@ -74,7 +94,7 @@ impl Disk {
             let (name, format) = backing_file(image.header(), overlay, &options.backing).opening(overlay)?;
             let behind = DiskOptions { snapshot: None, ..options.clone() };
             let layer = open_layer(&name, Some(format), &behind).doing(|| Doing::Behind(overlay.to_owned()))?;
-            if layers.iter().any(|l| l.id == layer.id) {
+            if layers.iter().any(|l| is_same(l, &layer)) {
                 let what = format!("Backing file '{}' is part of its own chain", shown(name));
                 return Err(Error::corrupt(what).advise(Advice::ChangeBacking).opening(&path));
             }
@@ -143,8 +163,14 @@ fn open_layer(path: &Path, format: Option<Format>, options: &DiskOptions) -> Res
 
 fn layer_of(path: &Path, file: File, format: Option<Format>, options: &DiskOptions) -> Result<Layer> {
     let (id, stamp) = (FileId::of(&file.metadata().at("fstat")?), Stamp::before(&file).at("fstat")?);
-    let content = open_content(file.try_clone().at("dup")?, format, options)?;
-    Ok(Layer { path: path.to_owned(), id, stamp, file: Arc::new(file), content })
+    let storage = FileStorage::new(file.try_clone().at("dup")?).ignoring_holes(options.ignore_holes);
+    let content = open_content(Box::new(storage), format, options)?;
+    Ok(Layer { path: path.to_owned(), file: Some(OpenFile { id, stamp, file: Arc::new(file) }), content })
+}
+
+/// Whether two layers are the same file.
+fn is_same(one: &Layer, other: &Layer) -> bool {
+    one.file.as_ref().zip(other.file.as_ref()).is_some_and(|(one, other)| one.id == other.id)
 }
 
 /// Opens one file for looking at its structure or mending it, locked as `mode` says; its format is probed where not given.
@@ -163,25 +189,24 @@ pub fn open_image(path: &Path, format: Option<Format>, mode: LockMode) -> Result
     open().opening(path)
 }
 
-fn probe_storage(storage: &FileStorage) -> Result<Format> {
+fn probe_storage(storage: &dyn Storage) -> Result<Format> {
     let mut start = [0; PROBE_LENGTH];
     let read = storage.read_at(&mut start, 0).at("Could not read its header")?;
     probe(start.get(..read).unwrap_or_default())
 }
 
-fn open_content(file: File, format: Option<Format>, options: &DiskOptions) -> Result<Content> {
+fn open_content(storage: Box<dyn Storage>, format: Option<Format>, options: &DiskOptions) -> Result<Content> {
     let snapshot = options.snapshot.as_ref();
-    let storage = FileStorage::new(file).ignoring_holes(options.ignore_holes);
     let probed = || {
-        probe_storage(&storage).map_err(|e| match e.kind() {
+        probe_storage(&*storage).map_err(|e| match e.kind() {
             ErrorKind::Format => e.advise(Advice::SayRaw),
             _ => e,
         })
     };
     let format = format.map_or_else(probed, Ok)?;
     match (format, snapshot) {
-        (Format::Qcow2, _) if options.salvage => Ok(Content::Qcow2(Qcow2::open_damaged(Box::new(storage), snapshot)?)),
-        (Format::Qcow2, _) => Ok(Content::Qcow2(Qcow2::open(Box::new(storage), snapshot)?)),
+        (Format::Qcow2, _) if options.salvage => Ok(Content::Qcow2(Qcow2::open_damaged(storage, snapshot)?)),
+        (Format::Qcow2, _) => Ok(Content::Qcow2(Qcow2::open(storage, snapshot)?)),
         (Format::Raw, Some(_)) => Err(Error::invalid("Failed to load snapshot: a raw image has none")),
         (Format::Raw, None) => {
             let size = storage.len().at("Could not get its length")?;

@@ -10,7 +10,7 @@ use crate::error::{Context, Doing, OrInternal, Result, Table};
 use crate::format::coding::CompressionType;
 use crate::format::compressed::CompressedExtent;
 use crate::image::{Extent, Place};
-use crate::storage::{Storage, read_padded, will_read};
+use crate::storage::{read_padded, will_read};
 use crate::units::{ClusterBits, GuestOffset, SECTOR, append, to_usize};
 
 /// Bytes for which the system is told that they are going to be read.
@@ -87,9 +87,9 @@ impl<'a> ChainReader<'a> {
         self.map(range)?;
         for segment in self.segments.iter().filter(|segment| segment.len >= WORTH_A_CALL) {
             if let Source::File { layer, offset } = segment.source
-                && let Some(layer) = self.chain.layers.get(layer)
+                && let Some(file) = self.chain.layers.get(layer).and_then(|layer| layer.file.as_ref())
             {
-                will_read(&layer.file, offset..offset + segment.len);
+                will_read(&file.file, offset..offset + segment.len);
             }
         }
         Ok(self.segments.iter().filter(|s| s.source != Source::Zero).map(|s| s.start..s.end()))
@@ -103,7 +103,7 @@ impl<'a> ChainReader<'a> {
             && let Layer { content: Content::Raw { storage, .. }, path, .. } = layer.as_ref()
             && self.chain.salvage.is_none()
         {
-            let read = read_padded(storage, rest, at);
+            let read = read_padded(&**storage, rest, at);
             return read.doing(|| Doing::ReadingFile(path.to_owned(), at));
         }
         while !rest.is_empty() {

@@ -1,5 +1,6 @@
 //! Reading a disk's content.
 
+use std::fmt;
 use std::ops::Range;
 use std::ptr;
 
@@ -17,6 +18,12 @@ pub struct Reader<'a> {
     /// What `chain` reads.
     part: &'a Part,
     chain: ChainReader<'a>,
+}
+
+impl fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("disk", self.disk).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Reader<'a> {

@@ -1,5 +1,5 @@
 //! Changing an image: what gains and loses references, places for what is new, and the one order of the writes. Below it are those that
-//! look ([`crate::check`], [`crate::survey`]), above it those that know why an image changes ([`crate::inplace`]).
+//! look ([`mod@crate::check`], [`crate::survey`]), above it those that know why an image changes ([`crate::inplace`]).
 //!
 //! ```text
 //!  Change --> prepare --> room --> apply --> settle        Change: which L2 entries, which pool

@@ -100,7 +100,7 @@ impl Repaired {
 ///
 /// # Errors
 /// Those of [`crate::check::check`].
-pub fn is_unready(storage: &dyn Storage, work: &Work) -> Result<bool> {
+pub(crate) fn is_unready(storage: &dyn Storage, work: &Work) -> Result<bool> {
     let header = read_header(storage)?;
     if header.incompatible & incompatible::DIRTY == 0 || header.refuse_unreadable().is_err() {
         return Ok(false);
@@ -114,7 +114,7 @@ pub fn is_unready(storage: &dyn Storage, work: &Work) -> Result<bool> {
 ///
 /// # Errors
 /// Those of [`repair`](crate::inplace::repair); [`Corrupt`](crate::ErrorKind::Corrupt) where the image is damaged beyond that. Then nothing was written, or what was is right.
-pub fn make_ready(storage: &dyn Storage, work: &Work) -> Result<Option<Repaired>> {
+pub(crate) fn make_ready(storage: &dyn Storage, work: &Work) -> Result<Option<Repaired>> {
     if !is_unready(storage, work)? {
         return Ok(None);
     }

@@ -1,7 +1,12 @@
 //! Snapshot table entries (spec, "Snapshots").
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use super::{u16_at, u32_at, u64_at};
 use crate::error::{Error, Result};
+use crate::name::shown;
+use crate::pool;
 use crate::units::HostOffset;
 
 /// QEMU: the largest snapshot table in bytes.
@@ -40,6 +45,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The name, as it is shown to people: see [`shown`].
+    #[must_use]
+    pub fn shown_name(&self) -> String {
+        shown(OsStr::from_bytes(&self.name))
+    }
+
+    /// Whether this is the deduplication pool: by its name and its guard size together.
+    #[must_use]
+    pub fn is_pool(&self) -> bool {
+        pool::is_pool(self)
+    }
+
     /// Decodes the entry at the start of `bytes`; also returns its length, which is a multiple of 8.
     ///
     /// # Errors

@@ -17,10 +17,15 @@ pub use crate::format::refcount::RefcountBits;
 pub use crate::format::snapshot::Snapshot;
 pub(crate) use open::read_header;
 
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::format::header::Header;
 use crate::storage::Storage;
+use crate::units::ClusterBits;
 
 /// A QCOW2 image, or one of its snapshots, open for reading.
 ///
@@ -40,11 +45,47 @@ pub struct Qcow2 {
     lost: Vec<Lost>,
 }
 
+impl fmt::Debug for Qcow2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Qcow2").field("header", &self.header).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
 impl Qcow2 {
     /// The validated header.
     #[must_use]
     pub(crate) fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Version of the format, 2 or 3.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.header.version
+    }
+
+    /// Cluster size.
+    #[must_use]
+    pub fn cluster_size(&self) -> ClusterBits {
+        self.header.cluster_bits
+    }
+
+    /// Refcount width.
+    #[must_use]
+    pub fn refcount_bits(&self) -> RefcountBits {
+        self.header.refcount_bits
+    }
+
+    /// How compressed clusters are compressed.
+    #[must_use]
+    pub fn compression(&self) -> CompressionType {
+        self.header.compression
+    }
+
+    /// The name of the backing file, as the image has it. Whoever made the image chose it.
+    #[must_use]
+    pub fn backing_name(&self) -> Option<&Path> {
+        self.header.backing_name.as_deref().map(|name| Path::new(OsStr::from_bytes(name)))
     }
 
     /// Virtual size in bytes.

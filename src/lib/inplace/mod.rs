@@ -1,13 +1,12 @@
 //! Changing an image where it lies: deduplicating it with all its snapshots, writing a disk into it, giving space back.
 //!
 //! ```no_run
-//! # use std::path::Path;
-//! # use dedup_img::work;
-//! # let work = work::Work::new(work::WorkOptions::default())?;
-//! use dedup_img::inplace::{DedupOptions, DedupPlan};
-//! use dedup_img::{disk, storage::LockMode};
+//! use std::path::Path;
+//! use dedup_img::storage::LockMode;
+//! use dedup_img::{DedupOptions, DedupPlan, Work, WorkOptions, open_image};
 //!
-//! let (mut storage, _) = disk::open_image(Path::new("disk.qcow2"), None, LockMode::Write)?;
+//! let work = Work::new(WorkOptions::default())?;
+//! let (mut storage, _) = open_image(Path::new("disk.qcow2"), None, LockMode::Write)?;
 //! let plan = DedupPlan::new(&mut storage, DedupOptions::default(), &work)?;
 //! println!("{} clusters will be free", plan.report(&work)?.freed_clusters);
 //! plan.apply(&work)?;
@@ -16,16 +15,15 @@
 //!
 //! [`DedupPlan`] and [`GcPlan`] have one shape: made from an image that is theirs alone until they are applied or dropped, they tell
 //! what they would do in a report, and with the same report what they did.
-//!
-#![doc = include_str!("../edit/order.md")]
+//! The order of writes is that of [`crate::edit`].
 
-pub(crate) mod dedup;
+pub(crate) mod deduplicate;
 mod gc;
 pub(crate) mod overwrite;
 mod repair;
 
-pub use dedup::{DedupOptions, DedupPlan, DedupReport, Share, dedup};
+pub use deduplicate::{DedupOptions, DedupPlan, DedupReport, Share, dedup};
 pub use gc::{GcOptions, GcPlan, GcReport, gc};
 pub use overwrite::OverwriteReport;
 pub(crate) use overwrite::overwrite;
-pub use repair::{Repair, Repaired, is_unready, make_ready, repair};
+pub use repair::{Refusal, Repair, Repaired, repair};

@@ -3,7 +3,7 @@
 use crate::check::CheckOptions;
 use crate::check::finding::Finding;
 use crate::edit::repair::repair_and;
-pub use crate::edit::repair::{Repair, Repaired, is_unready, make_ready};
+pub use crate::edit::repair::{Refusal, Repair, Repaired};
 use crate::error::Result;
 use crate::format::header::incompatible;
 use crate::storage::Storage;

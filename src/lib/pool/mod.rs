@@ -17,7 +17,7 @@ pub const NAME: &str = "dedup-pool";
 ///
 /// Reverting to a snapshot first resizes the disk, and no QEMU resizes to this: it refuses and leaves the active disk alone
 /// (`qemu-img snapshot -a` and `loadvm` of 10.0.2).
-pub const GUARD_SIZE: u64 = (1 << 63) - 512;
+pub(crate) const GUARD_SIZE: u64 = (1 << 63) - 512;
 
 /// Which clusters are pooled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,7 +31,7 @@ pub enum Pin {
 
 /// Whether `snapshot` is a pool: by its name and the guard size together.
 #[must_use]
-pub fn is_pool(snapshot: &Snapshot) -> bool {
+pub(crate) fn is_pool(snapshot: &Snapshot) -> bool {
     snapshot.name == NAME.as_bytes() && snapshot.disk_size == Some(GUARD_SIZE)
 }
 

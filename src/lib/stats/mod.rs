@@ -1,12 +1,11 @@
 //! What is duplicated, what sharing saves, and what it could save, in one image or across many.
 //!
 //! ```no_run
-//! # use std::path::Path;
-//! # use dedup_img::work;
-//! # let work = work::Work::new(work::WorkOptions::default())?;
-//! use dedup_img::disk::{Disk, DiskOptions};
+//! use std::path::Path;
 //! use dedup_img::stats::{Named, StatsOptions, stats};
+//! use dedup_img::{Disk, DiskOptions, Work, WorkOptions};
 //!
+//! let work = Work::new(WorkOptions::default())?;
 //! let path = Path::new("disk.raw");
 //! let disk = Named { path: path.to_owned(), item: Disk::open(path, &DiskOptions::default())? };
 //! let report = stats(&[disk], StatsOptions::default(), &work)?;
@@ -86,6 +85,7 @@ impl Default for StatsOptions {
 }
 
 /// An image by its name.
+#[derive(Debug)]
 pub struct Named<T> {
     /// The name.
     pub path: PathBuf,

@@ -26,6 +26,7 @@ mod in_place_file;
 pub(crate) mod latch;
 pub(crate) mod lock;
 mod lookup;
+mod memory;
 pub(crate) mod mounts;
 pub(crate) mod open;
 pub(crate) mod rate;
@@ -36,6 +37,7 @@ pub(crate) mod stack;
 pub(crate) mod target;
 
 pub use lock::{LockMode, Locking};
+pub use memory::Memory;
 pub use room::Room;
 
 /// A file, or something that behaves like one.

@@ -3,16 +3,13 @@
 use crate::content::{Content, Model};
 use crate::image::{Input, Subject, mend_directory};
 use crate::support::Choices;
-use dedup_img::check::{CheckOptions, Report};
-use dedup_img::disk::{BackingRule, Disk, DiskOptions, Format, open_image};
-use dedup_img::inplace::{Repair, Repaired};
-use dedup_img::pool::Record;
-use dedup_img::storage::FileStorage;
-use dedup_img::storage::LockMode;
+use dedup_img::storage::{FileStorage, LockMode};
 use dedup_img::units::ClusterBits;
 use dedup_img::unstable::{DirectoryHeader, HEADER_LENGTH};
-use dedup_img::work::{Work, WorkOptions};
-use dedup_img::{ErrorKind, Result};
+use dedup_img::{
+    BackingRule, CheckOptions, CheckReport, Disk, DiskOptions, ErrorKind, Format, Record, Repair, Repaired, Result,
+    Work, WorkOptions, open_image,
+};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -29,15 +26,15 @@ pub(crate) fn storage(path: &Path, mode: LockMode) -> FileStorage {
 }
 
 /// Checks the image at `path`.
-pub(crate) fn checked(path: &Path, data: bool) -> Result<Report> {
-    dedup_img::check::check(&storage(path, LockMode::Read), CheckOptions { data }, work(), &mut |finding| {
+pub(crate) fn checked(path: &Path, data: bool) -> Result<CheckReport> {
+    dedup_img::check(&storage(path, LockMode::Read), CheckOptions { data }, work(), &mut |finding| {
         // What is said must be sayable.
         drop(finding.kind.to_string());
     })
 }
 
 /// Whether nothing at all is wrong.
-pub(crate) fn is_clean(report: &Report) -> bool {
+pub(crate) fn is_clean(report: &CheckReport) -> bool {
     report.check_errors + report.corruptions + report.leaks + report.findings_beyond == 0
 }
 
@@ -85,7 +82,7 @@ pub fn repair(input: &[u8]) {
     let (before, model) = (subject.bytes(), Model::of(&subject.path));
     let mend = || {
         let storage = storage(&subject.path, LockMode::Write);
-        dedup_img::inplace::repair(&storage, what, CheckOptions::default(), work(), &mut |finding| {
+        dedup_img::repair(&storage, what, CheckOptions::default(), work(), &mut |finding| {
             drop(finding.kind.to_string());
         })
     };
@@ -150,7 +147,7 @@ pub fn directory(input: &[u8]) {
     assert!(data || is_clean(&report), "a directory is disposable: {report:?}");
     assert!(sound.is_none() || report.benign > 0, "another directory is not noticed: {report:?}");
     let storage = storage(&subject.path, LockMode::Write);
-    let repaired = dedup_img::inplace::repair(&storage, Repair::All, CheckOptions { data }, work(), &mut |_| {});
+    let repaired = dedup_img::repair(&storage, Repair::All, CheckOptions { data }, work(), &mut |_| {});
     drop(storage);
     match repaired {
         // With its checksums right a directory may say of a member that it was something else.

@@ -1,9 +1,6 @@
 //! A model of an image: what the disk and every snapshot read as, piece by piece, as far as they can be read.
 
-use dedup_img::Result;
-use dedup_img::disk::{Disk, DiskOptions, Format, Reader};
-use dedup_img::image::SnapshotName;
-use dedup_img::pool;
+use dedup_img::{Disk, DiskOptions, Format, Reader, Result, SnapshotName};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -97,7 +94,7 @@ impl Model {
             all.insert(String::new(), Content::of(&active));
             let snapshots = active.qcow2().map(|image| image.snapshots()).and_then(Result::ok).unwrap_or_default();
             // A handful: damage can make it thousands.
-            for snapshot in snapshots.iter().filter(|snapshot| !pool::is_pool(snapshot)).take(4) {
+            for snapshot in snapshots.iter().filter(|snapshot| !snapshot.is_pool()).take(4) {
                 let Ok(id) = String::from_utf8(snapshot.id.clone()) else { continue };
                 if let Ok(disk) = disk(path, Format::Qcow2, Some(SnapshotName::Id(id.clone()))) {
                     all.entry(format!("snapshot {id}")).or_insert_with(|| Content::of(&disk));

@@ -4,8 +4,7 @@ use crate::cli::{Cli, Command};
 use crate::image_options::{For, ImageOptions};
 use crate::size::{parse_percent, parse_size};
 use clap::Parser;
-use dedup_img::convert::ClusterSize;
-use dedup_img::disk::{BackingRule, Format};
+use dedup_img::{BackingRule, ClusterSize, Format};
 use std::path::Path;
 
 /// Reads the input as words, one a line: as a command line, and each as every kind of value there is.

@@ -6,14 +6,12 @@ use crate::content::{Content, Model, disk};
 use crate::image::{Input, Subject};
 use crate::support::Choices;
 use crate::support::reader::{Pin as Pooled, verify_dedup, verify_packed, verify_plain};
-use dedup_img::convert::{ClusterSize, ConvertOptions, IntoOptions, RawOptions, Sharing, convert_into, to_raw};
-use dedup_img::create::Traits;
-use dedup_img::disk::{Disk, DiskOptions, Format};
-use dedup_img::image::{CompressionLevel, CompressionType, RefcountBits};
-use dedup_img::inplace::{DedupOptions, GcOptions};
-use dedup_img::pool::Pin;
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
+use dedup_img::{
+    ClusterSize, CompressionLevel, CompressionType, ConvertOptions, DedupOptions, Disk, DiskOptions, Format, GcOptions,
+    IntoOptions, Pin, RawOptions, RefcountBits, Sharing, Traits, convert_into, to_raw,
+};
 use std::fs;
 use std::path::Path;
 
@@ -32,14 +30,12 @@ pub fn round_trip(input: &[u8]) {
             4 if n > 0 => written_into(&subject, &mut input),
             5 | 4 => {
                 let options = GcOptions { compact: input.below(2) == 1, drop_pool: input.below(3) == 1 };
-                changed(&subject, &format!("{options:?}"), |image| {
-                    dedup_img::inplace::gc(image, options, work()).map(|_| ())
-                });
+                changed(&subject, &format!("{options:?}"), |image| dedup_img::gc(image, options, work()).map(|_| ()));
             }
             _ => {
                 let options = DedupOptions { pin: pin(&mut input) };
                 changed(&subject, &format!("{options:?}"), |image| {
-                    dedup_img::inplace::dedup(image, options, work()).map(|_| ())
+                    dedup_img::dedup(image, options, work()).map(|_| ())
                 });
             }
         }
@@ -98,7 +94,7 @@ fn converted(subject: &Subject, input: &mut Input<'_>) {
     let model = Model::of(&subject.path);
     let before = subject.bytes();
     let done = disk(&subject.path, Format::Qcow2, None)
-        .and_then(|source| dedup_img::convert::convert(&source, &target, &options, work()));
+        .and_then(|source| dedup_img::convert(&source, &target, &options, work()));
     assert!(subject.bytes() == before, "{}: a conversion wrote to its source", subject.story);
     let told = format!("{}: {options:?}: {done:?}", subject.story);
     if done.is_err() {
@@ -143,7 +139,7 @@ fn with_snapshots(subject: &Subject, input: &mut Input<'_>) {
     };
     let (target, model) = (subject.beside("converted"), Model::of(&subject.path));
     let done = Disk::open_with_snapshots(&subject.path, &DiskOptions::default(), bits)
-        .and_then(|source| dedup_img::convert::convert(&source, &target, &options, work()));
+        .and_then(|source| dedup_img::convert(&source, &target, &options, work()));
     let told = format!("{}: with snapshots, {options:?}: {done:?}", subject.story);
     if done.is_err() {
         return assert!(!target.exists(), "left behind: {told}");

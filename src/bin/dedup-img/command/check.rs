@@ -2,14 +2,13 @@
 
 use std::io::{self, Write};
 
-use dedup_img::check::finding::Finding;
-use dedup_img::check::{CheckOptions, Report, check};
-use dedup_img::disk::{Format, open_image};
-use dedup_img::inplace::{Repair, Repaired, repair};
+use dedup_img::finding::Finding;
 use dedup_img::name::shown;
 use dedup_img::storage::LockMode;
-use dedup_img::work::{DEFAULT_MEMORY, Scratch};
-use dedup_img::{Error, ErrorKind};
+use dedup_img::{
+    CheckOptions, CheckReport, DEFAULT_MEMORY, Error, ErrorKind, Format, Repair, Repaired, Scratch, check, open_image,
+    repair,
+};
 
 use super::run;
 use crate::advice;
@@ -99,7 +98,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
 }
 
 /// The exit code, in qemu-img's order of precedence.
-fn verdict(report: &Report) -> Exit {
+fn verdict(report: &CheckReport) -> Exit {
     if report.check_errors > 0 {
         Exit::Failed
     } else if report.corruptions + report.findings_beyond > 0 {

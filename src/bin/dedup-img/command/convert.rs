@@ -3,18 +3,13 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use dedup_img::ErrorKind;
-use dedup_img::convert::{
-    ClusterSize, ConvertOptions, ConvertReport, IntoOptions, RawOptions, RawReport, Sharing, convert, convert_into,
-    to_raw,
-};
-use dedup_img::disk::{Disk, DiskOptions, Format, Unreadable};
-use dedup_img::image::{CompressionLevel, RefcountBits, SnapshotName};
-use dedup_img::inplace::OverwriteReport;
 use dedup_img::name::shown;
-use dedup_img::pool::Pin;
 use dedup_img::units::ClusterBits;
-use dedup_img::work::{Scratch, Work};
+use dedup_img::{
+    ClusterSize, CompressionLevel, ConvertOptions, ConvertReport, Disk, DiskOptions, ErrorKind, Format, IntoOptions,
+    OverwriteReport, Pin, RawOptions, RawReport, RefcountBits, Scratch, Sharing, SnapshotName, Unreadable, Work,
+    convert, convert_into, to_raw,
+};
 
 use super::run;
 use crate::cli::{ConvertArgs, RunArgs};

@@ -3,12 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dedup_img::convert::ClusterSize;
-use dedup_img::create::{CreateOptions, create};
-use dedup_img::disk::BackingRule;
-use dedup_img::image::{CompressionType, RefcountBits};
 use dedup_img::name::shown;
 use dedup_img::units::ClusterBits;
+use dedup_img::{BackingRule, ClusterSize, CompressionType, CreateOptions, RefcountBits, create};
 
 use crate::cli::CreateArgs;
 use crate::failure::Failure;

@@ -1,8 +1,6 @@
 //! `dedup-img dedup`.
 
-use dedup_img::Less;
-use dedup_img::inplace::{DedupOptions, DedupPlan};
-use dedup_img::pool::Pin;
+use dedup_img::{DedupOptions, DedupPlan, Less, Pin};
 
 use super::in_place::{InPlace, repaired, run_in_place, unready};
 use crate::cli::DedupArgs;

@@ -1,7 +1,6 @@
 //! `dedup-img gc`.
 
-use dedup_img::Less;
-use dedup_img::inplace::{GcOptions, GcPlan};
+use dedup_img::{GcOptions, GcPlan, Less};
 
 use super::in_place::{InPlace, repaired, run_in_place, unready};
 use crate::cli::GcArgs;

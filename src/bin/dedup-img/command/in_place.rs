@@ -2,11 +2,8 @@
 
 use std::path::Path;
 
-use dedup_img::disk::{Format, open_image};
-use dedup_img::inplace::Repaired;
 use dedup_img::storage::{FileStorage, LockMode, Storage};
-use dedup_img::work::{Scratch, Work};
-use dedup_img::{Advice, Error, ErrorKind, Result};
+use dedup_img::{Advice, Error, ErrorKind, Format, Repaired, Result, Scratch, Work, open_image};
 
 use super::run;
 use crate::cli::RunArgs;

@@ -4,8 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dedup_img::name::shown;
-use dedup_img::work::{Scratch, Work, WorkOptions};
-use dedup_img::{Error, Left};
+use dedup_img::{Error, Left, Scratch, Work, WorkOptions};
 
 use crate::advice;
 use crate::cli::{OutputArg, RunArgs};

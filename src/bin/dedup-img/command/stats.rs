@@ -2,13 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use dedup_img::ErrorKind;
-use dedup_img::disk::{Disk, DiskOptions, Format, open_image};
-use dedup_img::image::Qcow2;
 use dedup_img::stats::{Named, StatsOptions, StatsReport, quick, stats};
 use dedup_img::storage::LockMode;
 use dedup_img::units::ClusterBits;
-use dedup_img::work::{Scratch, Work};
+use dedup_img::{Disk, DiskOptions, ErrorKind, Format, Qcow2, Scratch, Work, open_image};
 
 use super::run;
 use crate::advice;

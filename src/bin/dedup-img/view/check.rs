@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use dedup_img::inplace::Repaired;
+use dedup_img::Repaired;
 use serde::Serialize;
 
 use super::summary::{SCHEMA_VERSION, pretty};

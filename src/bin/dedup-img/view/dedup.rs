@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use dedup_img::Result;
-use dedup_img::inplace::{DedupPlan, DedupReport};
 use dedup_img::name::shown;
+use dedup_img::{DedupPlan, DedupReport, Result};
 use serde::Serialize;
 
 use super::room;
@@ -43,7 +42,7 @@ pub(crate) fn planned(file: &Path, plan: &DedupPlan<'_>, report: &DedupReport, o
     if output == OutputArg::Human {
         return Ok(human(file, report, true));
     }
-    let share = |share: dedup_img::inplace::Share| Share {
+    let share = |share: dedup_img::Share| Share {
         duplicate: share.duplicate.0,
         keeper: share.keeper.0,
         references: share.references,

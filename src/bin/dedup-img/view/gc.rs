@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use dedup_img::inplace::{GcOptions, GcReport};
 use dedup_img::name::shown;
+use dedup_img::{GcOptions, GcReport};
 use serde::Serialize;
 
 use super::room;

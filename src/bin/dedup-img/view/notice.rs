@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dedup_img::name::shown;
 use dedup_img::notice::{InPlace, Lost, Notice};
-use dedup_img::progress::{Phase, Progress};
+use dedup_img::{Phase, Progress};
 
 use super::progress::Shown;
 use super::warning;

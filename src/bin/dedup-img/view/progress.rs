@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dedup_img::progress::{Phase, Progress};
+use dedup_img::{Phase, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::interrupt;

@@ -3,11 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use comfy_table::{CellAlignment, Table, presets};
-use dedup_img::convert::{ConvertReport, RawReport};
-use dedup_img::disk::{Format, Unreadable};
-use dedup_img::inplace::OverwriteReport;
 use dedup_img::name::shown;
-use dedup_img::{ErrorKind, Words};
+use dedup_img::{ConvertReport, ErrorKind, Format, OverwriteReport, RawReport, Unreadable, Words};
 use serde::Serialize;
 
 use super::units::{bytes, count};

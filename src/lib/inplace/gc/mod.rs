@@ -3,6 +3,7 @@
 mod compact;
 mod moves;
 
+use std::fmt;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -43,23 +44,23 @@ pub struct GcOptions {
 /// What a collection will do to the image that it was made from, which is the plan's alone: see [`DedupPlan`](crate::inplace::DedupPlan).
 ///
 /// ```no_run
-/// # use std::path::Path;
-/// # use dedup_img::work::{Work, WorkOptions};
-/// # use dedup_img::{disk, inplace::{GcOptions, GcPlan}, storage::LockMode};
-/// # let work = Work::new(WorkOptions::default())?;
-/// let (mut one, _) = disk::open_image(Path::new("one.qcow2"), None, LockMode::Write)?;
+/// use dedup_img::storage::LockMode;
+/// use dedup_img::{GcOptions, GcPlan, Work, WorkOptions, open_image};
+///
+/// let work = Work::new(WorkOptions::default())?;
+/// let (mut one, _) = open_image("one.qcow2".as_ref(), None, LockMode::Write)?;
 /// let plan = GcPlan::new(&mut one, GcOptions::default(), &work)?;
 /// plan.apply(&work)?;
 /// # Ok::<(), dedup_img::Error>(())
 /// ```
 ///
 /// ```compile_fail,E0061
-/// # use std::path::Path;
-/// # use dedup_img::work::{Work, WorkOptions};
-/// # use dedup_img::{disk, inplace::{GcOptions, GcPlan}, storage::LockMode};
-/// # let work = Work::new(WorkOptions::default())?;
-/// let (mut one, _) = disk::open_image(Path::new("one.qcow2"), None, LockMode::Write)?;
-/// let (mut other, _) = disk::open_image(Path::new("other.qcow2"), None, LockMode::Write)?;
+/// use dedup_img::storage::LockMode;
+/// use dedup_img::{GcOptions, GcPlan, Work, WorkOptions, open_image};
+///
+/// let work = Work::new(WorkOptions::default())?;
+/// let (mut one, _) = open_image("one.qcow2".as_ref(), None, LockMode::Write)?;
+/// let (mut other, _) = open_image("other.qcow2".as_ref(), None, LockMode::Write)?;
 /// let plan = GcPlan::new(&mut one, GcOptions::default(), &work)?;
 /// plan.apply(&mut other, &work)?;
 /// # Ok::<(), dedup_img::Error>(())
@@ -74,6 +75,12 @@ pub struct GcPlan<'s> {
     is_idle: bool,
     /// When it was begun.
     started: Instant,
+}
+
+impl fmt::Debug for GcPlan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GcPlan").field("report", &self.report).finish_non_exhaustive()
+    }
 }
 
 /// What a collection did, or would do. Sizes are in bytes.
@@ -206,7 +213,7 @@ impl<'s> GcPlan<'s> {
     /// Repairs the image if [`Self::is_unready`], tells `tell` what was done, and plans anew then.
     ///
     /// # Errors
-    /// Those of [`make_ready`] and of [`Self::new`].
+    /// Those of repairing, and of [`Self::new`].
     pub fn made_ready(self, work: &Work, tell: impl FnOnce(&Repaired)) -> Result<Self> {
         let (storage, options) = (self.storage, self.options);
         let Some(repaired) = make_ready(storage, work)? else { return Ok(self) };

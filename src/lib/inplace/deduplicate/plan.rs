@@ -1,6 +1,7 @@
 //! What deduplication in place will do. Nothing is written while a plan is made.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -19,10 +20,10 @@ use crate::edit::room::{Needs, needs, sizes};
 use crate::edit::settle::Punch;
 use crate::error::{IoContext, Result};
 use crate::image::read_header;
-use crate::inplace::dedup::choose::Choice;
-use crate::inplace::dedup::members::new_members;
-use crate::inplace::dedup::report::{DedupOptions, DedupReport, Figures, Share};
-use crate::inplace::dedup::scan::scan;
+use crate::inplace::deduplicate::choose::Choice;
+use crate::inplace::deduplicate::members::new_members;
+use crate::inplace::deduplicate::report::{DedupOptions, DedupReport, Figures, Share};
+use crate::inplace::deduplicate::scan::scan;
 use crate::progress::Stage;
 use crate::sort::bits::Bits;
 use crate::sort::sequence::{Sorted, Sorter, Spill};
@@ -40,11 +41,11 @@ const COMPARING: Stage = Stage("comparing", 65, 80);
 /// so that a plan is never applied to anything else, nor to what has changed since it was made.
 ///
 /// ```no_run
-/// # use std::path::Path;
-/// # use dedup_img::work::{Work, WorkOptions};
-/// # use dedup_img::{disk, inplace::{DedupOptions, DedupPlan}, storage::LockMode};
-/// # let work = Work::new(WorkOptions::default())?;
-/// let (mut one, _) = disk::open_image(Path::new("one.qcow2"), None, LockMode::Write)?;
+/// use dedup_img::storage::LockMode;
+/// use dedup_img::{DedupOptions, DedupPlan, Work, WorkOptions, open_image};
+///
+/// let work = Work::new(WorkOptions::default())?;
+/// let (mut one, _) = open_image("one.qcow2".as_ref(), None, LockMode::Write)?;
 /// let plan = DedupPlan::new(&mut one, DedupOptions::default(), &work)?;
 /// plan.apply(&work)?;
 /// # Ok::<(), dedup_img::Error>(())
@@ -53,12 +54,12 @@ const COMPARING: Stage = Stage("comparing", 65, 80);
 /// There is no way to name another image:
 ///
 /// ```compile_fail,E0061
-/// # use std::path::Path;
-/// # use dedup_img::work::{Work, WorkOptions};
-/// # use dedup_img::{disk, inplace::{DedupOptions, DedupPlan}, storage::LockMode};
-/// # let work = Work::new(WorkOptions::default())?;
-/// let (mut one, _) = disk::open_image(Path::new("one.qcow2"), None, LockMode::Write)?;
-/// let (mut other, _) = disk::open_image(Path::new("other.qcow2"), None, LockMode::Write)?;
+/// use dedup_img::storage::LockMode;
+/// use dedup_img::{DedupOptions, DedupPlan, Work, WorkOptions, open_image};
+///
+/// let work = Work::new(WorkOptions::default())?;
+/// let (mut one, _) = open_image("one.qcow2".as_ref(), None, LockMode::Write)?;
+/// let (mut other, _) = open_image("other.qcow2".as_ref(), None, LockMode::Write)?;
 /// let plan = DedupPlan::new(&mut one, DedupOptions::default(), &work)?;
 /// plan.apply(&mut other, &work)?;
 /// # Ok::<(), dedup_img::Error>(())
@@ -67,11 +68,11 @@ const COMPARING: Stage = Stage("comparing", 65, 80);
 /// Nor is there one to apply two plans that were made of the same state:
 ///
 /// ```compile_fail,E0499
-/// # use std::path::Path;
-/// # use dedup_img::work::{Work, WorkOptions};
-/// # use dedup_img::{disk, inplace::{DedupOptions, DedupPlan}, storage::LockMode};
-/// # let work = Work::new(WorkOptions::default())?;
-/// let (mut one, _) = disk::open_image(Path::new("one.qcow2"), None, LockMode::Write)?;
+/// use dedup_img::storage::LockMode;
+/// use dedup_img::{DedupOptions, DedupPlan, Work, WorkOptions, open_image};
+///
+/// let work = Work::new(WorkOptions::default())?;
+/// let (mut one, _) = open_image("one.qcow2".as_ref(), None, LockMode::Write)?;
 /// let first = DedupPlan::new(&mut one, DedupOptions::default(), &work)?;
 /// let second = DedupPlan::new(&mut one, DedupOptions::default(), &work)?;
 /// first.apply(&work)?;
@@ -85,6 +86,12 @@ pub struct DedupPlan<'s> {
     figures: Figures,
     /// When it was begun.
     started: Instant,
+}
+
+impl fmt::Debug for DedupPlan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DedupPlan").field("figures", &self.figures).finish_non_exhaustive()
+    }
 }
 
 /// What was found in an image.
@@ -235,7 +242,7 @@ impl<'s> DedupPlan<'s> {
     /// Repairs the image if [`Self::is_unready`], tells `tell` what was done, and plans anew then.
     ///
     /// # Errors
-    /// Those of [`make_ready`] and of [`Self::new`].
+    /// Those of repairing, and of [`Self::new`].
     pub fn made_ready(self, work: &Work, tell: impl FnOnce(&Repaired)) -> Result<Self> {
         let (storage, options) = (self.storage, self.options);
         let Some(repaired) = make_ready(storage, work)? else { return Ok(self) };
