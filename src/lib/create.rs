@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::refcount::RefcountBits;
 use crate::progress::Progress;
 use crate::storage::target::Target;
-use crate::units::{ClusterBits, GuestCluster, SECTOR};
+use crate::units::{ClusterBits, RowCluster, SECTOR};
 
 /// What to create.
 #[derive(Debug, Clone)]
@@ -78,7 +78,7 @@ fn create_image(target: &Path, options: &CreateOptions, progress: &dyn Progress)
     let file = Target::file(target, &|notice| progress.notice(notice))?;
     file.begin()?;
     let mut image = NewImage::new(file.storage(), layout, None)?;
-    image.map_private(GuestCluster(0), clusters)?;
+    image.map_private(RowCluster(0), clusters)?;
     image.finish(&options.traits)?;
     file.commit(true, &|notice| progress.notice(notice))?;
     Ok(size)

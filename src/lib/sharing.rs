@@ -22,18 +22,19 @@ use crate::error::Result;
 use crate::format::l2;
 use crate::format::table::L2Entry;
 use crate::pool::Record;
+use crate::sort::record::record;
 use crate::sort::sequence::{Sorted, Sorter};
 use crate::storage::Storage;
 use crate::survey::tables::L2Tables;
 use crate::survey::{Ground, sound};
-use crate::units::{GuestCluster, GuestOffset, HostOffset, halves};
+use crate::units::{GuestCluster, GuestOffset, HostOffset};
 use crate::work::Work;
 
 /// The clusters of the active disk that share what is stored for them.
 pub struct Sharers {
     ground: Ground,
-    /// Unit and guest cluster, one word for each entry of the disk that leads to a unit with two users or more.
-    words: Sorted,
+    /// The entries of the disk that lead to a unit with two users or more.
+    entries: Sorted<Entry>,
 }
 
 impl fmt::Debug for Sharers {
@@ -41,6 +42,15 @@ impl fmt::Debug for Sharers {
         f.debug_struct("Sharers").field("cluster_size", &self.cluster_size()).finish_non_exhaustive()
     }
 }
+
+/// An entry of the disk, by the unit that it leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    unit: u64,
+    guest: GuestCluster,
+}
+
+record!(entry_words: Entry { unit: 64, guest: 64 });
 
 /// A guest cluster that uses the same cluster of the file as another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +80,8 @@ impl Sharers {
         let inspection = sound(storage, ALONE, work, |_| {})?;
         work.run(|| {
             let ground = Ground::new(storage, inspection)?;
-            let words = words(&ground, storage, Sorter::new(&work.spill()), work)?;
-            Ok(Self { ground, words })
+            let entries = entries(&ground, storage, Sorter::new(&work.spill()), work)?;
+            Ok(Self { ground, entries })
         })
     }
 
@@ -85,16 +95,16 @@ impl Sharers {
     ///
     /// Each item can be an error of reading a temporary file.
     pub fn iter(&self) -> impl Iterator<Item = Result<Sharer>> + '_ {
-        let mut words = self.words.iter().peekable();
+        let mut entries = self.entries.iter().peekable();
         let mut before = None;
         iter::from_fn(move || {
             loop {
-                let (unit, guest) = match words.next()? {
-                    Ok(word) => parts(word),
+                let Entry { unit, guest } = match entries.next()? {
+                    Ok(entry) => entry,
                     Err(error) => return Some(Err(error)),
                 };
                 // Where the others are in snapshots, the disk has it alone.
-                let next = words.peek().and_then(|next| next.as_ref().ok()).map(|&next| parts(next).0);
+                let next = entries.peek().and_then(|next| next.as_ref().ok()).map(|next| next.unit);
                 let shares = before == Some(unit) || next == Some(unit);
                 before = Some(unit);
                 if shares {
@@ -122,8 +132,8 @@ impl Sharers {
     }
 }
 
-/// The words of the disk's entries.
-fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work) -> Result<Sorted> {
+/// The entries of the disk.
+fn entries(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter<Entry>, work: &Work) -> Result<Sorted<Entry>> {
     let header = &ground.inspection.header;
     // What lies behind the disk is VM state.
     let end = GuestCluster(header.cluster_bits.clusters(header.size));
@@ -134,18 +144,12 @@ fn words(ground: &Ground, storage: &dyn Storage, mut sorter: Sorter, work: &Work
             for (index, entry) in l2::entries(header, content) {
                 if let Some(unit) = ground.units.of(entry).filter(|&unit| ground.units.users(unit) > 1) {
                     let guests = table.guests(index).filter(|&guest| guest < end);
-                    found.extend(guests.map(|guest| u128::from(unit) << 64 | u128::from(guest.0)));
+                    found.extend(guests.map(|guest| Entry { unit, guest }));
                 }
             }
             Ok(found)
         },
-        |found| found.into_iter().try_for_each(|word| sorter.push(word)),
+        |found| found.into_iter().try_for_each(|entry| sorter.push(entry)),
     )?;
     sorter.finish()
-}
-
-/// The unit and the guest cluster of a word.
-fn parts(word: u128) -> (u64, GuestCluster) {
-    let (unit, guest) = halves(word);
-    (unit, GuestCluster(guest))
 }

@@ -25,12 +25,6 @@ pub(crate) const fn to_usize(number: u64) -> usize {
     number as usize
 }
 
-/// The high and the low half of a word.
-#[expect(clippy::cast_possible_truncation, reason = "the two halves of a word are what is left of it")]
-pub(crate) const fn halves(word: u128) -> (u64, u64) {
-    ((word >> 64) as u64, word as u64)
-}
-
 macro_rules! position {
     ($(#[$doc:meta])* $vis:vis $name:ident) => {
         $(#[$doc])*
@@ -67,6 +61,19 @@ impl From<HostOffset> for u64 {
 position! {
     /// The index of a cluster of the guest's disk.
     pub(crate) GuestCluster
+}
+position! {
+    /// The index of a cluster of the row in which the layers of a disk with its snapshots lie (see [`crate::disk::history`]); a disk
+    /// without snapshots is such a row itself.
+    pub(crate) RowCluster
+}
+position! {
+    /// Where a cluster of the row is on the disk of its layer: a [`GuestCluster`], but behind the layers the [`RowCluster`] of a VM state.
+    pub(crate) RowPlace
+}
+position! {
+    /// The number of a stored cluster, in the order in which they are stored.
+    pub(crate) StoredCluster
 }
 position! {
     /// The index of a cluster of the image file.
@@ -136,6 +143,22 @@ impl GuestCluster {
     #[must_use]
     pub(crate) fn offset(self, bits: ClusterBits) -> GuestOffset {
         GuestOffset(self.0 << bits.bits())
+    }
+}
+
+impl RowCluster {
+    /// The first byte of the cluster in the row.
+    #[must_use]
+    pub(crate) fn offset(self, bits: ClusterBits) -> u64 {
+        self.0 << bits.bits()
+    }
+}
+
+impl StoredCluster {
+    /// The one that is stored `count` clusters later.
+    #[must_use]
+    pub(crate) fn after(self, count: u64) -> Self {
+        Self(self.0 + count)
     }
 }
 

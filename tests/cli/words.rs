@@ -118,3 +118,14 @@ fn the_reason_of_an_error_decides_nothing() {
         assert_eq!(found, None, "{}", path.display());
     }
 }
+
+#[test]
+fn words_of_128_bits_are_packed_in_one_place() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib");
+    let rooms = ["sort", "digest"].map(|room| root.join(room));
+    for path in sources(&root).iter().filter(|path| !rooms.iter().any(|room| path.starts_with(room))) {
+        let source = fs::read_to_string(path).unwrap();
+        let line = source.lines().position(|line| line.contains("u128")).map(|line| line + 1);
+        assert_eq!(line, None, "{}: its records are for `sort::record`", path.display());
+    }
+}

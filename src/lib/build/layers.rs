@@ -1,14 +1,14 @@
 //! The tables of an image with snapshots, while it is written in the order of the row (see [`crate::disk::history`]).
 
-use crate::dedup::plan::{Plan, split_run};
-use crate::dedup::weave::Woven;
+use crate::dedup::plan::Plan;
+use crate::dedup::weave::{TableUsers, Woven};
 use crate::disk::Disk;
 use crate::disk::history::{History, L1Size, Weave};
 use crate::error::{OrInternal, Result};
 use crate::format::snapshot::Snapshot;
 use crate::pool;
 use crate::sort::sequence::Words;
-use crate::units::{ClusterBits, GuestCluster, HostOffset, to_usize};
+use crate::units::{ClusterBits, GuestCluster, HostOffset, RowCluster, RowPlace, to_usize};
 
 use crate::build::layout::Parts;
 
@@ -25,8 +25,8 @@ pub(crate) struct Layers<'a> {
     starts: Vec<usize>,
     /// Runs of how many layers use the next L2 tables.
     woven: &'a Woven,
-    tables: Words<'a>,
-    run: (u64, u64),
+    tables: Words<'a, TableUsers>,
+    run: TableUsers,
     unit: u64,
     above: Unit,
     now: Unit,
@@ -93,7 +93,7 @@ impl<'a> Layers<'a> {
             sizes,
             woven,
             tables: woven.tables.iter(),
-            run: (0, 0),
+            run: TableUsers::default(),
             unit: 0,
             above: unit(),
             now: unit(),
@@ -106,7 +106,7 @@ impl<'a> Layers<'a> {
     }
 
     /// Turns to `cluster` of the row; clusters come in order.
-    pub(crate) fn enter(&mut self, cluster: GuestCluster) {
+    pub(crate) fn enter(&mut self, cluster: RowCluster) {
         let unit = cluster.0 / self.weave.unit;
         if unit != self.unit {
             std::mem::swap(&mut self.above, &mut self.now);
@@ -119,29 +119,29 @@ impl<'a> Layers<'a> {
     }
 
     /// Runs of L2 tables in the order of the file: how many layers use each, and how many tables.
-    pub(crate) fn all_tables(&self) -> impl Iterator<Item = Result<(u64, u64)>> + use<'a> {
-        self.woven.tables.iter().map(|word| word.map(split_run))
+    pub(crate) fn all_tables(&self) -> impl Iterator<Item = Result<TableUsers>> + use<'a> {
+        self.woven.tables.iter()
     }
 
     /// How many layers use the next L2 table.
     pub(crate) fn table_layers(&mut self) -> Result<u64> {
-        while self.run.1 == 0 {
+        while self.run.tables == 0 {
             match self.tables.next().transpose()? {
-                Some(word) => self.run = split_run(word),
+                Some(run) => self.run = run,
                 None => return Ok(1),
             }
         }
-        self.run.1 -= 1;
-        Ok(self.run.0)
+        self.run.tables -= 1;
+        Ok(self.run.layers)
     }
 
     /// Whether `cluster` of the row belongs to the active disk.
-    pub(crate) fn is_active(&self, cluster: GuestCluster) -> bool {
+    pub(crate) fn is_active(&self, cluster: RowCluster) -> bool {
         self.weave.locate(cluster.0).is_some_and(|(layer, _)| layer == 0)
     }
 
     /// The layer that `cluster` of the row belongs to, and which cluster of it that is; VM states lie behind the disk.
-    fn locate(&self, cluster: GuestCluster) -> Result<(usize, GuestCluster)> {
+    fn locate(&self, cluster: RowCluster) -> Result<(usize, GuestCluster)> {
         if let Some((layer, place)) = self.weave.locate(cluster.0) {
             return Ok((to_usize(layer), GuestCluster(place)));
         }
@@ -156,12 +156,15 @@ impl<'a> Layers<'a> {
     }
 
     /// The guest cluster at `place`, a place of the disk or a cluster of a VM state in the row.
-    pub(crate) fn guest(&self, place: GuestCluster) -> Result<GuestCluster> {
-        if place.0 < self.weave.end { Ok(place) } else { Ok(self.locate(place)?.1) }
+    pub(crate) fn guest(&self, place: RowPlace) -> Result<GuestCluster> {
+        match place.0 < self.weave.end {
+            true => Ok(GuestCluster(place.0)),
+            false => Ok(self.locate(RowCluster(place.0))?.1),
+        }
     }
 
     /// The entry for the L2 table of `cluster` in the L1 tables of all layers.
-    pub(crate) fn l1_index(&self, cluster: GuestCluster) -> Result<usize> {
+    pub(crate) fn l1_index(&self, cluster: RowCluster) -> Result<usize> {
         let (layer, guest) = self.locate(cluster)?;
         Ok(self.starts.get(layer).or_internal(NO_LAYER)? + to_usize(guest.0 / self.bits.entries()))
     }
@@ -171,27 +174,27 @@ impl<'a> Layers<'a> {
     }
 
     /// Remembers the L2 entry of `cluster`.
-    pub(crate) fn set(&mut self, cluster: GuestCluster, word: u64) -> Result<()> {
+    pub(crate) fn set(&mut self, cluster: RowCluster, word: u64) -> Result<()> {
         let at = self.at(cluster.0);
         *self.now.entries.get_mut(at).or_internal(OUTSIDE)? = word;
         Ok(())
     }
 
     /// Remembers the L2 table of `cluster`.
-    pub(crate) fn set_table(&mut self, cluster: GuestCluster, table: HostOffset) -> Result<()> {
+    pub(crate) fn set_table(&mut self, cluster: RowCluster, table: HostOffset) -> Result<()> {
         let at = self.at(cluster.0) >> (self.bits.bits() - 3);
         *self.now.tables.get_mut(at).or_internal(OUTSIDE)? = table;
         Ok(())
     }
 
     /// The L2 entry of the layer above at the place of `cluster`.
-    pub(crate) fn above(&mut self, cluster: GuestCluster) -> Result<u64> {
+    pub(crate) fn above(&mut self, cluster: RowCluster) -> Result<u64> {
         self.enter(cluster);
         self.above.entries.get(self.at(cluster.0)).copied().or_internal(OUTSIDE)
     }
 
     /// Takes the L2 table of the layer above for the one that begins at `cluster`, and returns it.
-    pub(crate) fn inherit_table(&mut self, cluster: GuestCluster) -> Result<HostOffset> {
+    pub(crate) fn inherit_table(&mut self, cluster: RowCluster) -> Result<HostOffset> {
         let first = self.at(cluster.0);
         let range = first..first + self.bits.len() / 8;
         let above = self.above.entries.get(range.clone()).or_internal(OUTSIDE)?;

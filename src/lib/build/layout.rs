@@ -14,7 +14,7 @@ use crate::format::header::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::format::refcount::RefcountBits;
 use crate::format::snapshot::MAX_TABLE_BYTES;
 use crate::pool::directory::DirectoryHeader;
-use crate::units::{ClusterBits, HostCluster, HostOffset};
+use crate::units::{ClusterBits, HostCluster, HostOffset, StoredCluster};
 
 /// What an image is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,10 +222,10 @@ impl Layout {
         self.offset(region).0..region.end().offset(self.parts.cluster_bits).0
     }
 
-    /// The host cluster of stored cluster `number`.
+    /// The host cluster of a stored cluster.
     #[must_use]
-    pub(crate) fn stored(&self, number: u64) -> HostCluster {
-        HostCluster(self.data.start.0 + number)
+    pub(crate) fn stored(&self, number: StoredCluster) -> HostCluster {
+        HostCluster(self.data.start.0 + number.0)
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::dedup::plan::Step;
+use crate::dedup::weave::TableUsers;
 use crate::digest::Sha;
 use crate::disk::{BackingRule, Disk, DiskOptions, Format, refuse_protocol};
 use crate::error::{Error, OrInternal, Result};
@@ -23,7 +24,7 @@ use crate::storage::buffer::zeroed;
 use crate::storage::open::FileId;
 use crate::storage::region::RegionWriter;
 use crate::storage::stack::Bytes;
-use crate::units::{GuestCluster, HostCluster, HostOffset, to_usize};
+use crate::units::{GuestCluster, HostCluster, HostOffset, RowCluster, RowPlace, StoredCluster, to_usize};
 
 use crate::build::layers::Layers;
 use crate::build::layout::{Layout, Region};
@@ -65,11 +66,11 @@ pub(crate) struct NewImage<'a> {
     counts: Vec<u64>,
     directory: RegionWriter<'a>,
     records: Sha256,
-    /// The guest cluster of the next L2 entry.
-    next: GuestCluster,
-    /// Stored clusters so far.
-    stored: u64,
-    /// The snapshots, where guest clusters are those of a row of layers.
+    /// The cluster of the next L2 entry.
+    next: RowCluster,
+    /// The next stored cluster.
+    stored: StoredCluster,
+    /// The snapshots, where there are any.
     layers: Option<Layers<'a>>,
 }
 
@@ -101,8 +102,8 @@ impl Traits {
 }
 
 impl<'a> NewImage<'a> {
-    /// Starts an image of `layout` in `storage`; what was there before does not show through. With `layers`, guest clusters are
-    /// those of their row.
+    /// Starts an image of `layout` in `storage`; what was there before does not show through. Without `layers` the row is
+    /// the disk.
     ///
     /// # Errors
     /// Those of writing.
@@ -120,8 +121,8 @@ impl<'a> NewImage<'a> {
             counts: Vec::new(),
             directory: RegionWriter::new(storage, records_start.min(records.end)..records.end),
             records: Sha256::new(),
-            next: GuestCluster(0),
-            stored: 0,
+            next: RowCluster(0),
+            stored: StoredCluster(0),
             layers,
         };
         image.count_metadata(HostCluster(0), layout.data.start)?;
@@ -141,79 +142,79 @@ impl<'a> NewImage<'a> {
     /// Those of writing.
     pub(crate) fn step(&mut self, step: &Step) -> Result<()> {
         match *step {
-            Step::Private { guest, count, users } => self.map_stored(guest, count, users),
-            Step::Member { guest, sharers, .. } => {
+            Step::Private { row, count, users } => self.map_stored(row, count, users),
+            Step::Member { row, sharers, .. } => {
                 let host = self.layout.stored(self.stored);
-                self.map(guest, host, false)?;
+                self.map(row, host, false)?;
                 self.pool_as(L2Entry::Data { host: host.offset(self.layout.parts.cluster_bits), copied: false })?;
-                self.stored += 1;
+                self.stored = self.stored.after(1);
                 self.count(sharers + 1, 1)
             }
-            Step::Shared { guest, stored } => self.map(guest, self.layout.stored(stored), false),
-            Step::Zero { guest, count } => self.map_zeros(guest, count),
-            Step::Inherited { guest, count } => self.inherit(guest, count),
-            Step::InheritedTable { guest } => self.inherit_table(guest),
+            Step::Shared { row, stored } => self.map(row, self.layout.stored(stored), false),
+            Step::Zero { row, count } => self.map_zeros(row, count),
+            Step::Inherited { row, count } => self.inherit(row, count),
+            Step::InheritedTable { row } => self.inherit_table(row),
         }
     }
 
-    /// Maps `count` guest clusters from `guest` to the next stored clusters.
+    /// Maps `count` clusters from `row` to the next stored clusters.
     ///
     /// # Errors
     /// Those of writing.
-    pub(crate) fn map_private(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
-        self.map_stored(guest, count, 1)
+    pub(crate) fn map_private(&mut self, row: RowCluster, count: u64) -> Result<()> {
+        self.map_stored(row, count, 1)
     }
 
     /// As [`NewImage::map_private`] where `users` layers use each of the clusters.
-    fn map_stored(&mut self, guest: GuestCluster, count: u64, users: u64) -> Result<()> {
+    fn map_stored(&mut self, row: RowCluster, count: u64, users: u64) -> Result<()> {
         for n in 0..count {
-            self.map(GuestCluster(guest.0 + n), self.layout.stored(self.stored + n), users == 1)?;
+            self.map(RowCluster(row.0 + n), self.layout.stored(self.stored.after(n)), users == 1)?;
         }
-        self.stored += count;
+        self.stored = self.stored.after(count);
         self.count(users, count)
     }
 
-    /// Maps `count` guest clusters from `guest` as the layer above has them.
+    /// Maps `count` clusters from `row` as the layer above has them.
     ///
     /// # Errors
     /// Those of writing.
-    pub(crate) fn inherit(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
-        for guest in (guest.0..guest.0 + count).map(GuestCluster) {
-            self.skip_to(guest)?;
-            let word = self.layers.as_mut().or_internal(NO_LAYERS)?.above(guest)?;
+    pub(crate) fn inherit(&mut self, row: RowCluster, count: u64) -> Result<()> {
+        for row in (row.0..row.0 + count).map(RowCluster) {
+            self.skip_to(row)?;
+            let word = self.layers.as_mut().or_internal(NO_LAYERS)?.above(row)?;
             self.entry(word)?;
         }
         Ok(())
     }
 
-    /// Uses the L2 table of the layer above for `guest` and what follows.
+    /// Uses the L2 table of the layer above for `row` and what follows.
     ///
     /// # Errors
     /// Internal ones.
-    pub(crate) fn inherit_table(&mut self, guest: GuestCluster) -> Result<()> {
+    pub(crate) fn inherit_table(&mut self, row: RowCluster) -> Result<()> {
         let layers = self.layers.as_mut().or_internal(NO_LAYERS)?;
-        layers.enter(guest);
-        let table = layers.inherit_table(guest)?;
-        let index = layers.l1_index(guest)?;
+        layers.enter(row);
+        let table = layers.inherit_table(row)?;
+        let index = layers.l1_index(row)?;
         *self.l1.get_mut(index).or_internal(BEHIND_L1)? = l1_entry(table, false);
         Ok(())
     }
 
-    /// Maps `count` guest clusters from `guest` to zeros.
+    /// Maps `count` clusters from `row` to zeros.
     ///
     /// # Errors
     /// Those of writing.
-    pub(crate) fn map_zeros(&mut self, guest: GuestCluster, count: u64) -> Result<()> {
+    pub(crate) fn map_zeros(&mut self, row: RowCluster, count: u64) -> Result<()> {
         let zero = L2Entry::Zero { host: None, copied: false };
-        (guest.0..guest.0 + count).try_for_each(|guest| self.map_as(GuestCluster(guest), zero))
+        (row.0..row.0 + count).try_for_each(|row| self.map_as(RowCluster(row), zero))
     }
 
-    /// Appends the directory's record of the next member; `guest` is the lowest place of a disk that uses it.
+    /// Appends the directory's record of the next member; `place` is the lowest place of a disk that uses it.
     ///
     /// # Errors
     /// Those of writing.
-    pub(crate) fn member(&mut self, sha256: Sha, guest: GuestCluster, retired: bool) -> Result<()> {
-        let guest = self.layers.as_ref().map_or(Ok(guest), |layers| layers.guest(guest))?;
+    pub(crate) fn member(&mut self, sha256: Sha, place: RowPlace, retired: bool) -> Result<()> {
+        let guest = self.layers.as_ref().map_or(Ok(GuestCluster(place.0)), |layers| layers.guest(place))?;
         let record = Record { sha256, guest: guest.offset(self.layout.parts.cluster_bits), retired }.encode();
         self.records.update(record);
         self.directory.write(&record).map_err(writing)
@@ -299,31 +300,31 @@ impl<'a> NewImage<'a> {
         self.storage.write_at(&table, layout.offset(layout.snapshot_table).0).map_err(writing)
     }
 
-    fn map(&mut self, guest: GuestCluster, host: HostCluster, copied: bool) -> Result<()> {
+    fn map(&mut self, row: RowCluster, host: HostCluster, copied: bool) -> Result<()> {
         let host = host.offset(self.layout.parts.cluster_bits);
-        self.map_as(guest, L2Entry::Data { host, copied })
+        self.map_as(row, L2Entry::Data { host, copied })
     }
 
-    /// Gives `guest` an L2 entry; guest clusters come in order.
+    /// Gives `row` an L2 entry; guest clusters come in order.
     ///
     /// # Errors
     /// Those of writing.
-    pub(crate) fn map_as(&mut self, guest: GuestCluster, entry: L2Entry) -> Result<()> {
-        self.skip_to(guest)?;
+    pub(crate) fn map_as(&mut self, row: RowCluster, entry: L2Entry) -> Result<()> {
+        self.skip_to(row)?;
         self.entry(entry.encode(self.layout.parts.cluster_bits))
     }
 
-    /// Fills the gap before `guest`.
-    fn skip_to(&mut self, guest: GuestCluster) -> Result<()> {
+    /// Fills the gap before `row`.
+    fn skip_to(&mut self, row: RowCluster) -> Result<()> {
         let entries = self.layout.parts.cluster_bits.entries();
-        let table_start = GuestCluster(guest.0 - guest.0 % entries);
+        let table_start = RowCluster(row.0 - row.0 % entries);
         if self.next < table_start {
             // The rest of the table before stays unallocated, and tables with nothing in them do not exist.
             let end = self.l2.position().next_multiple_of(self.layout.parts.cluster_bits.bytes());
             self.l2.zeros_until(end).map_err(writing)?;
             self.next = table_start;
         }
-        while self.next < guest {
+        while self.next < row {
             self.entry(0)?;
         }
         Ok(())
@@ -351,7 +352,7 @@ impl<'a> NewImage<'a> {
         if begins_table {
             *self.l1.get_mut(index).or_internal(BEHIND_L1)? = l1_entry(HostOffset(at), copied);
         }
-        self.next = GuestCluster(self.next.0 + 1);
+        self.next = RowCluster(self.next.0 + 1);
         self.l2.write(&word.to_be_bytes()).map_err(writing)
     }
 
@@ -370,7 +371,7 @@ impl<'a> NewImage<'a> {
         let Some(tables) = tables else { return self.count(1, end.0 - start.0) };
         self.count(1, l2.start.0 - start.0)?;
         for run in tables {
-            let (layers, count) = run?;
+            let TableUsers { layers, tables: count } = run?;
             self.count(layers, count)?;
         }
         self.count(1, end.0 - l2.end().0)

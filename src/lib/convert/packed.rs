@@ -19,11 +19,13 @@ use crate::disk::Disk;
 use crate::error::{Error, OrInternal, Result};
 use crate::format::compressed::CompressedExtent;
 use crate::format::table::L2Entry;
+use crate::sort::record::record;
 use crate::sort::sequence::{Sequence, Spill};
+use crate::sort::wide::{Wide, WideSequence};
 use crate::storage::Storage;
 use crate::storage::buffer::BufferPool;
 use crate::storage::region::RegionWriter;
-use crate::units::{ClusterBits, GuestCluster, HostOffset, halves, to_usize};
+use crate::units::{ClusterBits, HostOffset, RowCluster, RowPlace, StoredCluster, to_usize};
 use crate::work::Work;
 
 /// Bytes of clusters that did not become smaller, which wait until it pays to leave the rest of a cluster unused for them.
@@ -108,13 +110,13 @@ fn pack(
     }
     let mut members = task.members.iter().peekable();
     let mut told = 0;
-    for ((cluster, (guest, record)), at) in content.chunks_exact_mut(bits.len()).zip(task.guests()).zip(0u64..) {
+    for ((cluster, (row, record)), at) in content.chunks_exact_mut(bits.len()).zip(task.rows()).zip(0u64..) {
         let start = done.bytes.len();
         let mut length = None;
         if reuses {
-            reader.read(guest, cluster, &[record])?;
+            reader.read(row, cluster, &[record])?;
             // What was just decompressed: it is not read once more.
-            let packed = reader.reader.packed(guest.offset(bits).0, bits, level.kind())?;
+            let packed = reader.reader.packed(row.offset(bits), bits, level.kind())?;
             if let Some(packed) = packed.filter(|packed| packed.len() < bits.len()) {
                 done.bytes.extend_from_slice(packed);
                 length = Some(packed.len());
@@ -141,8 +143,8 @@ fn pack(
 
 /// A stored cluster on its way to its place.
 struct Piece {
-    /// Its number.
-    stored: u64,
+    /// Which one.
+    stored: StoredCluster,
     /// What is known of it as a member of the pool.
     member: Option<(Member, Sha)>,
     /// Layers that use it, where it is no member.
@@ -156,6 +158,45 @@ impl Piece {
     }
 }
 
+/// A run of clusters with the same refcount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Counted {
+    count: u64,
+    clusters: u64,
+}
+
+record!(counted_words: Counted { count: 64, clusters: 64 });
+
+/// A member of the pool.
+#[derive(Clone, Copy)]
+struct Pooled {
+    at: PooledAt,
+    sha: Sha,
+}
+
+/// Where a member of the pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PooledAt {
+    entry: u64,
+    place: RowPlace,
+    retired: bool,
+}
+
+record!(pooled_at_words: PooledAt { entry: 64, place: 63, retired: 1 });
+
+impl Wide for Pooled {
+    type Parts = (PooledAt, [u8; 16], [u8; 16]);
+
+    fn parts(self) -> Self::Parts {
+        let [first, second]: [[u8; 16]; 2] = zerocopy::transmute!(self.sha);
+        (self.at, first, second)
+    }
+
+    fn of((at, first, second): Self::Parts) -> Self {
+        Self { at, sha: zerocopy::transmute!([first, second]) }
+    }
+}
+
 /// Gives stored clusters their places, one after the other.
 struct Packer<'a> {
     bits: ClusterBits,
@@ -164,13 +205,13 @@ struct Packer<'a> {
     /// The cluster in which the last piece ends, and the references to it so far.
     last: u64,
     references: u64,
-    /// Complete refcounts in the order of the file, as runs: the count, how many clusters.
-    counts: Sequence,
-    run: (u64, u64),
+    /// Complete refcounts in the order of the file.
+    counts: Sequence<Counted>,
+    run: Counted,
     /// The L2 entry of each stored cluster.
     entries: Numbers,
-    /// Members in the order of the file, three words each.
-    members: Sequence,
+    /// Members in the order of the file.
+    members: WideSequence<Pooled>,
     /// Clusters that did not become smaller.
     waiting: Vec<(Piece, Vec<u8>)>,
     packed: u64,
@@ -186,9 +227,9 @@ impl<'a> Packer<'a> {
             last: 1,
             references: 0,
             counts: Sequence::new(&spill.share(4)),
-            run: (0, 0),
+            run: Counted::default(),
             entries: Numbers::new(stored, spill)?,
-            members: Sequence::new(spill),
+            members: WideSequence::new(spill),
             waiting: Vec::new(),
             packed: 0,
             packed_bytes: 0,
@@ -207,7 +248,7 @@ impl<'a> Packer<'a> {
             let (bytes, after) = rest.split_at(length);
             rest = after;
             let member = members.next_if(|(member, _)| member.at == at).map(|(member, sha)| (*member, sha));
-            let piece = Piece { stored: task.first + at, member, users: task.users_of(at) };
+            let piece = Piece { stored: task.first.after(at), member, users: task.users_of(at) };
             if length == self.bits.len() {
                 self.waiting.push((piece, bytes.to_vec()));
                 if self.waiting.len() << self.bits.bits() >= WAITING {
@@ -263,11 +304,8 @@ impl<'a> Packer<'a> {
         let word = entry.encode(self.bits);
         self.entries.set(piece.stored, word)?;
         if let Some((member, sha)) = &piece.member {
-            let retired = u64::from(member.sharers >= self.limit);
-            self.members.push(u128::from(word) << 64 | u128::from(member.place.0 << 1 | retired))?;
-            for half in sha.as_chunks().0 {
-                self.members.push(u128::from_be_bytes(*half))?;
-            }
+            let retired = member.sharers >= self.limit;
+            self.members.push(Pooled { at: PooledAt { entry: word, place: member.place, retired }, sha: *sha })?;
         }
         Ok(())
     }
@@ -277,11 +315,11 @@ impl<'a> Packer<'a> {
         while self.last < cluster {
             let count = std::mem::take(&mut self.references);
             self.last += 1;
-            if count == self.run.0 {
-                self.run.1 += 1;
+            if count == self.run.count {
+                self.run.clusters += 1;
             } else {
                 self.end_run()?;
-                self.run = (count, 1);
+                self.run = Counted { count, clusters: 1 };
             }
         }
         self.references += references;
@@ -289,11 +327,8 @@ impl<'a> Packer<'a> {
     }
 
     fn end_run(&mut self) -> Result<()> {
-        let (count, clusters) = std::mem::take(&mut self.run);
-        if clusters > 0 {
-            self.counts.push(u128::from(count) << 64 | u128::from(clusters))?;
-        }
-        Ok(())
+        let run = std::mem::take(&mut self.run);
+        if run.clusters > 0 { self.counts.push(run) } else { Ok(()) }
     }
 
     fn finish_data(&mut self) -> Result<()> {
@@ -306,35 +341,30 @@ impl<'a> Packer<'a> {
 
     /// Writes refcounts, pool and mapping.
     fn write_tables(&self, plan: &Plan, most: u64, image: &mut NewImage<'_>) -> Result<()> {
-        for word in self.counts.iter() {
-            let (count, clusters) = halves(word?);
+        for run in self.counts.iter() {
+            let Counted { count, clusters } = run?;
             image.count(count, clusters)?;
         }
-        let mut words = self.members.iter();
-        while let Some(word) = words.next().transpose()? {
-            let mut sha = Sha::default();
-            for half in sha.as_chunks_mut().0 {
-                *half = words.next().transpose()?.or_internal("a member has half a name")?.to_be_bytes();
-            }
-            let (entry, place) = halves(word);
-            image.pool_as(L2Entry::decode(entry, self.bits, true))?;
-            image.member(sha, GuestCluster(place >> 1), place & 1 == 1)?;
+        for member in self.members.iter() {
+            let Pooled { at, sha } = member?;
+            image.pool_as(L2Entry::decode(at.entry, self.bits, true))?;
+            image.member(sha, at.place, at.retired)?;
         }
-        let mut next = 0;
+        let mut next = StoredCluster(0);
         for step in plan.steps(most) {
-            let (guest, stored, count) = match step? {
-                Step::Shared { guest, stored } => (guest, stored, 1),
-                Step::Private { guest, count, .. } => (guest, next, count),
-                Step::Member { guest, .. } => (guest, next, 1),
+            let (row, stored, count) = match step? {
+                Step::Shared { row, stored } => (row, stored, 1),
+                Step::Private { row, count, .. } => (row, next, count),
+                Step::Member { row, .. } => (row, next, 1),
                 step @ (Step::Zero { .. } | Step::Inherited { .. } | Step::InheritedTable { .. }) => {
                     image.step(&step)?;
                     continue;
                 }
             };
-            next = next.max(stored + count);
+            next = next.max(stored.after(count));
             for n in 0..count {
-                let entry = L2Entry::decode(self.entries.get(stored + n)?, self.bits, true);
-                image.map_as(GuestCluster(guest.0 + n), entry)?;
+                let entry = L2Entry::decode(self.entries.get(stored.after(n))?, self.bits, true);
+                image.map_as(RowCluster(row.0 + n), entry)?;
             }
         }
         Ok(())

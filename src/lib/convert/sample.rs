@@ -5,9 +5,8 @@ use rayon::slice::ParallelSlice;
 
 use super::options::{ConvertOptions, Sharing};
 use crate::codec::{CompressionLevel, Compressor};
+use crate::dedup::Run;
 use crate::dedup::level::Level;
-use crate::dedup::plan::split_run;
-use crate::dedup::{INDEX, index};
 use crate::disk::{Disk, Reader};
 use crate::error::{OrInternal, Result};
 use crate::units::ClusterBits;
@@ -57,9 +56,10 @@ impl Packed {
         if self.clusters == 0 {
             return stored;
         }
-        let share = |n: u64| u128::from(n) * u128::from(stored) / u128::from(self.clusters);
-        let clusters = share(self.whole) + share(self.bytes).div_ceil(u128::from(bits.bytes()));
-        u64::try_from(clusters).unwrap_or(u64::MAX)
+        // Of a sample the rest of a division times a length stays far below 64 bits.
+        let (times, rest) = (stored / self.clusters, stored % self.clusters);
+        let share = |n: u64| n.saturating_mul(times).saturating_add(n * rest / self.clusters);
+        share(self.whole) + share(self.bytes).div_ceil(bits.bytes())
     }
 }
 
@@ -69,15 +69,15 @@ impl<'a> Sample<'a> {
         let count = (level.data_clusters / ONE_IN).clamp(LEAST, MOST).min(level.data_clusters);
         let mut windows = Vec::new();
         let mut runs = level.runs.iter();
-        let (mut run, mut before) = ((0, 0), 0);
+        let (mut run, mut before) = (Run::default(), 0);
         for n in 0..count {
             let wanted = n * level.data_clusters / count;
-            while before + run.1 <= wanted {
-                let word = runs.next().transpose()?.or_internal("the runs of a level are fewer than its clusters")?;
-                before += run.1;
-                run = split_run(word);
+            while before + run.len <= wanted {
+                let next = runs.next().transpose()?.or_internal("the runs of a level are fewer than its clusters")?;
+                before += run.len;
+                run = next;
             }
-            windows.push(run.0 + wanted.saturating_sub(before));
+            windows.push(run.start + wanted.saturating_sub(before));
         }
         Ok(Self { disk, options, windows })
     }
@@ -87,15 +87,15 @@ impl<'a> Sample<'a> {
         let bits = level.cluster_bits;
         let shift = WINDOW.bits().saturating_sub(bits.bits());
         let mut clusters = Vec::new();
-        let mut fingerprint = None;
-        for word in level.records.iter() {
-            let word = word?;
-            let is_first = fingerprint.replace(word & !INDEX) != Some(word & !INDEX);
+        let mut name = None;
+        for record in level.records.iter() {
+            let record = record?;
+            let is_first = name.replace(record.name()) != Some(record.name());
             // Without sharing nobody has compared fingerprints, and every cluster is stored.
             if (is_first || self.options.sharing == Sharing::Plain)
-                && self.windows.binary_search(&(index(word) >> shift)).is_ok()
+                && self.windows.binary_search(&(record.cluster() >> shift)).is_ok()
             {
-                clusters.push(index(word));
+                clusters.push(record.cluster());
             }
         }
         clusters.sort_unstable();

@@ -17,19 +17,20 @@ use rayon::iter::{IntoParallelIterator, IntoParallelRefMutIterator, ParallelIter
 use super::options::Sharing;
 use crate::build::layout::{Layout, Parts};
 use crate::build::writer::{NewImage, Traits};
-use crate::dedup::group::Link;
+use crate::dedup::group::{ByDuplicate, Link};
 use crate::dedup::level::DataRuns;
-use crate::dedup::plan::{Plan, Step, split_run};
+use crate::dedup::plan::{Plan, Step};
 use crate::digest::{Sha, fingerprint, sha256};
 use crate::disk::chunks::{CHUNK, Chunks, PIECE};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, OrInternal, Result};
 use crate::pool::Pin;
+use crate::sort::record::record;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::storage::buffer::no_memory;
 use crate::storage::buffer::{Buffer, BufferPool};
 use crate::storage::{Storage, write};
-use crate::units::{ClusterBits, HostOffset, halves, to_usize};
+use crate::units::{ClusterBits, HostOffset, StoredCluster, to_usize};
 use crate::work::Work;
 
 /// Memory for a cluster in the table, with the room in which tables grow.
@@ -83,7 +84,7 @@ pub(super) fn stream(
         pieces: BufferPool::new(to_usize(PIECE.max(bits.bytes()))),
     };
     let small = spill.share(4);
-    let mut index = Index { sharing, limit, contents: HashMap::default(), stored: 0 };
+    let mut index = Index { sharing, limit, contents: HashMap::default(), stored: StoredCluster(0) };
     let mut runs = DataRuns::new(&small, bits);
     let (mut links, mut names) = (Sequence::new(spill), Names::new(spill));
     let mut bytes_read = 0;
@@ -104,7 +105,7 @@ pub(super) fn stream(
             for (&(_, cluster), found) in chunk.clusters.iter().zip(&chunk.found) {
                 runs.push(cluster)?;
                 if let Found::Duplicate { keeper, .. } = *found {
-                    links.push(Link { duplicate: cluster, keeper }.by_duplicate())?;
+                    links.push(ByDuplicate(Link { duplicate: cluster, keeper }))?;
                 }
             }
         }
@@ -137,8 +138,8 @@ pub(super) fn stream(
     for step in plan.steps(CHUNK >> bits.bits()) {
         let step = step?;
         image.step(&step)?;
-        if let Step::Member { guest, sharers, place } = step {
-            image.member(next_name(&mut names, guest.0)?, place, sharers >= limit)?;
+        if let Step::Member { row, sharers, place } = step {
+            image.member(next_name(&mut names, row.0)?, place, sharers >= limit)?;
         }
     }
     image.finish(traits)?;
@@ -153,8 +154,8 @@ struct Chunk<'a> {
     clusters: Vec<(u64, u64)>,
     /// What is known of each.
     found: Vec<Found>,
-    /// The number of the first one that is stored.
-    first: u64,
+    /// The first one that is stored.
+    first: StoredCluster,
     /// How many bytes at the front of the content are to be written, when they are there.
     new: usize,
     bytes_read: u64,
@@ -181,7 +182,7 @@ struct Index {
     limit: u64,
     /// By fingerprint: the first cluster with it, and above that how many share it.
     contents: HashMap<u64, u64, BuildHasherDefault<Ready>>,
-    stored: u64,
+    stored: StoredCluster,
 }
 
 /// For keys that are hashes already.
@@ -210,7 +211,7 @@ impl Index {
         chunk.first = self.stored;
         if self.sharing == Sharing::Plain {
             chunk.found.resize(chunk.clusters.len(), Found::New);
-            self.stored += chunk.found.len() as u64;
+            self.stored = self.stored.after(chunk.found.len() as u64);
             return Ok(true);
         }
         for &(fingerprint, cluster) in &chunk.clusters {
@@ -226,7 +227,7 @@ impl Index {
             if sharers == 0 || sharers >= self.limit {
                 *known = cluster << SHARER_BITS | 1;
                 chunk.found.push(Found::New);
-                self.stored += 1;
+                self.stored = self.stored.after(1);
             } else {
                 *known += 1;
                 chunk.found.push(Found::Duplicate { keeper, first: sharers == 1 });
@@ -264,14 +265,14 @@ impl Copier<'_> {
             clusters.push((self.key(content), cluster));
         })?;
         let found = Vec::with_capacity(clusters.len());
-        Ok(Chunk { range, content, clusters, found, first: 0, new: 0, bytes_read })
+        Ok(Chunk { range, content, clusters, found, first: StoredCluster(0), new: 0, bytes_read })
     }
 
     /// The high half of the fingerprint; nobody asks for it where nothing is shared.
     fn key(&self, content: &[u8]) -> u64 {
         match self.sharing {
             Sharing::Plain => 0,
-            Sharing::Pooled(_) => halves(fingerprint(content)).0,
+            Sharing::Pooled(_) => fingerprint(content).high(),
         }
     }
 
@@ -305,7 +306,7 @@ impl Copier<'_> {
         match chunk.content.get(..chunk.new) {
             None => Err(Error::internal("what is new in a chunk is longer than the chunk")),
             Some([]) => Ok(()),
-            Some(new) => write(self.storage, new, self.data.0 + (chunk.first << self.bits.bits())),
+            Some(new) => write(self.storage, new, self.data.0 + (chunk.first.0 << self.bits.bits())),
         }
     }
 
@@ -363,10 +364,17 @@ fn bytes(range: Range<u64>) -> Range<usize> {
 }
 
 /// SHA-256 names of clusters, in the order of these in the end.
-struct Names(Sorter);
+struct Names(Sorter<NamePart>);
 
-/// Words that a name takes.
-const WORDS: u64 = 4;
+/// A quarter of a name; those of one cluster come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NamePart {
+    cluster: u64,
+    number: u64,
+    bytes: u64,
+}
+
+record!(name_part_words: NamePart { cluster: 62, number: 2, bytes: 64 });
 
 impl Names {
     fn new(spill: &Spill) -> Self {
@@ -374,28 +382,26 @@ impl Names {
     }
 
     fn push(&mut self, (cluster, sha): Name) -> Result<()> {
-        for (part, number) in sha.as_chunks::<8>().0.iter().zip(0u64..) {
-            let key = u128::from(cluster * WORDS + number);
-            self.0.push(key << 64 | u128::from(u64::from_be_bytes(*part)))?;
-        }
-        Ok(())
+        let parts = sha.as_chunks::<8>().0.iter().zip(0u64..);
+        let part = |(part, number): (&[u8; 8], u64)| NamePart { cluster, number, bytes: u64::from_be_bytes(*part) };
+        parts.map(part).try_for_each(|part| self.0.push(part))
     }
 
-    fn finish(self) -> Result<Sorted> {
+    fn finish(self) -> Result<Sorted<NamePart>> {
         self.0.finish()
     }
 }
 
 /// The next name, which is that of `cluster`.
-fn next_name(words: &mut Words<'_>, cluster: u64) -> Result<Sha> {
+fn next_name(parts: &mut Words<'_, NamePart>, cluster: u64) -> Result<Sha> {
     let mut sha = Sha::default();
     for (part, number) in sha.as_chunks_mut::<8>().0.iter_mut().zip(0u64..) {
-        let (key, word) = split_run(words.next().transpose()?.or_internal("a shared cluster has no name")?);
-        if key != cluster * WORDS + number {
+        let next = parts.next().transpose()?.or_internal("a shared cluster has no name")?;
+        if (next.cluster, next.number) != (cluster, number) {
             // Every member has been compared, and was named by that.
             return Err(Error::internal("a shared cluster has no name"));
         }
-        *part = word.to_be_bytes();
+        *part = next.bytes.to_be_bytes();
     }
     Ok(sha)
 }

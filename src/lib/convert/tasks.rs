@@ -8,8 +8,9 @@ use crate::disk::{Disk, Reader};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::sort::content::ContentAt;
 use crate::storage::buffer::BufferPool;
-use crate::units::{ClusterBits, GuestCluster, to_usize};
+use crate::units::{ClusterBits, RowCluster, RowPlace, StoredCluster, to_usize};
 
 /// Bytes that a worker reads, names and writes in one go.
 const TASK: u64 = 1 << 20;
@@ -17,14 +18,14 @@ const TASK: u64 = 1 << 20;
 /// A run of stored clusters: one after the other in the file, from several places of the disk.
 #[derive(Default)]
 pub(super) struct Task {
-    /// The number of the first stored cluster.
-    pub(super) first: u64,
+    /// The first stored cluster.
+    pub(super) first: StoredCluster,
     /// How many.
     pub(super) count: u64,
     /// Where they come from.
-    pub(super) pieces: Vec<(GuestCluster, u64)>,
+    pub(super) pieces: Vec<(RowCluster, u64)>,
     /// What each of them was when it was read first.
-    expected: Vec<u128>,
+    expected: Vec<ContentAt>,
     /// Which of them, counted from `first`, enter the pool.
     pub(super) members: Vec<Member>,
     /// How many layers use those of the others that have not only one, as runs counted from `first`.
@@ -35,7 +36,7 @@ pub(super) struct Task {
 pub(super) struct Member {
     pub(super) at: u64,
     /// The lowest place of a disk that uses it.
-    pub(super) place: GuestCluster,
+    pub(super) place: RowPlace,
     /// Guest clusters that use it.
     pub(super) sharers: u64,
 }
@@ -104,22 +105,22 @@ impl<'a> Tasks<'a> {
         Self { per_task, expected, done: Vec::new(), open: Task::default() }
     }
 
-    fn add(&mut self, guest: GuestCluster, count: u64, users: u64) -> Result<()> {
-        let (mut guest, mut count) = (guest, count);
+    fn add(&mut self, row: RowCluster, count: u64, users: u64) -> Result<()> {
+        let (mut row, mut count) = (row, count);
         while count > 0 {
             let some = count.min(self.per_task - self.open.count);
-            for cluster in guest.0..guest.0 + some {
+            for cluster in row.0..row.0 + some {
                 self.open.expected.push(self.expected.of(cluster)?);
             }
             match self.open.pieces.last_mut() {
-                Some((start, len)) if start.0 + *len == guest.0 => *len += some,
-                _ => self.open.pieces.push((guest, some)),
+                Some((start, len)) if start.0 + *len == row.0 => *len += some,
+                _ => self.open.pieces.push((row, some)),
             }
             if users > 1 {
                 self.open.users.push((self.open.count, some, users));
             }
             self.open.count += some;
-            guest = GuestCluster(guest.0 + some);
+            row = RowCluster(row.0 + some);
             count -= some;
             if self.open.count == self.per_task {
                 self.close();
@@ -134,10 +135,10 @@ impl<'a> Tasks<'a> {
     /// Those of the temporary files.
     fn step(&mut self, step: &Step) -> Result<()> {
         match *step {
-            Step::Private { guest, count, users } => self.add(guest, count, users),
-            Step::Member { guest, sharers, place } => {
+            Step::Private { row, count, users } => self.add(row, count, users),
+            Step::Member { row, sharers, place } => {
                 self.open.members.push(Member { at: self.open.count, place, sharers });
-                self.add(guest, 1, 1)
+                self.add(row, 1, 1)
             }
             Step::Shared { .. } | Step::Zero { .. } | Step::Inherited { .. } | Step::InheritedTable { .. } => Ok(()),
         }
@@ -145,7 +146,7 @@ impl<'a> Tasks<'a> {
 
     /// Ends the task that is being filled.
     fn close(&mut self) {
-        let next = Task { first: self.open.first + self.open.count, ..Task::default() };
+        let next = Task { first: self.open.first.after(self.open.count), ..Task::default() };
         let done = mem::replace(&mut self.open, next);
         if done.count > 0 {
             self.done.push(done);
@@ -167,12 +168,12 @@ impl<'a> Held<'a> {
         Self { disk, reader: Reader::sequential(disk), hold: first.hold(), bits }
     }
 
-    /// Fills `content` with the clusters from `guest`, which are to be what `records` say.
+    /// Fills `content` with the clusters from `row`, which are to be what `records` say.
     ///
     /// # Errors
     /// Those of reading; [`ErrorKind::Changed`] where one is not.
-    pub(super) fn read(&mut self, guest: GuestCluster, content: &mut [u8], records: &[u128]) -> Result<()> {
-        let offset = guest.offset(self.bits).0;
+    pub(super) fn read(&mut self, row: RowCluster, content: &mut [u8], records: &[ContentAt]) -> Result<()> {
+        let offset = row.offset(self.bits);
         self.reader.read(offset, content)?;
         for ((cluster, record), at) in content.chunks_exact(self.bits.len()).zip(records).zip(0u64..) {
             if !self.hold.is_same(cluster, *record) {
@@ -198,18 +199,18 @@ impl Task {
     pub(super) fn read(&self, reader: &mut Held<'_>, content: &mut [u8]) -> Result<()> {
         let mut rest = content;
         let mut expected = self.expected.as_slice();
-        for (guest, count) in &self.pieces {
+        for (row, count) in &self.pieces {
             let (piece, after) = rest.split_at_mut(to_usize(count * reader.bits.bytes()));
             let (records, others) = expected.split_at(to_usize(*count));
-            reader.read(*guest, piece, records)?;
+            reader.read(*row, piece, records)?;
             (rest, expected) = (after, others);
         }
         Ok(())
     }
 
     /// The clusters one by one: where each comes from, and what it was when it was read first.
-    pub(super) fn guests(&self) -> impl Iterator<Item = (GuestCluster, u128)> + '_ {
-        let guests = self.pieces.iter().flat_map(|&(first, count)| (first.0..first.0 + count).map(GuestCluster));
-        guests.zip(self.expected.iter().copied())
+    pub(super) fn rows(&self) -> impl Iterator<Item = (RowCluster, ContentAt)> + '_ {
+        let rows = self.pieces.iter().flat_map(|&(first, count)| (first.0..first.0 + count).map(RowCluster));
+        rows.zip(self.expected.iter().copied())
     }
 }

@@ -1,7 +1,9 @@
 //! From sorted records to links.
 
-use crate::dedup::{INDEX, INDEX_BITS, index};
+use crate::dedup::INDEX_BITS;
 use crate::error::Result;
+use crate::sort::content::ContentAt;
+use crate::sort::record::record;
 use crate::sort::sequence::{Sorted, Sorter, Spill};
 
 /// Says that a cluster has, or is thought to have, the content of an earlier one.
@@ -13,27 +15,17 @@ pub(crate) struct Link {
     pub keeper: u64,
 }
 
-impl Link {
-    /// A word that sorts by duplicate.
-    pub(crate) fn by_duplicate(self) -> u128 {
-        u128::from(self.duplicate) << INDEX_BITS | u128::from(self.keeper)
-    }
+/// A link that is sorted by its duplicate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByDuplicate(pub(crate) Link);
 
-    /// The inverse of [`Link::by_duplicate`].
-    pub(crate) fn from_duplicate(word: u128) -> Self {
-        Self { duplicate: index(word >> INDEX_BITS), keeper: index(word) }
-    }
+record!(by_duplicate_words: ByDuplicate(Link) { duplicate: INDEX_BITS, keeper: INDEX_BITS });
 
-    /// A word that sorts by keeper.
-    pub(crate) fn by_keeper(self) -> u128 {
-        u128::from(self.keeper) << INDEX_BITS | u128::from(self.duplicate)
-    }
+/// A link that is sorted by its keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ByKeeper(pub(crate) Link);
 
-    /// The inverse of [`Link::by_keeper`].
-    pub(crate) fn from_keeper(word: u128) -> Self {
-        Self { duplicate: index(word), keeper: index(word >> INDEX_BITS) }
-    }
-}
+record!(by_keeper_words: ByKeeper(Link) { keeper: INDEX_BITS, duplicate: INDEX_BITS });
 
 /// Links every cluster to the first one with the same fingerprint; after `limit` sharers a new first one begins.
 ///
@@ -41,18 +33,18 @@ impl Link {
 ///
 /// # Errors
 /// Those of the temporary files.
-pub fn group(records: &Sorted, limit: u64, spill: &Spill) -> Result<Sorted> {
+pub fn group(records: &Sorted<ContentAt>, limit: u64, spill: &Spill) -> Result<Sorted<ByDuplicate>> {
     let mut links = Sorter::new(spill);
-    let mut fingerprint = None;
+    let mut name = None;
     let (mut keeper, mut sharers) = (0, 0);
-    for word in records.iter() {
-        let word = word?;
-        let cluster = index(word);
-        if fingerprint == Some(word & !INDEX) && sharers < limit {
+    for record in records.iter() {
+        let record = record?;
+        let cluster = record.cluster();
+        if name == Some(record.name()) && sharers < limit {
             sharers += 1;
-            links.push(Link { duplicate: cluster, keeper }.by_duplicate())?;
+            links.push(ByDuplicate(Link { duplicate: cluster, keeper }))?;
         } else {
-            fingerprint = Some(word & !INDEX);
+            name = Some(record.name());
             (keeper, sharers) = (cluster, 1);
         }
     }
@@ -62,17 +54,17 @@ pub fn group(records: &Sorted, limit: u64, spill: &Spill) -> Result<Sorted> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dedup::scan::record;
+    use crate::digest::fingerprint;
 
-    fn links(records: &[(u128, u64)], limit: u64) -> Vec<(u64, u64)> {
+    fn links(records: &[(u8, u64)], limit: u64) -> Vec<(u64, u64)> {
         let directory = tempfile::tempdir().unwrap();
         let spill = Spill::new(1 << 20, directory.path());
         let mut sorter = Sorter::new(&spill);
-        for &(fingerprint, cluster) in records {
-            sorter.push(record(fingerprint << INDEX_BITS, cluster)).unwrap();
+        for &(content, cluster) in records {
+            sorter.push(ContentAt::new(fingerprint(&[content]), cluster)).unwrap();
         }
         let links = group(&sorter.finish().unwrap(), limit, &spill).unwrap();
-        links.iter().map(|w| Link::from_duplicate(w.unwrap())).map(|l| (l.duplicate, l.keeper)).collect()
+        links.iter().map(|link| link.unwrap().0).map(|link| (link.duplicate, link.keeper)).collect()
     }
 
     #[test]

@@ -1,51 +1,49 @@
 //! The records of larger clusters, made of those of smaller ones.
 
-use twox_hash::XxHash3_128;
 use zerocopy::IntoBytes;
 
-use crate::dedup::scan::record;
-use crate::dedup::{INDEX, index};
 use crate::digest::{fingerprint, is_zero};
 use crate::error::Result;
+use crate::sort::content::ContentAt;
 use crate::units::ClusterBits;
 
 /// The records of larger clusters, in guest order, made of records in guest order.
 pub(crate) struct Larger<I> {
-    words: I,
+    records: I,
     from: ClusterBits,
     to: ClusterBits,
-    parts: Vec<u128>,
+    parts: Vec<ContentAt>,
     /// The first part of the next cluster.
-    next: Option<u128>,
+    next: Option<ContentAt>,
 }
 
-impl<I: Iterator<Item = Result<u128>>> Larger<I> {
-    pub(crate) fn new(words: I, from: ClusterBits, to: ClusterBits) -> Self {
-        Self { words, from, to, parts: Vec::new(), next: None }
+impl<I: Iterator<Item = Result<ContentAt>>> Larger<I> {
+    pub(crate) fn new(records: I, from: ClusterBits, to: ClusterBits) -> Self {
+        Self { records, from, to, parts: Vec::new(), next: None }
     }
 }
 
-impl<I: Iterator<Item = Result<u128>>> Iterator for Larger<I> {
-    type Item = Result<u128>;
+impl<I: Iterator<Item = Result<ContentAt>>> Iterator for Larger<I> {
+    type Item = Result<ContentAt>;
 
-    fn next(&mut self) -> Option<Result<u128>> {
+    fn next(&mut self) -> Option<Result<ContentAt>> {
         let first = match self.next.take() {
-            Some(word) => word,
-            None => match self.words.next()? {
-                Ok(word) => word,
+            Some(record) => record,
+            None => match self.records.next()? {
+                Ok(record) => record,
                 failed => return Some(failed),
             },
         };
         let (from, shift) = (self.from, self.to.bits() - self.from.bits());
-        let part = |word: u128| part(word, index(word) & ((1 << shift) - 1), from);
-        let cluster = index(first) >> shift;
+        let part = |record: ContentAt| part(record, record.cluster() & ((1 << shift) - 1), from);
+        let cluster = first.cluster() >> shift;
         self.parts.clear();
         self.parts.push(part(first));
-        for word in self.words.by_ref() {
-            match word {
-                Ok(word) if index(word) >> shift == cluster => self.parts.push(part(word)),
-                Ok(word) => {
-                    self.next = Some(word);
+        for record in self.records.by_ref() {
+            match record {
+                Ok(record) if record.cluster() >> shift == cluster => self.parts.push(part(record)),
+                Ok(record) => {
+                    self.next = Some(record);
                     break;
                 }
                 failed => return Some(failed),
@@ -56,24 +54,24 @@ impl<I: Iterator<Item = Result<u128>>> Iterator for Larger<I> {
 }
 
 /// The record that a scan with clusters of `grain` leads to for `content`, which is not all zeros. `parts` is scratch memory.
-pub(crate) fn of_parts(content: &[u8], grain: ClusterBits, cluster: u64, parts: &mut Vec<u128>) -> u128 {
+pub(crate) fn of_parts(content: &[u8], grain: ClusterBits, cluster: u64, parts: &mut Vec<ContentAt>) -> ContentAt {
     parts.clear();
     let pieces = (0..).zip(content.chunks(grain.len())).filter(|(_, piece)| !is_zero(piece));
-    parts.extend(pieces.map(|(place, piece)| part(fingerprint(piece), place, grain)));
+    parts.extend(pieces.map(|(place, piece)| part(ContentAt::new(fingerprint(piece), 0), place, grain)));
     joined(parts, cluster)
 }
 
-/// A part of a cluster: its fingerprint and where it begins. That is told in units of the smallest cluster, so that records which
+/// A part of a cluster: what it holds and where it begins. That is told in units of the smallest cluster, so that records which
 /// are made from level to level differ where contents do: a part in second place of 8 KiB is not one in second place of 16 KiB.
-fn part(fingerprint: u128, place: u64, size: ClusterBits) -> u128 {
-    record(fingerprint, place << (size.bits() - ClusterBits::MIN.bits()))
+fn part(content: ContentAt, place: u64, size: ClusterBits) -> ContentAt {
+    content.at(place << (size.bits() - ClusterBits::MIN.bits()))
 }
 
-fn joined(parts: &[u128], cluster: u64) -> u128 {
+fn joined(parts: &[ContentAt], cluster: u64) -> ContentAt {
     match parts {
         // Of the same size as the scan, or with one part that is not zero in its first place.
-        [one] if one & INDEX == 0 => *one | u128::from(cluster),
-        _ => record(XxHash3_128::oneshot(parts.as_bytes()), cluster),
+        [one] if one.cluster() == 0 => one.at(cluster),
+        _ => ContentAt::new(fingerprint(parts.as_bytes()), cluster),
     }
 }
 
@@ -86,12 +84,12 @@ mod tests {
     const FROM: ClusterBits = ClusterBits::MIN;
 
     /// Records of clusters with these contents, none for 0.
-    fn records(contents: &[u8]) -> Vec<u128> {
-        let cluster = |(&content, at): (&u8, u64)| record(fingerprint(&[content; 512]), at);
+    fn records(contents: &[u8]) -> Vec<ContentAt> {
+        let cluster = |(&content, at): (&u8, u64)| ContentAt::new(fingerprint(&[content; 512]), at);
         contents.iter().zip(0..).filter(|(content, _)| **content != 0).map(cluster).collect()
     }
 
-    fn larger(records: &[u128], from: ClusterBits, to: ClusterBits) -> Vec<u128> {
+    fn larger(records: &[ContentAt], from: ClusterBits, to: ClusterBits) -> Vec<ContentAt> {
         Larger::new(records.iter().copied().map(Ok), from, to).collect::<Result<_>>().unwrap()
     }
 
@@ -113,13 +111,13 @@ mod tests {
                 };
                 for words in [&stepwise, &larger(&records(&contents), FROM, to)] {
                     let data = (0..contents.len().div_ceil(parts) as u64).filter(|&c| content(c).iter().any(|&b| b != 0));
-                    prop_assert!(words.iter().map(|&word| index(word)).eq(data));
+                    prop_assert!(words.iter().map(|&word| word.cluster()).eq(data));
                     let mut by_record = HashMap::new();
                     let mut by_content = HashMap::new();
                     for &word in words {
-                        let content = content(index(word));
-                        prop_assert_eq!(by_record.entry(word & !INDEX).or_insert_with(|| content.clone()), &content);
-                        prop_assert_eq!(*by_content.entry(content).or_insert(word & !INDEX), word & !INDEX);
+                        let content = content(word.cluster());
+                        prop_assert_eq!(by_record.entry(word.name()).or_insert_with(|| content.clone()), &content);
+                        prop_assert_eq!(*by_content.entry(content).or_insert(word.name()), word.name());
                     }
                 }
             }

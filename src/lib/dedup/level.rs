@@ -2,13 +2,14 @@
 
 use std::iter::Peekable;
 
+use crate::dedup::Run;
 use crate::dedup::larger::Larger;
 use crate::dedup::reading::FirstReading;
 use crate::dedup::scan::{Runs, Scan};
 use crate::dedup::weave::{Woven, weave};
-use crate::dedup::{INDEX, index, split_run};
 use crate::disk::history::History;
 use crate::error::Result;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::units::ClusterBits;
 
@@ -17,13 +18,13 @@ pub(crate) struct Level {
     /// The cluster size.
     pub cluster_bits: ClusterBits,
     /// Records sorted by fingerprint, then by cluster.
-    pub records: Sorted,
-    /// The clusters that are not zero, in guest order, as runs: first cluster in the high 64 bits, length in the low ones.
-    pub runs: Sequence,
+    pub records: Sorted<ContentAt>,
+    /// The clusters that are not zero, in guest order.
+    pub runs: Sequence<Run>,
     /// Clusters that are not zero.
     pub data_clusters: u64,
-    /// Over a backing file: clusters that read as zeros and there as something else, as runs like those.
-    pub zeros: Sequence,
+    /// Over a backing file: clusters that read as zeros and there as something else.
+    pub zeros: Sequence<Run>,
     /// L2 tables that map at least one of all these.
     pub l2_tables: u64,
     /// The cluster after the last one of them; 0 where there is none.
@@ -56,10 +57,10 @@ impl Level {
     ) -> Result<Self> {
         let mut runs = DataRuns::new(&spill.share(4), cluster_bits);
         let mut sorter = Sorter::new(spill);
-        for word in Larger::new(scan.records.iter(), scan.grain, cluster_bits) {
-            let word = word?;
-            runs.push(index(word))?;
-            sorter.push(word)?;
+        for record in Larger::new(scan.records.iter(), scan.grain, cluster_bits) {
+            let record = record?;
+            runs.push(record.cluster())?;
+            sorter.push(record)?;
         }
         let level = runs.into_level(sorter.finish()?, Sequence::new(&spill.share(4)))?;
         level.woven(history, &scan.in_common, scan.grain, spill)
@@ -73,12 +74,12 @@ impl Level {
         let mut runs = DataRuns::new(&spill.share(4), scan.grain);
         let mut sorter = Sorter::new(spill);
         let mut zeros = scan.zeros.iter().peekable();
-        for word in scan.records.iter() {
-            let word = word?;
-            let cluster = index(word);
+        for record in scan.records.iter() {
+            let record = record?;
+            let cluster = record.cluster();
             runs.tables_of_zeros(&mut zeros, cluster)?;
             runs.push(cluster)?;
-            sorter.push(word)?;
+            sorter.push(record)?;
         }
         runs.tables_of_zeros(&mut zeros, u64::MAX)?;
         drop(zeros);
@@ -91,17 +92,14 @@ impl Level {
     fn woven(
         mut self,
         history: Option<&History>,
-        in_common: &Sequence,
+        in_common: &Sequence<Run>,
         grain: ClusterBits,
         spill: &Spill,
     ) -> Result<Self> {
         let Some(history) = history else { return Ok(self) };
         let shift = self.cluster_bits.bits() - grain.bits();
-        let larger = |word: Result<u128>| {
-            let (start, len) = split_run(word?);
-            Ok(u128::from(start >> shift) << 64 | u128::from(len >> shift))
-        };
-        let in_common = in_common.iter().map(larger);
+        let larger = |run: Run| Run { start: run.start >> shift, len: run.len >> shift };
+        let in_common = in_common.iter().map(|run| run.map(larger));
         let (row, entries) = (history.weave(self.cluster_bits), self.cluster_bits.entries());
         let woven = weave(row, entries, (&self.runs, &self.zeros), in_common, spill)?;
         self.l2_tables = woven.l2_tables;
@@ -121,21 +119,21 @@ impl Level {
 
 /// How many clusters would be stored for sorted `records` with at most `limit` sharers each. What is shared at one `place` of the
 /// disk only, by the layers of it, does not count as shared.
-pub(crate) fn distinct(records: &Sorted, limit: u64, place: impl Fn(u64) -> u64) -> Result<Distinct> {
+pub(crate) fn distinct(records: &Sorted<ContentAt>, limit: u64, place: impl Fn(u64) -> u64) -> Result<Distinct> {
     let mut distinct = Distinct { stored: 0, shared: 0 };
-    let mut fingerprint = None;
+    let mut name = None;
     let (mut sharers, mut first) = (0, None);
-    for word in records.iter() {
-        let word = word?;
-        if fingerprint == Some(word & !INDEX) && sharers < limit {
+    for record in records.iter() {
+        let record = record?;
+        if name == Some(record.name()) && sharers < limit {
             sharers += 1;
-            if first.is_some_and(|first| first != place(index(word))) {
+            if first.is_some_and(|first| first != place(record.cluster())) {
                 distinct.shared += 1;
                 first = None;
             }
         } else {
-            fingerprint = Some(word & !INDEX);
-            (sharers, first) = (1, Some(place(index(word))));
+            name = Some(record.name());
+            (sharers, first) = (1, Some(place(record.cluster())));
             distinct.stored += 1;
         }
     }
@@ -145,7 +143,7 @@ pub(crate) fn distinct(records: &Sorted, limit: u64, place: impl Fn(u64) -> u64)
 /// Collects the clusters that are not zero.
 pub(crate) struct DataRuns {
     cluster_bits: ClusterBits,
-    runs: Sequence,
+    runs: Sequence<Run>,
     last: Runs,
     data_clusters: u64,
     l2_tables: u64,
@@ -172,17 +170,17 @@ impl DataRuns {
     }
 
     /// Counts the tables that map the runs of `zeros` before `cluster`.
-    fn tables_of_zeros(&mut self, zeros: &mut Peekable<Words<'_>>, cluster: u64) -> Result<()> {
+    fn tables_of_zeros(&mut self, zeros: &mut Peekable<Words<'_, Run>>, cluster: u64) -> Result<()> {
         let entries = self.cluster_bits.entries();
-        while let Some(word) = zeros.next_if(|word| word.as_ref().map_or(true, |&word| split_run(word).0 < cluster)) {
-            let (start, len) = split_run(word?);
+        while let Some(run) = zeros.next_if(|run| run.as_ref().map_or(true, |run| run.start < cluster)) {
+            let Run { start, len } = run?;
             (start / entries..=(start + len - 1) / entries).for_each(|table| self.map(table));
         }
         Ok(())
     }
 
     /// All of them as a level, which has `records` and `zeros`.
-    pub(crate) fn into_level(mut self, records: Sorted, zeros: Sequence) -> Result<Level> {
+    pub(crate) fn into_level(mut self, records: Sorted<ContentAt>, zeros: Sequence<Run>) -> Result<Level> {
         Ok(Level {
             end: self.last.end(&mut self.runs)?,
             cluster_bits: self.cluster_bits,

@@ -8,13 +8,13 @@
 //!  plan       number the stored clusters in guest order; who shares what, how often
 //! ```
 //!
-//! Every stage is a sequence of 128-bit words that is sorted or streamed, in memory or spilled to a temporary file, so that
+//! Every stage is a sequence of records, packed into a word each, that is sorted or streamed, in memory or spilled to a temporary file, so that
 //! memory is bounded (I9) and the result does not depend on the number of threads (I5).
 
 use std::iter::Peekable;
 
 use crate::error::Result;
-use crate::units::halves;
+use crate::sort::record::record;
 
 pub(crate) mod group;
 pub(crate) mod larger;
@@ -26,26 +26,34 @@ pub(crate) mod scan;
 pub(crate) mod verify;
 pub(crate) mod weave;
 
-/// Bits of a word that hold a cluster's index: enough for the largest disk that QEMU can map at any cluster size.
-pub(crate) const INDEX_BITS: u32 = 40;
-/// Masks a cluster index.
-pub(crate) const INDEX: u128 = (1 << INDEX_BITS) - 1;
+pub(crate) use crate::sort::content::INDEX_BITS;
 
-/// The low cluster index of a word.
-pub(crate) fn index(word: u128) -> u64 {
-    halves(word & INDEX).1
+/// A run of clusters: the first, and how many they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Run {
+    pub(crate) start: u64,
+    pub(crate) len: u64,
 }
 
-/// The first of a run of clusters, and how many they are.
-pub(crate) fn split_run(word: u128) -> (u64, u64) {
-    halves(word)
+record!(run_words: Run { start: 64, len: 64 });
+
+impl Run {
+    /// The cluster behind it.
+    pub(crate) fn end(self) -> u64 {
+        self.start + self.len
+    }
+
+    /// Takes the first `count` clusters away.
+    pub(crate) fn skip(self, count: u64) -> Self {
+        Self { start: self.start + count, len: self.len - count }
+    }
 }
 
-/// The next word, which stays the next one; an error is taken out.
-pub(crate) fn peek<I: Iterator<Item = Result<u128>>>(words: &mut Peekable<I>) -> Result<Option<u128>> {
-    match words.peek() {
+/// The next record, which stays the next one; an error is taken out.
+pub(crate) fn peek<T: Copy, I: Iterator<Item = Result<T>>>(records: &mut Peekable<I>) -> Result<Option<T>> {
+    match records.peek() {
         None => Ok(None),
-        Some(Ok(word)) => Ok(Some(*word)),
-        Some(Err(_)) => words.next().transpose(),
+        Some(Ok(record)) => Ok(Some(*record)),
+        Some(Err(_)) => records.next().transpose(),
     }
 }

@@ -2,26 +2,25 @@
 
 use std::iter::Peekable;
 
-use crate::dedup::group::Link;
+use crate::dedup::group::{ByDuplicate, Link};
 use crate::dedup::level::Level;
 use crate::dedup::weave::{Inherited, UserCounts, Woven};
-use crate::dedup::{INDEX_BITS, index};
-pub(crate) use crate::dedup::{peek, split_run};
+use crate::dedup::{INDEX_BITS, Run, peek};
 use crate::error::{OrInternal, Result};
 use crate::pool::Pin;
+use crate::sort::record::record;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
-use crate::units::{ClusterBits, GuestCluster, halves};
+use crate::units::{ClusterBits, RowCluster, RowPlace, StoredCluster};
 
 /// Which guest clusters are stored and which share them. Stored clusters are numbered from 0 in guest order.
 pub(crate) struct Plan {
     /// See [`Level::runs`].
-    runs: Sequence,
+    runs: Sequence<Run>,
     /// See [`Level::zeros`].
-    zeros: Sequence,
-    /// Duplicate, then the number of the stored cluster that it shares; sorted by duplicate.
-    links: Sorted,
-    /// Keepers of duplicates in guest order; see [`Keeper`].
-    keepers: Sequence,
+    zeros: Sequence<Run>,
+    links: Sorted<Numbered>,
+    /// Keepers of duplicates in guest order.
+    keepers: Sequence<Keeper>,
     /// Of a disk with its snapshots: what the layers have in common.
     pub woven: Option<Woven>,
     pin: Pin,
@@ -42,14 +41,14 @@ impl Plan {
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub(crate) fn new(level: Level, links: &Sorted, pin: Pin, spill: &Spill) -> Result<Self> {
+    pub(crate) fn new(level: Level, links: &Sorted<ByDuplicate>, pin: Pin, spill: &Spill) -> Result<Self> {
         let Level { data_clusters, l2_tables, runs, zeros, end, woven, records, cluster_bits: _ } = level;
         drop(records);
         let mut by_keeper = Sorter::new(spill);
         let mut users = UserCounts::new(woven.as_ref());
-        for word in links.iter() {
-            let link = Link::from_duplicate(word?);
-            by_keeper.push(link.by_keeper() << USERS_BITS | u128::from(users.of(link.duplicate)?.0))?;
+        for link in links.iter() {
+            let ByDuplicate(Link { duplicate, keeper }) = link?;
+            by_keeper.push(Use { keeper, duplicate, users: users.of(duplicate)?.0 })?;
         }
         let by_keeper = by_keeper.finish()?;
         let place = |cluster: u64| woven.as_ref().map_or(cluster, |woven| woven.weave.place(cluster));
@@ -58,15 +57,13 @@ impl Plan {
         let mut numbers = Numbers::new(&runs, links);
         let mut numbered = Sorter::new(spill);
         let mut keepers = Sequence::new(&spill.share(4));
-        let mut current: Option<(Keeper, u64)> = None;
+        let mut current: Option<(Keeper, StoredCluster)> = None;
         let mut keep = |keeper: Keeper| {
             pooled += u64::from(keeper.pooled);
-            keepers.push(keeper.encode())
+            keepers.push(keeper)
         };
-        for word in by_keeper.iter() {
-            let word = word?;
-            let link = Link::from_keeper(word >> USERS_BITS);
-            let sharers = halves(word & ((1 << USERS_BITS) - 1)).1;
+        for link in by_keeper.iter() {
+            let link = link?;
             let (mut keeper, number) = match current {
                 Some((keeper, number)) if keeper.cluster == link.keeper => (keeper, number),
                 done => {
@@ -76,11 +73,11 @@ impl Plan {
                 }
             };
             let place = place(link.duplicate);
-            keeper.sharers += sharers;
+            keeper.sharers += link.users;
             keeper.pooled |= place != keeper.place;
             keeper.place = keeper.place.min(place);
             current = Some((keeper, number));
-            numbered.push(u128::from(link.duplicate) << INDEX_BITS | u128::from(number))?;
+            numbered.push(Numbered { duplicate: link.duplicate, stored: number })?;
         }
         current.map_or(Ok(()), |(keeper, _)| keep(keeper))?;
         Ok(Self {
@@ -128,17 +125,33 @@ impl Plan {
             inherited: self.woven.as_ref().map(|woven| woven.inherited.iter().peekable()),
             users: UserCounts::new(self.woven.as_ref()),
             plan: self,
-            run: (0, 0),
+            run: Run::default(),
         }
     }
 }
 
-/// Bits of a word that say how many layers use a duplicate, beside its link.
-const USERS_BITS: u32 = 48;
+/// A link, sorted by its keeper, and how many layers use its duplicate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Use {
+    keeper: u64,
+    duplicate: u64,
+    users: u64,
+}
+
+record!(use_words: Use { keeper: INDEX_BITS, duplicate: INDEX_BITS, users: 48 });
+
+/// A duplicate, and the number of the stored cluster that it shares; sorted by duplicate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Numbered {
+    duplicate: u64,
+    stored: StoredCluster,
+}
+
+record!(numbered_words: Numbered { duplicate: INDEX_BITS, stored: INDEX_BITS });
 
 /// A stored cluster that has duplicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Keeper {
+pub(crate) struct Keeper {
     cluster: u64,
     /// All its users.
     sharers: u64,
@@ -149,64 +162,46 @@ struct Keeper {
     place: u64,
 }
 
-impl Keeper {
-    fn encode(self) -> u128 {
-        let sharers = u128::from(self.sharers << 1 | u64::from(self.pooled));
-        u128::from(self.cluster) << 88 | sharers << INDEX_BITS | u128::from(self.place)
-    }
-
-    fn decode(word: u128) -> Self {
-        let sharers = halves(word >> INDEX_BITS & ((1 << 48) - 1)).1;
-        Self { cluster: index(word >> 88), sharers: sharers >> 1, pooled: sharers & 1 == 1, place: index(word) }
-    }
-}
+record!(keeper_words: Keeper { cluster: INDEX_BITS, sharers: 47, pooled: 1, place: INDEX_BITS });
 
 /// Numbers stored clusters, asked for in guest order.
 struct Numbers<'a> {
-    runs: Words<'a>,
-    run: (u64, u64),
+    runs: Words<'a, Run>,
+    run: Run,
     /// Data clusters before the run.
     before: u64,
-    links: Peekable<Words<'a>>,
+    links: Peekable<Words<'a, ByDuplicate>>,
     /// Duplicates before the cluster last asked for.
     duplicates: u64,
 }
 
 impl<'a> Numbers<'a> {
-    fn new(runs: &'a Sequence, links: &'a Sorted) -> Self {
-        Self { runs: runs.iter(), run: (0, 0), before: 0, links: links.iter().peekable(), duplicates: 0 }
+    fn new(runs: &'a Sequence<Run>, links: &'a Sorted<ByDuplicate>) -> Self {
+        Self { runs: runs.iter(), run: Run::default(), before: 0, links: links.iter().peekable(), duplicates: 0 }
     }
 
     /// The number of `cluster`: the data clusters before it that are no duplicates.
-    fn of(&mut self, cluster: u64) -> Result<u64> {
-        while self.run.0 + self.run.1 <= cluster {
-            let word = self.runs.next().or_internal("a cluster that is kept is in no run of data")?;
-            self.before += self.run.1;
-            self.run = split_run(word?);
+    fn of(&mut self, cluster: u64) -> Result<StoredCluster> {
+        while self.run.end() <= cluster {
+            let run = self.runs.next().or_internal("a cluster that is kept is in no run of data")?;
+            self.before += self.run.len;
+            self.run = run?;
         }
-        while let Some(word) = self.links.peek() {
-            match word {
-                Ok(word) if index(*word >> INDEX_BITS) < cluster => {
-                    self.links.next();
-                    self.duplicates += 1;
-                }
-                Ok(_) => break,
-                Err(_) => {
-                    self.links.next().transpose()?;
-                }
-            }
+        while peek(&mut self.links)?.is_some_and(|ByDuplicate(link)| link.duplicate < cluster) {
+            self.links.next();
+            self.duplicates += 1;
         }
-        Ok(self.before + cluster.saturating_sub(self.run.0) - self.duplicates)
+        Ok(StoredCluster(self.before + cluster.saturating_sub(self.run.start) - self.duplicates))
     }
 }
 
 /// What happens to a piece of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// `count` clusters from `guest` are stored and have no other user than layers at the same place.
+    /// `count` clusters from `row` are stored and have no other user than layers at the same place.
     Private {
         /// The first.
-        guest: GuestCluster,
+        row: RowCluster,
         /// How many.
         count: u64,
         /// Layers that use each of them: 1 for a disk without snapshots.
@@ -215,37 +210,37 @@ pub(crate) enum Step {
     /// A cluster is stored and enters the pool.
     Member {
         /// The cluster.
-        guest: GuestCluster,
+        row: RowCluster,
         /// Guest clusters that use it, this one included.
         sharers: u64,
         /// The lowest place of a disk at which one of them is.
-        place: GuestCluster,
+        place: RowPlace,
     },
-    /// `count` clusters from `guest` are zeros that a backing file must not show through.
+    /// `count` clusters from `row` are zeros that a backing file must not show through.
     Zero {
         /// The first.
-        guest: GuestCluster,
+        row: RowCluster,
         /// How many.
         count: u64,
     },
-    /// `count` clusters from `guest` are what the layer above has at the same place.
+    /// `count` clusters from `row` are what the layer above has at the same place.
     Inherited {
         /// The first.
-        guest: GuestCluster,
+        row: RowCluster,
         /// How many.
         count: u64,
     },
-    /// The L2 table that maps `guest`, its first cluster, is that of the layer above.
+    /// The L2 table that maps `row`, its first cluster, is that of the layer above.
     InheritedTable {
         /// The first of them.
-        guest: GuestCluster,
+        row: RowCluster,
     },
     /// A cluster uses what another one has stored.
     Shared {
         /// The cluster.
-        guest: GuestCluster,
-        /// The number of the stored cluster.
-        stored: u64,
+        row: RowCluster,
+        /// The stored cluster.
+        stored: StoredCluster,
     },
 }
 
@@ -253,79 +248,79 @@ pub(crate) enum Step {
 pub(crate) struct Steps<'a> {
     most: u64,
     pin: Pin,
-    runs: Words<'a>,
-    zeros: Peekable<Words<'a>>,
-    links: Peekable<Words<'a>>,
-    keepers: Peekable<Words<'a>>,
-    inherited: Option<Peekable<Words<'a>>>,
+    runs: Words<'a, Run>,
+    zeros: Peekable<Words<'a, Run>>,
+    links: Peekable<Words<'a, Numbered>>,
+    keepers: Peekable<Words<'a, Keeper>>,
+    inherited: Option<Peekable<Words<'a, Inherited>>>,
     users: UserCounts<'a>,
     plan: &'a Plan,
     /// What is left of the current run.
-    run: (u64, u64),
+    run: Run,
 }
 
 impl Steps<'_> {
     fn try_next(&mut self) -> Result<Option<Step>> {
-        if self.run.1 == 0 {
-            match self.runs.next().transpose()? {
-                // Behind all data only zeros are left.
-                None => self.run = (u64::MAX, 0),
-                Some(word) => self.run = split_run(word),
-            }
+        if self.run.len == 0 {
+            // Behind all data only zeros are left.
+            self.run = self.runs.next().transpose()?.unwrap_or(Run { start: u64::MAX, len: 0 });
         }
-        let zeros = peek(&mut self.zeros)?.map(split_run);
-        if let Some(step) = self.inherit(self.run.0.min(zeros.map_or(u64::MAX, |(start, _)| start)))? {
+        let zeros = peek(&mut self.zeros)?;
+        if let Some(step) = self.inherit(self.run.start.min(zeros.map_or(u64::MAX, |zeros| zeros.start)))? {
             return Ok(Some(step));
         }
-        if let Some((start, count)) = zeros.filter(|(start, _)| *start < self.run.0) {
+        if let Some(zeros) = zeros.filter(|zeros| zeros.start < self.run.start) {
             self.zeros.next();
-            return Ok(Some(Step::Zero { guest: GuestCluster(start), count }));
+            return Ok(Some(Step::Zero { row: RowCluster(zeros.start), count: zeros.len }));
         }
-        if self.run.1 == 0 {
+        if self.run.len == 0 {
             return Ok(None);
         }
-        let (at, end) = (self.run.0, self.run.0 + self.run.1);
-        let guest = GuestCluster(at);
-        let link = peek(&mut self.links)?.map(|word| (index(word >> INDEX_BITS), index(word)));
-        if let Some((duplicate, stored)) = link
+        let (at, end) = (self.run.start, self.run.end());
+        let row = RowCluster(at);
+        let link = peek(&mut self.links)?;
+        if let Some(Numbered { duplicate, stored }) = link
             && duplicate == at
         {
             self.links.next();
             self.advance(1);
-            return Ok(Some(Step::Shared { guest, stored }));
+            return Ok(Some(Step::Shared { row, stored }));
         }
-        let keeper = peek(&mut self.keepers)?.map(Keeper::decode);
+        let keeper = peek(&mut self.keepers)?;
         if let Some(Keeper { sharers, pooled, place, .. }) = keeper.filter(|keeper| keeper.cluster == at) {
             self.keepers.next();
             self.advance(1);
             return Ok(Some(match pooled || self.pin == Pin::All {
-                true => Step::Member { guest, sharers, place: GuestCluster(place) },
-                false => Step::Private { guest, count: 1, users: sharers },
+                true => Step::Member { row, sharers, place: RowPlace(place) },
+                false => Step::Private { row, count: 1, users: sharers },
             }));
         }
         let (users, change) = self.users.of(at)?;
         if self.pin == Pin::All {
             self.advance(1);
             let place = self.plan.woven.as_ref().map_or(at, |woven| woven.weave.place(at));
-            return Ok(Some(Step::Member { guest, sharers: users, place: GuestCluster(place) }));
+            return Ok(Some(Step::Member { row, sharers: users, place: RowPlace(place) }));
         }
-        let end = end.min(change).min(link.map_or(end, |link| link.0)).min(keeper.map_or(end, |keeper| keeper.cluster));
+        let end = end
+            .min(change)
+            .min(link.map_or(end, |link| link.duplicate))
+            .min(keeper.map_or(end, |keeper| keeper.cluster));
         let count = (end - at).min(self.most);
         self.advance(count);
-        Ok(Some(Step::Private { guest, count, users }))
+        Ok(Some(Step::Private { row, count, users }))
     }
 
     /// What is inherited next, if that comes before cluster `end`.
     fn inherit(&mut self, end: u64) -> Result<Option<Step>> {
-        let Some(words) = &mut self.inherited else { return Ok(None) };
-        let Some(run) = peek(words)?.map(Inherited::decode).filter(|run| run.start < end) else { return Ok(None) };
-        words.next();
-        let guest = GuestCluster(run.start);
-        Ok(Some(if run.table { Step::InheritedTable { guest } } else { Step::Inherited { guest, count: run.len } }))
+        let Some(inherited) = &mut self.inherited else { return Ok(None) };
+        let Some(run) = peek(inherited)?.filter(|run| run.start < end) else { return Ok(None) };
+        inherited.next();
+        let row = RowCluster(run.start);
+        Ok(Some(if run.table { Step::InheritedTable { row } } else { Step::Inherited { row, count: run.len } }))
     }
 
     fn advance(&mut self, count: u64) {
-        self.run = (self.run.0 + count, self.run.1 - count);
+        self.run = self.run.skip(count);
     }
 }
 

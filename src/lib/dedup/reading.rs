@@ -7,19 +7,20 @@
 use std::iter::Peekable;
 
 use crate::dedup::larger::{Larger, of_parts};
+use crate::dedup::peek;
 use crate::dedup::scan::{Other, scan};
-use crate::dedup::{index, peek};
 use crate::disk::Disk;
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::{Error, OrInternal, Result};
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sequence, Spill, Words};
 use crate::units::ClusterBits;
 use crate::work::Work;
 
 /// The records of all clusters that were not zero when they were read first, in their order.
 pub(crate) struct FirstReading {
-    records: Sequence,
+    records: Sequence<ContentAt>,
     grain: ClusterBits,
 }
 
@@ -55,8 +56,12 @@ impl Again<'_> {
                 (None, None) => return Ok(()),
                 (before, now) if before == now => {}
                 (before, now) => {
-                    let cluster =
-                        before.into_iter().chain(now).map(index).min().or_internal("nothing differs from nothing")?;
+                    let cluster = before
+                        .into_iter()
+                        .chain(now)
+                        .map(ContentAt::cluster)
+                        .min()
+                        .or_internal("nothing differs from nothing")?;
                     return Err(disk.changed_at(cluster << first.grain.bits()));
                 }
             }
@@ -69,7 +74,7 @@ impl FirstReading {
     ///
     /// # Errors
     /// Those of the temporary file: what would take much memory goes there until it is asked for.
-    pub(crate) fn new(mut records: Sequence, grain: ClusterBits) -> Result<Self> {
+    pub(crate) fn new(mut records: Sequence<ContentAt>, grain: ClusterBits) -> Result<Self> {
         records.shelve()?;
         Ok(Self { records, grain })
     }
@@ -77,7 +82,7 @@ impl FirstReading {
     /// What clusters of `bits` must be when they are read again.
     #[must_use]
     pub(crate) fn expected(&self, bits: ClusterBits) -> Expected<'_> {
-        Expected { words: Larger::new(self.records.iter(), self.grain, bits).peekable() }
+        Expected { records: Larger::new(self.records.iter(), self.grain, bits).peekable() }
     }
 
     /// What compares clusters with their records.
@@ -89,7 +94,7 @@ impl FirstReading {
 
 /// The records of clusters, asked for in their order.
 pub(crate) struct Expected<'a> {
-    words: Peekable<Larger<Words<'a>>>,
+    records: Peekable<Larger<Words<'a, ContentAt>>>,
 }
 
 impl Expected<'_> {
@@ -97,15 +102,15 @@ impl Expected<'_> {
     ///
     /// # Errors
     /// Those of the temporary file.
-    pub(crate) fn of(&mut self, cluster: u64) -> Result<u128> {
-        while let Some(word) = peek(&mut self.words)? {
-            if index(word) == cluster {
-                return Ok(word);
+    pub(crate) fn of(&mut self, cluster: u64) -> Result<ContentAt> {
+        while let Some(record) = peek(&mut self.records)? {
+            if record.cluster() == cluster {
+                return Ok(record);
             }
-            if index(word) > cluster {
+            if record.cluster() > cluster {
                 break;
             }
-            self.words.next();
+            self.records.next();
         }
         Err(Error::internal(format_args!("cluster {cluster} is read again and was not read before")))
     }
@@ -114,12 +119,12 @@ impl Expected<'_> {
 /// Compares clusters that are read again with the records of the first reading. Each thread has its own.
 pub(crate) struct Hold {
     grain: ClusterBits,
-    parts: Vec<u128>,
+    parts: Vec<ContentAt>,
 }
 
 impl Hold {
     /// Whether `content` is what `record` was made of.
-    pub(crate) fn is_same(&mut self, content: &[u8], record: u128) -> bool {
-        of_parts(content, self.grain, index(record), &mut self.parts) == record
+    pub(crate) fn is_same(&mut self, content: &[u8], record: ContentAt) -> bool {
+        of_parts(content, self.grain, record.cluster(), &mut self.parts) == record
     }
 }

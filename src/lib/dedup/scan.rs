@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use crate::dedup::{INDEX, INDEX_BITS};
+use crate::dedup::{INDEX_BITS, Run};
 use crate::digest::{fingerprint, is_zero};
 use crate::disk::chunks::{CHUNK, Chunks};
 use crate::disk::{Disk, Reader};
 use crate::error::{Error, ErrorKind, OrInternal, Result};
 use crate::image::Place;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::buffer::BufferPool;
 use crate::units::{ClusterBits, append, to_usize};
@@ -18,16 +19,15 @@ use crate::work::Work;
 /// What a scan found.
 pub(crate) struct Scan {
     /// For each cluster that is not zero, in guest order: the high 88 bits of its fingerprint, then its index.
-    pub records: Sequence,
-    /// Clusters that read as zeros, and on the other disk as something else, in guest order, as runs of the first and the
-    /// length.
-    pub zeros: Sequence,
+    pub records: Sequence<ContentAt>,
+    /// Clusters that read as zeros, and on the other disk as something else, in guest order.
+    pub zeros: Sequence<Run>,
     /// Clusters that are not zero and left out, because the other disk has them.
     pub same: u64,
     /// The records of those that can be shared: that the target has as whole clusters, not in its backing file.
-    pub unchanged: Sequence,
-    /// Of a disk with its snapshots: clusters that lie where the layer above has them, and were not read for it, as runs like those.
-    pub in_common: Sequence,
+    pub unchanged: Sequence<ContentAt>,
+    /// Of a disk with its snapshots: clusters that lie where the layer above has them, and were not read for it.
+    pub in_common: Sequence<Run>,
     /// The cluster size of the records.
     pub grain: ClusterBits,
     /// Bytes read: what was not known to be zeros without reading.
@@ -74,10 +74,10 @@ struct Scanner<'a> {
 
 #[derive(Default)]
 struct ChunkScan {
-    records: Vec<u128>,
+    records: Vec<ContentAt>,
     zeros: Vec<u64>,
     same: u64,
-    unchanged: Vec<u128>,
+    unchanged: Vec<ContentAt>,
     /// In bytes.
     in_common: Vec<Range<u64>>,
     bytes_read: u64,
@@ -168,7 +168,7 @@ impl<'a> Scanner<'a> {
         // Each piece takes the place of the one before, which is in the cache.
         let place = |_| 0;
         reader.clusters(&runs, grain, &mut buffer, place, |cluster, content| {
-            found.records.push(record(fingerprint(content), cluster));
+            found.records.push(ContentAt::new(fingerprint(content), cluster));
         })?;
         Ok(found)
     }
@@ -214,11 +214,11 @@ impl<'a> Scanner<'a> {
                     found.same += 1;
                     while shareable.next_if(|run| run.end <= cluster).is_some() {}
                     if shareable.peek().is_some_and(|run| run.contains(&cluster)) {
-                        found.unchanged.push(record(fingerprint(content), cluster));
+                        found.unchanged.push(ContentAt::new(fingerprint(content), cluster));
                     }
                 }
                 (false, true) => found.zeros.push(cluster),
-                (false, false) => found.records.push(record(fingerprint(content), cluster)),
+                (false, false) => found.records.push(ContentAt::new(fingerprint(content), cluster)),
             }
         }
         Ok(())
@@ -255,36 +255,27 @@ fn without(all: &[Range<u64>], out: &[Range<u64>], rest: &mut Vec<Range<u64>>) {
     }
 }
 
-/// Collects ascending clusters as runs: the first in the high 64 bits, the length in the low ones.
+/// Collects ascending clusters as runs.
 #[derive(Default)]
-pub(crate) struct Runs(Option<(u64, u64)>);
+pub(crate) struct Runs(Option<Run>);
 
 impl Runs {
     /// Adds `count` clusters; a run that they end goes to `runs`.
-    pub(crate) fn add(&mut self, cluster: u64, count: u64, runs: &mut Sequence) -> Result<()> {
+    pub(crate) fn add(&mut self, cluster: u64, count: u64, runs: &mut Sequence<Run>) -> Result<()> {
         match &mut self.0 {
-            Some((start, len)) if *start + *len == cluster => {
-                *len += count;
+            Some(run) if run.end() == cluster => {
+                run.len += count;
                 Ok(())
             }
             last => {
-                let done = last.replace((cluster, count));
-                done.map_or(Ok(()), |run| runs.push(run_word(run)))
+                let done = last.replace(Run { start: cluster, len: count });
+                done.map_or(Ok(()), |run| runs.push(run))
             }
         }
     }
 
     /// Ends the last run, and tells the cluster behind it; 0 where there was none.
-    pub(crate) fn end(self, runs: &mut Sequence) -> Result<u64> {
-        self.0.map_or(Ok(0), |(start, len)| runs.push(run_word((start, len))).map(|()| start + len))
+    pub(crate) fn end(self, runs: &mut Sequence<Run>) -> Result<u64> {
+        self.0.map_or(Ok(0), |run| runs.push(run).map(|()| run.end()))
     }
-}
-
-fn run_word((start, len): (u64, u64)) -> u128 {
-    u128::from(start) << 64 | u128::from(len)
-}
-
-/// A record: 88 bits of a fingerprint, then the cluster that has it.
-pub(crate) fn record(fingerprint: u128, cluster: u64) -> u128 {
-    fingerprint & !INDEX | u128::from(cluster)
 }

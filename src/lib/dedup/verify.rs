@@ -3,12 +3,12 @@
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
-use crate::dedup::group::Link;
-use crate::dedup::scan::record;
-use crate::digest::sha256;
+use crate::dedup::group::{ByDuplicate, Link};
+use crate::digest::{Fingerprint, sha256};
 use crate::disk::chunks::PIECE;
 use crate::disk::{Disk, Reader};
 use crate::error::{OrInternal, Result};
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sorted, Sorter, Spill, Words};
 use crate::storage::buffer::BufferPool;
 use crate::units::{ClusterBits, to_usize};
@@ -78,11 +78,11 @@ impl ReadClusters for (Reader<'_>, ClusterBits) {
 /// Those of reading the clusters and of the temporary files.
 pub(crate) fn verify(
     clusters: &impl Clusters,
-    links: Sorted,
-    regroup: impl FnOnce(&Sorted) -> Result<Sorted>,
+    links: Sorted<ByDuplicate>,
+    regroup: impl FnOnce(&Sorted<ContentAt>) -> Result<Sorted<ByDuplicate>>,
     spill: &Spill,
     work: &Work,
-) -> Result<Sorted> {
+) -> Result<Sorted<ByDuplicate>> {
     let wrong = compare_all(clusters, &links, spill, work)?;
     if wrong.is_empty() {
         return Ok(links);
@@ -98,67 +98,76 @@ pub(crate) fn verify(
 }
 
 /// Adds the links that are not among the wrong ones to `good`.
-fn keep(links: &Sorted, wrong: &Sorted, good: &mut Sorter) -> Result<()> {
+fn keep(links: &Sorted<ByDuplicate>, wrong: &Sorted<ByDuplicate>, good: &mut Sorter<ByDuplicate>) -> Result<()> {
     let mut wrong = wrong.iter();
     let mut next = wrong.next().transpose()?;
-    for word in links.iter() {
-        let word = word?;
-        if next == Some(word) {
+    for link in links.iter() {
+        let link = link?;
+        if next == Some(link) {
             next = wrong.next().transpose()?;
         } else {
-            good.push(word)?;
+            good.push(link)?;
         }
     }
     Ok(())
 }
 
 /// Records of the duplicates in `wrong` with the SHA-256 of their content for a fingerprint.
-fn rename(clusters: &impl Clusters, wrong: &Sorted, spill: &Spill, work: &Work) -> Result<Sorted> {
+fn rename(
+    clusters: &impl Clusters,
+    wrong: &Sorted<ByDuplicate>,
+    spill: &Spill,
+    work: &Work,
+) -> Result<Sorted<ContentAt>> {
     let bits = clusters.cluster_bits();
     let mut records = Sorter::new(spill);
-    let mut words = wrong.iter();
+    let mut links = wrong.iter();
     loop {
         work.cancel.check()?;
-        let batch = next_batch(&mut words, bits, work)?;
+        let batch = next_batch(&mut links, bits, work)?;
         if batch.is_empty() {
             break;
         }
-        let shares: Vec<Result<Vec<u128>>> =
+        let shares: Vec<Result<Vec<ContentAt>>> =
             batch.par_chunks(share(bits)).map(|share| names(clusters, share)).collect();
         for share in shares {
-            for word in share? {
-                records.push(word)?;
+            for record in share? {
+                records.push(record)?;
             }
         }
     }
     records.finish()
 }
 
-fn names(clusters: &impl Clusters, share: &[Link]) -> Result<Vec<u128>> {
+fn names(clusters: &impl Clusters, share: &[Link]) -> Result<Vec<ContentAt>> {
     let mut reader = clusters.in_order();
     let mut content = vec![0; clusters.cluster_bits().len()];
     let name = |link: &Link| {
         reader.read(link.duplicate, &mut content)?;
-        let sha = sha256(&content);
-        Ok(record(u128::from_be_bytes(*sha.first_chunk().unwrap_or(&[0; 16])), link.duplicate))
+        Ok(ContentAt::new(Fingerprint::of_sha(&sha256(&content)), link.duplicate))
     };
     share.iter().map(name).collect()
 }
 
 /// Up to a batch of links.
-fn next_batch(words: &mut Words<'_>, bits: ClusterBits, work: &Work) -> Result<Vec<Link>> {
-    words.take(work.batch() * share(bits)).map(|word| word.map(Link::from_duplicate)).collect()
+fn next_batch(links: &mut Words<'_, ByDuplicate>, bits: ClusterBits, work: &Work) -> Result<Vec<Link>> {
+    links.take(work.batch() * share(bits)).map(|link| link.map(|ByDuplicate(link)| link)).collect()
 }
 
 /// The links whose bytes differ, sorted by duplicate.
-fn compare_all(clusters: &impl Clusters, links: &Sorted, spill: &Spill, work: &Work) -> Result<Sorted> {
+fn compare_all(
+    clusters: &impl Clusters,
+    links: &Sorted<ByDuplicate>,
+    spill: &Spill,
+    work: &Work,
+) -> Result<Sorted<ByDuplicate>> {
     let bits = clusters.cluster_bits();
     let buffers = BufferPool::new(2 * to_usize(PIECE).max(bits.len()));
     let mut wrong = Sorter::new(spill);
-    let mut words = links.iter();
+    let mut links = links.iter();
     loop {
         work.cancel.check()?;
-        let batch = next_batch(&mut words, bits, work)?;
+        let batch = next_batch(&mut links, bits, work)?;
         if batch.is_empty() {
             break;
         }
@@ -166,7 +175,7 @@ fn compare_all(clusters: &impl Clusters, links: &Sorted, spill: &Spill, work: &W
             batch.par_chunks(share(bits)).map(|share| compare(clusters, share, &buffers)).collect();
         for result in results {
             for link in result? {
-                wrong.push(link.by_duplicate())?;
+                wrong.push(ByDuplicate(link))?;
             }
         }
         work.progress.advance(batch.len() as u64 * bits.bytes());

@@ -3,24 +3,23 @@
 //! A scan leaves out what a layer has at the same place of the file as the layer above it. Here every cluster that was scanned
 //! learns how many layers use it, and every L2 table of the output in how many layers it is the same.
 
-use std::iter::Peekable;
-
-use crate::dedup::{INDEX_BITS, index, split_run};
+use crate::dedup::{INDEX_BITS, Run, peek};
 use crate::disk::history::Weave;
 use crate::error::{OrInternal, Result};
+use crate::sort::record::record;
 use crate::sort::sequence::{Sequence, Spill, Words};
-use crate::units::{halves, to_usize};
+use crate::units::to_usize;
 
 /// What follows from the places of the layers' clusters.
 pub(crate) struct Woven {
     /// The row, in clusters.
     pub weave: Weave,
     /// Clusters that a layer has as the layer above, where that one has any, in the order of the row.
-    pub inherited: Sequence,
-    /// Scanned clusters that more than one layer uses, as runs in the order of the row.
-    pub users: Sequence,
-    /// How many layers use each L2 table, in the order of the tables, as runs: layers in the high 64 bits, tables in the low ones.
-    pub tables: Sequence,
+    pub inherited: Sequence<Inherited>,
+    /// Scanned clusters that more than one layer uses, in the order of the row.
+    pub users: Sequence<Users>,
+    /// How many layers use each L2 table, in the order of the tables.
+    pub tables: Sequence<TableUsers>,
     /// L2 tables.
     pub l2_tables: u64,
     /// Clusters that layers use as the layer above.
@@ -36,16 +35,7 @@ pub(crate) struct Inherited {
     pub(crate) table: bool,
 }
 
-impl Inherited {
-    fn encode(self) -> u128 {
-        u128::from(self.start) << 64 | u128::from(self.len << 1 | u64::from(self.table))
-    }
-
-    pub(crate) fn decode(word: u128) -> Self {
-        let (start, low) = split_run(word);
-        Self { start, len: low >> 1, table: low & 1 == 1 }
-    }
-}
+record!(inherited_words: Inherited { start: 64, len: 63, table: 1 });
 
 /// A run of clusters that the same number of layers use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,35 +45,33 @@ pub(crate) struct Users {
     pub(crate) users: u64,
 }
 
-impl Users {
-    const BITS: u32 = u128::BITS - 2 * INDEX_BITS;
+record!(users_words: Users { start: INDEX_BITS, len: INDEX_BITS, users: 48 });
 
-    fn encode(self) -> u128 {
-        (u128::from(self.start) << INDEX_BITS | u128::from(self.len)) << Self::BITS | u128::from(self.users)
-    }
-
-    fn decode(word: u128) -> Self {
-        let users = halves(word & ((1 << Self::BITS) - 1)).1;
-        Self { start: index(word >> (Self::BITS + INDEX_BITS)), len: index(word >> Self::BITS), users }
-    }
+/// A run of L2 tables that the same number of layers use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct TableUsers {
+    pub(crate) layers: u64,
+    pub(crate) tables: u64,
 }
+
+record!(table_users_words: TableUsers { layers: 64, tables: 64 });
 
 /// Tells how many layers use scanned clusters, asked for in the order of the row.
 pub(crate) struct UserCounts<'a> {
-    words: Option<Words<'a>>,
+    runs: Option<Words<'a, Users>>,
     run: Users,
 }
 
 impl<'a> UserCounts<'a> {
     pub(crate) fn new(woven: Option<&'a Woven>) -> Self {
-        Self { words: woven.map(|woven| woven.users.iter()), run: Users { start: 0, len: 0, users: 1 } }
+        Self { runs: woven.map(|woven| woven.users.iter()), run: Users { start: 0, len: 0, users: 1 } }
     }
 
     /// How many layers use `cluster`, and the cluster behind it for which that may change.
     pub(crate) fn of(&mut self, cluster: u64) -> Result<(u64, u64)> {
         while self.run.start + self.run.len <= cluster {
-            match self.words.as_mut().and_then(Iterator::next).transpose()? {
-                Some(word) => self.run = Users::decode(word),
+            match self.runs.as_mut().and_then(Iterator::next).transpose()? {
+                Some(run) => self.run = run,
                 None => return Ok((1, u64::MAX)),
             }
         }
@@ -99,38 +87,30 @@ impl<'a> UserCounts<'a> {
 pub(crate) fn weave(
     weave: Weave,
     entries: u64,
-    (runs, zeros): (&Sequence, &Sequence),
-    in_common: impl Iterator<Item = Result<u128>>,
+    (runs, zeros): (&Sequence<Run>, &Sequence<Run>),
+    in_common: impl Iterator<Item = Result<Run>>,
     spill: &Spill,
 ) -> Result<Woven> {
     let mut loom = Loom::new(weave, entries, spill);
     let mut sources = (runs.iter().peekable(), zeros.iter().peekable(), in_common.peekable());
     loop {
-        let starts = [start(&mut sources.0)?, start(&mut sources.1)?, start(&mut sources.2)?];
+        let starts = [peek(&mut sources.0)?, peek(&mut sources.1)?, peek(&mut sources.2)?];
+        let starts = starts.map(|run| run.map(|run| run.start));
         let Some(first) = starts.iter().flatten().min().copied() else { break };
-        let (kind, word) = match starts.map(|start| start == Some(first)) {
+        let (kind, run) = match starts.map(|start| start == Some(first)) {
             [true, ..] => (Kind::Data, sources.0.next()),
             [_, true, _] => (Kind::Zero, sources.1.next()),
             _ => (Kind::Inherited, sources.2.next()),
         };
-        let word = word.transpose()?.or_internal("a run that was seen is gone")?;
-        let (start, len) = split_run(word);
-        let mut at = start;
-        while at < start + len {
-            let end = (at - at % weave.unit + weave.unit).min(start + len);
+        let run = run.transpose()?.or_internal("a run that was seen is gone")?;
+        let mut at = run.start;
+        while at < run.end() {
+            let end = (at - at % weave.unit + weave.unit).min(run.end());
             loom.add(kind, at, end - at)?;
             at = end;
         }
     }
     loom.finish()
-}
-
-fn start(words: &mut Peekable<impl Iterator<Item = Result<u128>>>) -> Result<Option<u64>> {
-    match words.peek() {
-        None => Ok(None),
-        Some(Ok(word)) => Ok(Some(split_run(*word).0)),
-        Some(Err(_)) => words.next().transpose().map(|_| None),
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -189,7 +169,7 @@ struct Loom {
     users: Vec<u32>,
     /// How many layers use each table of the group.
     group_tables: Vec<u64>,
-    table_run: (u64, u64),
+    table_run: TableUsers,
     woven: Woven,
 }
 
@@ -218,7 +198,7 @@ impl Loom {
             scanned: Vec::new(),
             users: Vec::new(),
             group_tables: Vec::new(),
-            table_run: (0, 0),
+            table_run: TableUsers::default(),
             woven,
         }
     }
@@ -285,7 +265,7 @@ impl Loom {
                 table.number = above.number;
                 *self.group_tables.get_mut(above.number).or_internal("a table of the layer above has no number")? += 1;
                 let all = Inherited { start, len: self.entries, table: true };
-                self.woven.inherited.push(all.encode())?;
+                self.woven.inherited.push(all)?;
             } else if table.mapped > 0 {
                 table.number = self.group_tables.len();
                 self.group_tables.push(1);
@@ -315,19 +295,19 @@ impl Loom {
                 continue;
             }
             if run.len > 0 {
-                self.woven.users.push(run.encode())?;
+                self.woven.users.push(run)?;
             }
             run = Users { start, len: 1, users };
         }
         if run.len > 0 {
-            self.woven.users.push(run.encode())?;
+            self.woven.users.push(run)?;
         }
         self.woven.l2_tables += self.group_tables.len() as u64;
         for layers in self.group_tables.drain(..) {
-            if self.table_run.0 != layers {
+            if self.table_run.layers != layers {
                 end_run(&mut self.table_run, &mut self.woven.tables)?;
             }
-            self.table_run = (layers, self.table_run.1 + 1);
+            self.table_run = TableUsers { layers, tables: self.table_run.tables + 1 };
         }
         Ok(())
     }
@@ -344,16 +324,13 @@ fn step(entries: u64) -> usize {
     to_usize(entries)
 }
 
-fn end_run(run: &mut (u64, u64), tables: &mut Sequence) -> Result<()> {
-    let (layers, count) = std::mem::take(run);
-    if count > 0 {
-        tables.push(u128::from(layers) << 64 | u128::from(count))?;
-    }
-    Ok(())
+fn end_run(run: &mut TableUsers, tables: &mut Sequence<TableUsers>) -> Result<()> {
+    let run = std::mem::take(run);
+    if run.tables > 0 { tables.push(run) } else { Ok(()) }
 }
 
 /// Emits the parts of `range` that are mapped.
-fn mapped_runs(owners: &[u32], unit: u64, range: std::ops::Range<u64>, runs: &mut Sequence) -> Result<()> {
+fn mapped_runs(owners: &[u32], unit: u64, range: std::ops::Range<u64>, runs: &mut Sequence<Inherited>) -> Result<()> {
     let mut open: Option<Inherited> = None;
     for row in range {
         let owner = owners.get(to_usize(row % unit)).copied().or_internal(OUTSIDE)?;
@@ -362,10 +339,10 @@ fn mapped_runs(owners: &[u32], unit: u64, range: std::ops::Range<u64>, runs: &mu
             None if owner != NONE => open = Some(Inherited { start: row, len: 1, table: false }),
             open => {
                 if let Some(run) = open.take() {
-                    runs.push(run.encode())?;
+                    runs.push(run)?;
                 }
             }
         }
     }
-    open.map_or(Ok(()), |run| runs.push(run.encode()))
+    open.map_or(Ok(()), |run| runs.push(run))
 }

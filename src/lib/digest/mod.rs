@@ -23,10 +23,32 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     }
 }
 
+/// What is the same for equal contents, and hardly ever for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint(u128);
+
+impl Fingerprint {
+    /// The first half of a SHA-256, where that is known or wanted instead.
+    pub(crate) fn of_sha(sha: &Sha) -> Self {
+        let [half, _]: [[u8; 16]; 2] = zerocopy::transmute!(*sha);
+        Self(u128::from_be_bytes(half))
+    }
+
+    /// The first 64 bits.
+    pub(crate) fn high(self) -> u64 {
+        (self.0 >> 64) as u64
+    }
+
+    /// All of it.
+    pub(crate) fn bits(self) -> u128 {
+        self.0
+    }
+}
+
 /// A fast 128-bit hash that finds candidates for sharing. It decides nothing (I4): equal fingerprints are compared byte by byte.
 #[must_use]
-pub fn fingerprint(bytes: &[u8]) -> u128 {
-    twox_hash::XxHash3_128::oneshot(bytes)
+pub fn fingerprint(bytes: &[u8]) -> Fingerprint {
+    Fingerprint(twox_hash::XxHash3_128::oneshot(bytes))
 }
 
 #[cfg(test)]

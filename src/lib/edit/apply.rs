@@ -1,9 +1,8 @@
 //! Doing what a plan says, in an order of writes that a power failure cannot hurt.
 
-use crate::dedup::group::Link;
-use crate::dedup::plan::split_run;
+use crate::dedup::group::ByDuplicate;
 use crate::edit::allocate::Allocator;
-use crate::edit::change::{Change, Overwriting};
+use crate::edit::change::{Change, Gain, Overwriting};
 use crate::edit::entries::Tables;
 use crate::edit::marks::{set_dirty, upgraded};
 use crate::edit::mend::{Mender, Pass};
@@ -166,12 +165,12 @@ fn raise_counts(change: &mut Change, prepared: &Prepared) -> Result<()> {
             gain(unit, 1)?;
         }
     }
-    for word in change.sharing().into_iter().flat_map(|sharing| sharing.links.iter()) {
-        let link = Link::from_duplicate(word?);
+    for link in change.sharing().into_iter().flat_map(|sharing| sharing.links.iter()) {
+        let ByDuplicate(link) = link?;
         gain(link.keeper, change.ground.units.users(link.duplicate))?;
     }
-    for word in change.writes().into_iter().flat_map(|writes| writes.gains.iter()) {
-        let (unit, references) = split_run(word?);
+    for gained in change.writes().into_iter().flat_map(|writes| writes.gains.iter()) {
+        let Gain { unit, references } = gained?;
         gain(unit, references)?;
     }
     Ok(())
@@ -190,8 +189,7 @@ fn redirect(change: &Change, storage: &dyn Storage, work: &Work) -> Result<u64> 
     let (mut first, mut batches) = (0u64, 0);
     loop {
         work.cancel.check()?;
-        let keeper =
-            |word: Result<u128>| Ok(change.ground.units.entry(Link::from_duplicate(word?).keeper).encode(bits));
+        let keeper = |link: Result<ByDuplicate>| Ok(change.ground.units.entry(link?.0.keeper).encode(bits));
         let keepers = links.by_ref().take(sharing.batch).map(keeper).collect::<Result<Vec<u64>>>()?;
         let replaced = |entry: L2Entry| match (entry, change.ground.units.of(entry)) {
             (L2Entry::Zero { host: Some(_), .. }, _) => Some(gap),

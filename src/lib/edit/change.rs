@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::dedup::group::ByDuplicate;
 use crate::dedup::reading::FirstReading;
 use crate::edit::allocate::Allocator;
 use crate::edit::key::Key;
@@ -12,10 +13,11 @@ use crate::format::l2;
 use crate::format::table::{L2Entry, l1_target};
 use crate::pool::clusters;
 use crate::sort::bits::{Bits, Ranked};
+use crate::sort::record::record;
 use crate::sort::sequence::{Sequence, Sorted, Spill};
 use crate::storage::{BLOCK, Storage, read_exact};
 use crate::survey::Ground;
-use crate::units::{HostCluster, HostOffset, to_usize};
+use crate::units::{GuestCluster, HostCluster, HostOffset, to_usize};
 
 /// A change of an image.
 pub(crate) struct Change {
@@ -36,8 +38,8 @@ pub(crate) enum Entries {
 
 /// Which L2 entries come to share, and which lead nowhere any more: those of zeros, and those with the zero flag that keep a place.
 pub(crate) struct Sharing {
-    /// Duplicate and keeper, both units; sorted by duplicate.
-    pub(crate) links: Sorted,
+    /// Duplicate and keeper, both units.
+    pub(crate) links: Sorted<ByDuplicate>,
     pub(crate) duplicates: Ranked,
     /// Units that hold nothing but zeros.
     pub(crate) zeros: Bits,
@@ -47,13 +49,30 @@ pub(crate) struct Sharing {
 
 /// New content of the disk: its clusters have their places, and nothing leads to them yet. Only [`Overwriting`] has any.
 pub(crate) struct Writes {
-    /// Guest clusters (high 64 bits) and their new L2 entries, ascending.
-    pub(super) entries: Sorted,
-    /// What the clusters behind those entries gain beside the one reference of a new cluster: unit (high 64 bits) and number.
-    pub(super) gains: Sequence,
+    pub(super) entries: Sorted<NewEntry>,
+    /// What the clusters behind those entries gain beside the one reference of a new cluster.
+    pub(super) gains: Sequence<Gain>,
     /// L2 tables that are written to a new place, because there is none yet or a snapshot uses it: L1 index and place, ascending.
     pub(super) tables: Vec<(u64, HostCluster)>,
 }
+
+/// A guest cluster and its new L2 entry, by guest cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NewEntry {
+    pub(crate) guest: GuestCluster,
+    pub(crate) entry: u64,
+}
+
+record!(new_entry_words: NewEntry { guest: 64, entry: 64 });
+
+/// How many references a unit gains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gain {
+    pub(crate) unit: u64,
+    pub(crate) references: u64,
+}
+
+record!(gain_words: Gain { unit: 64, references: 64 });
 
 /// A change of the disk's content, and where the places of new clusters come from: more are taken when it is applied.
 pub(crate) struct Overwriting {
@@ -73,22 +92,22 @@ pub(crate) enum NewPool {
 pub(crate) struct Members {
     /// All of them.
     pub(crate) after: Bits,
-    /// What enters the pool: [`NewMember`] words in unit order.
-    pub(crate) joining: Sequence,
+    /// What enters the pool, in unit order.
+    pub(crate) joining: Sequence<NewMember>,
     /// What was read of those before, by which key, if they were.
     pub(crate) first: Option<(FirstReading, Key)>,
 }
 
 impl NewPool {
     /// A pool with the members `after`, of which `joining` are new and were not read before.
-    pub(crate) fn of(after: Bits, joining: Sequence) -> Self {
+    pub(crate) fn of(after: Bits, joining: Sequence<NewMember>) -> Self {
         Self::Of(Box::new(Members { after, joining, first: None }))
     }
 }
 
 impl Sharing {
     /// What `links`, sorted by duplicate, and `zeros` come to; all are units below `limit`.
-    pub(crate) fn new(links: Sorted, duplicates: Bits, zeros: Bits, spill: &Spill) -> Self {
+    pub(crate) fn new(links: Sorted<ByDuplicate>, duplicates: Bits, zeros: Bits, spill: &Spill) -> Self {
         Self { links, duplicates: duplicates.ranked(), zeros, batch: spill.words() * 2 }
     }
 
@@ -108,7 +127,7 @@ impl Overwriting {
     pub(crate) fn new(
         ground: Ground,
         members: Members,
-        (entries, gains, tables): (Sorted, Sequence, Vec<(u64, HostCluster)>),
+        (entries, gains, tables): (Sorted<NewEntry>, Sequence<Gain>, Vec<(u64, HostCluster)>),
         free: Allocator,
     ) -> Self {
         let entries = Entries::Overwritten(Writes { entries, gains, tables });
@@ -163,8 +182,7 @@ impl Change {
 
     /// What enters the pool, in unit order.
     pub(super) fn joining(&self) -> impl Iterator<Item = Result<NewMember>> + '_ {
-        let joining = self.members().into_iter().flat_map(|members| members.joining.iter());
-        joining.map(|word| word.map(NewMember::decode))
+        self.members().into_iter().flat_map(|members| members.joining.iter())
     }
 
     /// Whether there is nothing to do.

@@ -4,9 +4,8 @@
 //! a new place, and the L1 entry changes: the snapshot keeps the old one. What the old table leads to has as many references
 //! before as after, because QEMU counts each of its entries once for each L1 entry.
 
-use crate::dedup::plan::split_run;
 use crate::edit::allocate::Allocator;
-use crate::edit::change::{Change, Writes};
+use crate::edit::change::{Change, NewEntry, Writes};
 use crate::error::{Context, OrInternal, Result, Table};
 use crate::format::header::Header;
 use crate::format::l2;
@@ -20,13 +19,17 @@ use crate::units::{HostCluster, to_usize};
 use crate::work::Work;
 
 /// The tables in which `entries` lie that need a new place, with one.
-pub(crate) fn new_tables(ground: &Ground, entries: &Sorted, free: &mut Allocator) -> Result<Vec<(u64, HostCluster)>> {
+pub(crate) fn new_tables(
+    ground: &Ground,
+    entries: &Sorted<NewEntry>,
+    free: &mut Allocator,
+) -> Result<Vec<(u64, HostCluster)>> {
     let inspection = &ground.inspection;
     let bits = inspection.header.cluster_bits;
     let mut tables = Vec::new();
     let mut last = None;
-    for word in entries.iter() {
-        let index = split_run(word?).0 / bits.entries();
+    for new in entries.iter() {
+        let index = new?.guest.0 / bits.entries();
         if last == Some(index) {
             continue;
         }
@@ -100,15 +103,15 @@ impl<'a> Tables<'a> {
         let per_table = self.header.cluster_bits.entries();
         let mut entries: Vec<(u64, u64)> = Vec::new();
         let mut table = None;
-        for word in self.writes.entries.iter() {
-            let (guest, entry) = split_run(word?);
-            let index = guest / per_table;
+        for new in self.writes.entries.iter() {
+            let NewEntry { guest, entry } = new?;
+            let index = guest.0 / per_table;
             if let Some(table) = table.filter(|&table| table != index) {
                 change(table, &entries)?;
                 entries.clear();
             }
             table = Some(index);
-            entries.push((guest % per_table, entry));
+            entries.push((guest.0 % per_table, entry));
         }
         table.map_or(Ok(()), |table| change(table, &entries))
     }

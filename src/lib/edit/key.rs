@@ -1,8 +1,8 @@
 //! By what clusters are thought to be equal.
 
 use crate::dedup::larger::of_parts;
-use crate::dedup::scan::record;
-use crate::digest::{Sha, fingerprint, sha256};
+use crate::digest::{Fingerprint, Sha, fingerprint, sha256};
+use crate::sort::content::ContentAt;
 use crate::units::ClusterBits;
 
 /// By what clusters are thought to be equal.
@@ -18,9 +18,9 @@ pub(crate) enum Key {
 
 impl Key {
     /// The record of a unit with this content, which is not zero. `parts` is scratch memory.
-    pub(crate) fn record(self, content: &[u8], unit: u64, parts: &mut Vec<u128>) -> u128 {
+    pub(crate) fn record(self, content: &[u8], unit: u64, parts: &mut Vec<ContentAt>) -> ContentAt {
         match self {
-            Self::Fingerprint => record(fingerprint(content), unit),
+            Self::Fingerprint => ContentAt::new(fingerprint(content), unit),
             Self::Sha256 => named(&sha256(content), unit),
             Self::Parts(grain) => of_parts(content, grain, unit, parts),
         }
@@ -28,6 +28,6 @@ impl Key {
 }
 
 /// The record of a unit whose content has this name.
-pub(crate) fn named(sha: &Sha, unit: u64) -> u128 {
-    record(u128::from_be_bytes(*sha.first_chunk().unwrap_or(&[0; 16])), unit)
+pub(crate) fn named(sha: &Sha, unit: u64) -> ContentAt {
+    ContentAt::new(Fingerprint::of_sha(sha), unit)
 }

@@ -1,6 +1,7 @@
 //! A cluster that enters the pool.
 
-use crate::units::{GuestCluster, halves};
+use crate::sort::record::record;
+use crate::units::GuestCluster;
 
 /// A cluster that enters the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,13 +12,4 @@ pub(crate) struct NewMember {
     pub(crate) guest: GuestCluster,
 }
 
-impl NewMember {
-    pub(crate) fn encode(self) -> u128 {
-        u128::from(self.unit) << 64 | u128::from(self.guest.0)
-    }
-
-    pub(crate) fn decode(word: u128) -> Self {
-        let (unit, guest) = halves(word);
-        Self { unit, guest: GuestCluster(guest) }
-    }
-}
+record!(new_member_words: NewMember { unit: 64, guest: 64 });

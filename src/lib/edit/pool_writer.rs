@@ -20,6 +20,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_entry};
 use crate::pool;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, Record};
+use crate::sort::content::ContentAt;
 use crate::storage::sparse::write_sparse;
 use crate::storage::{Storage, write};
 use crate::survey::Ground;
@@ -155,7 +156,7 @@ struct Member {
     /// Its name, where that is known already.
     name: Option<Sha>,
     /// What it was when it was read first, if it was.
-    expected: Option<u128>,
+    expected: Option<ContentAt>,
 }
 
 /// The members that the pool will have, in the order of the file.

@@ -87,7 +87,7 @@ fn pool(members: &[u64], storage: &dyn Storage, spill: &Spill, work: &Work) -> R
     let mut after = Bits::new(units.limit());
     guests(&ground, storage, wanted, spill, work, |unit, guests| {
         after.insert(unit);
-        joining.push(NewMember { unit, guest: *guests.start() }.encode())
+        joining.push(NewMember { unit, guest: *guests.start() })
     })?;
     let mut change = Change::of_pool(ground, NewPool::of(after, joining));
     apply::apply(&mut change, storage, Punch::All, work).map(|_| ())

@@ -1,9 +1,10 @@
-//! Sequences of 128-bit words that are longer than memory may be.
+//! Sequences of records that are longer than memory may be: words of 128 bits, in memory and in temporary files.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use zerocopy::IntoBytes;
 
 use crate::error::{Error, OrInternal, Result};
 use crate::name::shown;
+use crate::sort::record::Record;
 use crate::storage::buffer::{push, reserve};
 use crate::storage::target::TEMPORARY;
 use crate::units::to_usize;
@@ -120,6 +122,10 @@ impl Store {
         Self { memory: Vec::new(), file: None, spill: spill.clone() }
     }
 
+    fn len(&self) -> u64 {
+        self.file.as_ref().map_or(0, |file| file.words) + self.memory.len() as u64
+    }
+
     fn is_full(&self) -> bool {
         self.memory.len() >= self.spill.words
     }
@@ -145,110 +151,114 @@ impl Store {
     }
 }
 
-/// Words in the order in which they came.
-pub struct Sequence(Store);
+/// Records in the order in which they came.
+pub struct Sequence<T> {
+    store: Store,
+    of: PhantomData<T>,
+}
 
-impl Sequence {
+impl<T: Record> Sequence<T> {
     /// An empty sequence.
     #[must_use]
     pub fn new(spill: &Spill) -> Self {
-        Self(Store::new(spill))
+        Self { store: Store::new(spill), of: PhantomData }
     }
 
-    /// Appends a word.
+    /// Appends a record.
     ///
     /// # Errors
     /// Those of the temporary file.
-    pub fn push(&mut self, word: u128) -> Result<()> {
-        if self.0.is_full() {
-            self.0.flush()?;
+    pub fn push(&mut self, record: T) -> Result<()> {
+        if self.store.is_full() {
+            self.store.flush()?;
         }
-        push(&mut self.0.memory, word)
+        push(&mut self.store.memory, record.pack())
     }
 
-    /// Appends many words.
+    /// Appends many records.
     ///
     /// # Errors
     /// Those of the temporary file.
-    pub fn extend(&mut self, words: &[u128]) -> Result<()> {
-        if self.0.memory.len() + words.len() > self.0.spill.words {
-            self.0.flush()?;
+    pub fn extend(&mut self, records: &[T]) -> Result<()> {
+        if self.store.memory.len() + records.len() > self.store.spill.words {
+            self.store.flush()?;
         }
-        reserve(&mut self.0.memory, words.len())?;
-        self.0.memory.extend_from_slice(words);
+        reserve(&mut self.store.memory, records.len())?;
+        self.store.memory.extend(records.iter().map(|record| record.pack()));
         Ok(())
     }
 
-    /// Moves what is in memory to the file, unless it is little: for words that are not asked for soon.
+    /// Moves what is in memory to the file, unless it is little: for records that are not asked for soon.
     ///
     /// # Errors
     /// Those of the temporary file.
     pub fn shelve(&mut self) -> Result<()> {
-        if self.0.memory.len() > self.0.spill.words / 4 {
-            self.0.flush()?;
-            self.0.memory = Vec::new();
+        if self.store.memory.len() > self.store.spill.words / 4 {
+            self.store.flush()?;
+            self.store.memory = Vec::new();
         }
         Ok(())
     }
 
-    /// The number of words.
+    /// The number of records.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.0.file.as_ref().map_or(0, |f| f.words) + self.0.memory.len() as u64
+        self.store.len()
     }
 
-    /// Whether there is no word.
+    /// Whether there is no record.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The words in order, any number of times.
+    /// The records in order, any number of times.
     #[must_use]
-    pub fn iter(&self) -> Words<'_> {
-        let file = self.0.file.as_ref().map(|f| Run::new(f, 0..f.words, 1 << 12, &self.0.spill));
-        Words(Inner::Sequence(file, self.0.memory.iter()))
+    pub fn iter(&self) -> Words<'_, T> {
+        let file = self.store.file.as_ref().map(|f| Run::new(f, 0..f.words, 1 << 12, &self.store.spill));
+        Words { inner: Inner::Sequence(file, self.store.memory.iter()), of: PhantomData }
     }
 
-    /// The words sorted; what is in memory is sorted where it is.
+    /// The records sorted; what is in memory is sorted where it is.
     ///
     /// # Errors
     /// Those of the temporary file.
-    pub fn into_sorted(self) -> Result<Sorted> {
-        if self.0.file.is_none() {
-            return Sorter { store: self.0, runs: Vec::new() }.finish();
+    pub fn into_sorted(self) -> Result<Sorted<T>> {
+        if self.store.file.is_none() {
+            return Sorter { store: self.store, runs: Vec::new(), of: PhantomData }.finish();
         }
-        let mut sorter = Sorter::new(&self.0.spill);
-        for word in self.iter() {
-            sorter.push(word?)?;
+        let mut sorter = Sorter::new(&self.store.spill);
+        for record in self.iter() {
+            sorter.push(record?)?;
         }
         sorter.finish()
     }
 }
 
-/// Takes words in any order.
-pub(crate) struct Sorter {
+/// Takes records in any order.
+pub(crate) struct Sorter<T> {
     store: Store,
     /// Sorted runs in the file.
     runs: Vec<Range<u64>>,
+    of: PhantomData<T>,
 }
 
-impl Sorter {
+impl<T: Record> Sorter<T> {
     /// An empty sorter.
     #[must_use]
     pub(crate) fn new(spill: &Spill) -> Self {
-        Self { store: Store::new(spill), runs: Vec::new() }
+        Self { store: Store::new(spill), runs: Vec::new(), of: PhantomData }
     }
 
-    /// Adds a word.
+    /// Adds a record.
     ///
     /// # Errors
     /// Those of the temporary file.
-    pub(crate) fn push(&mut self, word: u128) -> Result<()> {
+    pub(crate) fn push(&mut self, record: T) -> Result<()> {
         if self.store.is_full() {
             self.flush()?;
         }
-        push(&mut self.store.memory, word)
+        push(&mut self.store.memory, record.pack())
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -257,11 +267,11 @@ impl Sorter {
         Ok(())
     }
 
-    /// The words in ascending order.
+    /// The records in ascending order.
     ///
     /// # Errors
     /// Those of the temporary file.
-    pub(crate) fn finish(mut self) -> Result<Sorted> {
+    pub(crate) fn finish(mut self) -> Result<Sorted<T>> {
         self.store.memory.par_sort_unstable();
         // More runs than have room for a buffer are merged to fewer first.
         while self.runs.len() > self.fan() {
@@ -306,33 +316,37 @@ fn joined(first: Option<Range<u64>>, second: Range<u64>) -> Range<u64> {
     first.map_or(second.start, |first| first.start)..second.end
 }
 
-/// Words in ascending order.
-pub struct Sorted(Sorter);
+/// Records in ascending order.
+pub struct Sorted<T>(Sorter<T>);
 
-impl Sorted {
-    /// The number of words.
+impl<T: Record> Sorted<T> {
+    /// The number of records.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.0.store.file.as_ref().map_or(0, |f| f.words) + self.0.store.memory.len() as u64
+        self.0.store.len()
     }
 
-    /// Whether there is no word.
+    /// Whether there is no record.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The words in ascending order, any number of times.
+    /// The records in ascending order, any number of times.
     #[must_use]
-    pub fn iter(&self) -> Words<'_> {
-        let Sorter { store, runs } = &self.0;
+    pub fn iter(&self) -> Words<'_, T> {
+        Words { inner: self.words(), of: PhantomData }
+    }
+
+    fn words(&self) -> Inner<'_> {
+        let Sorter { store, runs, .. } = &self.0;
         let Some(file) = &store.file else {
-            return Words(Inner::Sequence(None, store.memory.iter()));
+            return Inner::Sequence(None, store.memory.iter());
         };
         // The runs share an eighth of the memory that one sequence may take, within reason.
         let buffer = (store.spill.words / 8 / runs.len().max(1)).clamp(MIN_BUFFER, 1 << 16);
         let runs = runs.iter().map(|range| Run::new(file, range.clone(), buffer, &store.spill)).collect();
-        Words(Inner::Merge(Box::new(Merge::new(runs, &store.memory))))
+        Inner::Merge(Box::new(Merge::new(runs, &store.memory)))
     }
 }
 
@@ -417,20 +431,21 @@ impl<'a> Merge<'a> {
     }
 }
 
-/// Iterates over the words of a [`Sequence`] or [`Sorted`].
-pub struct Words<'a>(Inner<'a>);
+/// Iterates over the records of a [`Sequence`] or [`Sorted`].
+pub struct Words<'a, T> {
+    inner: Inner<'a>,
+    of: PhantomData<T>,
+}
 
 enum Inner<'a> {
     Sequence(Option<Run<'a>>, std::slice::Iter<'a, u128>),
     Merge(Box<Merge<'a>>),
 }
 
-impl Iterator for Words<'_> {
-    type Item = Result<u128>;
-
+impl Inner<'_> {
     fn next(&mut self) -> Option<Result<u128>> {
-        match &mut self.0 {
-            Inner::Sequence(file, memory) => {
+        match self {
+            Self::Sequence(file, memory) => {
                 if let Some(run) = file {
                     if let Some(word) = run.next() {
                         return Some(word);
@@ -439,8 +454,16 @@ impl Iterator for Words<'_> {
                 }
                 memory.next().copied().map(Ok)
             }
-            Inner::Merge(merge) => merge.next(),
+            Self::Merge(merge) => merge.next(),
         }
+    }
+}
+
+impl<T: Record> Iterator for Words<'_, T> {
+    type Item = Result<T>;
+
+    fn next(&mut self) -> Option<Result<T>> {
+        self.inner.next().map(|word| word.map(T::unpack))
     }
 }
 
@@ -448,8 +471,8 @@ impl Iterator for Words<'_> {
 mod tests {
     use super::*;
 
-    fn numbers(count: u64) -> impl Iterator<Item = u128> {
-        (0..count).map(|n| u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    fn numbers(count: u64) -> impl Iterator<Item = [u8; 16]> {
+        (0..count).map(|n| u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes())
     }
 
     #[test]
@@ -464,7 +487,7 @@ mod tests {
                 sorter.push(word).unwrap();
             }
             assert_eq!(sequence.len(), count);
-            let mut expected: Vec<u128> = numbers(count).collect();
+            let mut expected: Vec<[u8; 16]> = numbers(count).collect();
             assert_eq!(sequence.iter().collect::<Result<Vec<_>>>().unwrap(), expected);
             expected.sort_unstable();
             let sorted = sorter.finish().unwrap();

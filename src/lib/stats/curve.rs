@@ -2,11 +2,11 @@
 
 use super::report::CurvePoint;
 use crate::build::layout::{Layout, Parts};
-use crate::dedup::index;
 use crate::dedup::larger::Larger;
 use crate::dedup::level::distinct;
 use crate::error::{ErrorKind, Result};
 use crate::format::refcount::RefcountBits;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sequence, Sorted, Spill};
 use crate::units::{ClusterBits, percent};
 use crate::work::Work;
@@ -28,11 +28,11 @@ impl L2Count {
 /// Hands the sorted records of each of `sizes`, which ascend, and the number of L2 tables to `visit`. `records` are those of the first
 /// size, in guest order. Each size is made from the one before: all together cost little more than the first.
 pub(super) fn each_size(
-    records: Sequence,
+    records: Sequence<ContentAt>,
     sizes: &[ClusterBits],
     spill: &Spill,
     work: &Work,
-    mut visit: impl FnMut(ClusterBits, u64, &Sorted) -> Result<()>,
+    mut visit: impl FnMut(ClusterBits, u64, &Sorted<ContentAt>) -> Result<()>,
 ) -> Result<()> {
     let mut current = records;
     let larger = sizes.iter().skip(1).map(|&bits| Some(bits)).chain([None]);
@@ -40,18 +40,18 @@ pub(super) fn each_size(
         work.cancel.check()?;
         let mut count = L2Count { entries: bits.entries(), tables: 0, last: None };
         let mut next = Sequence::new(spill);
-        let words = current.iter().inspect(|word| {
-            if let Ok(word) = word {
-                count.add(index(*word));
+        let records = current.iter().inspect(|record| {
+            if let Ok(record) = record {
+                count.add(record.cluster());
             }
         });
         match larger {
             Some(larger) => {
-                for word in Larger::new(words, bits, larger) {
-                    next.push(word?)?;
+                for record in Larger::new(records, bits, larger) {
+                    next.push(record?)?;
                 }
             }
-            None => words.into_iter().try_for_each(|word| word.map(drop))?,
+            None => records.into_iter().try_for_each(|record| record.map(|_| ()))?,
         }
         visit(bits, count.tables, &std::mem::replace(&mut current, next).into_sorted()?)?;
     }
@@ -59,7 +59,12 @@ pub(super) fn each_size(
 }
 
 /// What `convert` would make of a disk of `size` bytes with these records; `None` at a cluster size at which QEMU cannot map it.
-pub(super) fn point(bits: ClusterBits, size: u64, l2_tables: u64, records: &Sorted) -> Result<Option<CurvePoint>> {
+pub(super) fn point(
+    bits: ClusterBits,
+    size: u64,
+    l2_tables: u64,
+    records: &Sorted<ContentAt>,
+) -> Result<Option<CurvePoint>> {
     let width = RefcountBits::DEFAULT;
     let data = records.len();
     let found = distinct(records, width.sharer_limit().unwrap_or(u64::MAX), |cluster| cluster)?;

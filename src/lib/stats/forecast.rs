@@ -11,6 +11,7 @@ use crate::inplace::deduplicate::choose::Choice;
 use crate::inplace::deduplicate::plan::{DedupPlan, Found};
 use crate::inplace::deduplicate::scan::scan;
 use crate::sort::bits::Bits;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sorter, Spill};
 use crate::storage::Storage;
 use crate::survey::Ground;
@@ -56,8 +57,8 @@ pub(super) fn forecast(
         0 => links,
         _ => {
             let mut all = Sorter::new(spill);
-            for word in records.iter() {
-                all.push(word?)?;
+            for record in records.iter() {
+                all.push(record?)?;
             }
             drop((links, records));
             add(&ground, storage, &garbage, grain, (&mut all, &mut Bits::new(0)), spill, work)?;
@@ -84,13 +85,13 @@ fn add(
     storage: &dyn Storage,
     wanted: &Bits,
     grain: ClusterBits,
-    (records, zeros): (&mut Sorter, &mut Bits),
+    (records, zeros): (&mut Sorter<ContentAt>, &mut Bits),
     spill: &Spill,
     work: &Work,
 ) -> Result<()> {
     let found = scan(&ground.content(storage), wanted, Key::Parts(grain), &spill.share(4), work)?;
-    for word in found.records.iter() {
-        records.push(word?)?;
+    for record in found.records.iter() {
+        records.push(record?)?;
     }
     found.zeros.iter().for_each(|unit| zeros.insert(unit));
     Ok(())

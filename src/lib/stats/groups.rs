@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BinaryHeap};
 use super::map::Cells;
 use super::metadata::by_powers;
 use super::report::{Amount, Growth, Occurrences};
-use crate::dedup::{INDEX, index};
 use crate::error::Result;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::Sorted;
 use crate::units::ClusterBits;
 
@@ -51,7 +51,7 @@ impl Groups {
     /// Counts contents in `records`, the `most` frequent of which are kept. Image `k` begins at cluster `bases[k]` of all, and
     /// `cells[k]` is its map.
     pub(super) fn count(
-        records: &Sorted,
+        records: &Sorted<ContentAt>,
         bits: ClusterBits,
         bases: Vec<u64>,
         cells: &mut [Option<Cells>],
@@ -71,15 +71,15 @@ impl Groups {
             most,
             bases,
         };
-        let mut key = None;
+        let mut name = None;
         let mut runs: Vec<Run> = Vec::new();
-        for word in records.iter() {
-            let word = word?;
-            let cluster = index(word);
-            if key != Some(word & !INDEX) {
+        for record in records.iter() {
+            let record = record?;
+            let cluster = record.cluster();
+            if name != Some(record.name()) {
                 groups.end(&runs, cells);
                 runs.clear();
-                key = Some(word & !INDEX);
+                name = Some(record.name());
             }
             let image = groups.bases.partition_point(|&base| base <= cluster) - 1;
             let repeated = |cells: &mut [Option<Cells>], cluster| {

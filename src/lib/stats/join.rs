@@ -7,10 +7,10 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use super::map::Cells;
 use super::metadata::{Mapped, Metadata, mapped};
 use crate::check::tables::L2Reference;
-use crate::dedup::{INDEX, index};
 use crate::error::{Error, Result};
 use crate::format::l2;
 use crate::sort::bits::Bits;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sorter, Spill};
 use crate::storage::{Storage, read_padded};
 use crate::survey::Ground;
@@ -26,7 +26,7 @@ const NONE: u64 = u64::MAX;
 /// What the scan of the disk tells of the file.
 pub(super) struct Joined {
     /// For each unit that is not zero, what it holds and its number.
-    pub(super) records: Sorter,
+    pub(super) records: Sorter<ContentAt>,
     /// The units of which the content is known.
     pub(super) known: Bits,
     /// Those that hold nothing but zeros.
@@ -35,11 +35,11 @@ pub(super) struct Joined {
     pub(super) stored_zeros: u64,
 }
 
-/// Walks the disk's L2 tables beside `words`, the records of its clusters in guest order.
+/// Walks the disk's L2 tables beside `records`, those of its clusters in guest order.
 pub(super) fn join(
     metadata: &Metadata,
     storage: &dyn Storage,
-    words: impl Iterator<Item = Result<u128>>,
+    records: impl Iterator<Item = Result<ContentAt>>,
     mut cells: Option<&mut Cells>,
     spill: &Spill,
     work: &Work,
@@ -59,7 +59,7 @@ pub(super) fn join(
         stored_zeros: 0,
     };
     let end = if whole < total { unit_at(&metadata.ground, storage, &references, whole)? } else { NONE };
-    let mut words = words.peekable();
+    let mut records = records.peekable();
     let per_batch = to_usize(BATCH / header.cluster_bits.bytes()).max(8);
     for batch in references.chunks(per_batch) {
         work.cancel.check()?;
@@ -68,15 +68,15 @@ pub(super) fn join(
         for (reference, table) in batch.iter().zip(tables) {
             let first = u64::from(reference.index) * header.l2_entries();
             for (guest, unit) in (first..total).zip(table?).filter(|(_, unit)| *unit != NONE) {
-                let word = word_of(&mut words, guest)?;
-                if word.is_some() && metadata.users.get(unit) > 1 {
+                let record = record_of(&mut records, guest)?;
+                if record.is_some() && metadata.users.get(unit) > 1 {
                     cells.iter_mut().for_each(|cells| cells.add_shared(guest, unit == end));
                 }
-                joined.stored_zeros += u64::from(word.is_none());
+                joined.stored_zeros += u64::from(record.is_none());
                 if guest < whole && !joined.known.contains(unit) {
                     joined.known.insert(unit);
-                    match word {
-                        Some(word) => joined.records.push(word & !INDEX | u128::from(unit))?,
+                    match record {
+                        Some(record) => joined.records.push(record.at(unit))?,
                         None => joined.zeros.insert(unit),
                     }
                 }
@@ -87,10 +87,15 @@ pub(super) fn join(
 }
 
 /// The record of cluster `guest`, if it is not zero. What comes before it is skipped: a backing file has it.
-fn word_of<I: Iterator<Item = Result<u128>>>(words: &mut Peekable<I>, guest: u64) -> Result<Option<u128>> {
-    let before = |word: &Result<u128>| word.as_ref().is_ok_and(|&word| index(word) < guest);
-    while words.next_if(before).is_some() {}
-    words.next_if(|word| word.as_ref().is_ok_and(|&word| index(word) == guest) || word.is_err()).transpose()
+fn record_of<I: Iterator<Item = Result<ContentAt>>>(
+    records: &mut Peekable<I>,
+    guest: u64,
+) -> Result<Option<ContentAt>> {
+    let before = |record: &Result<ContentAt>| record.as_ref().is_ok_and(|record| record.cluster() < guest);
+    while records.next_if(before).is_some() {}
+    records
+        .next_if(|record| record.as_ref().is_ok_and(|record| record.cluster() == guest) || record.is_err())
+        .transpose()
 }
 
 /// The unit that guest cluster `guest` is stored in.

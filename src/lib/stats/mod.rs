@@ -50,9 +50,9 @@ pub use report::{
 };
 
 use crate::check::ALONE;
+use crate::dedup::INDEX_BITS;
 use crate::dedup::larger::Larger;
 use crate::dedup::scan::scan;
-use crate::dedup::{INDEX_BITS, index};
 use crate::digest::sha256;
 use crate::disk::chunks::CHUNK;
 use crate::disk::{Disk, Format, Reader};
@@ -60,6 +60,7 @@ use crate::error::{Context, Error, ErrorKind, IoContext, Result};
 use crate::format::header::extension;
 use crate::image::Qcow2;
 use crate::progress::Stage;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::Storage;
 use crate::units::ClusterBits;
@@ -273,7 +274,7 @@ impl<'a> Count<'a> {
         &self,
         named: &Named<Disk>,
         base: u64,
-        records: &mut Sequence,
+        records: &mut Sequence<ContentAt>,
         spill: &Spill,
         work: &Work,
     ) -> Result<(ImageStats, Option<Cells>)> {
@@ -291,8 +292,8 @@ impl<'a> Count<'a> {
         match surveyed {
             None => stats.disk = self.raw_clusters(disk, &found.records)?,
             Some(surveyed) => {
-                let words = Larger::new(found.records.iter(), self.grain, own);
-                let joined = join::join(&surveyed, file, words, cells.as_mut(), spill, work).on(&named.path)?;
+                let larger = Larger::new(found.records.iter(), self.grain, own);
+                let joined = join::join(&surveyed, file, larger, cells.as_mut(), spill, work).on(&named.path)?;
                 stats.disk = DiskClusters { stored_zero_clusters: Some(joined.stored_zeros), ..surveyed.disk };
                 let mut qcow2 = surveyed.stats.clone();
                 let forecast = forecast::forecast(surveyed, joined, file, self.grain, spill, work);
@@ -306,15 +307,16 @@ impl<'a> Count<'a> {
             *records = found.records;
             return Ok((stats, cells));
         }
-        let base = u128::from(base >> self.grain.bits());
-        for word in found.records.iter() {
-            records.push(word? + base)?;
+        let base = base >> self.grain.bits();
+        for record in found.records.iter() {
+            let record = record?;
+            records.push(record.at(base + record.cluster()))?;
         }
         Ok((stats, cells))
     }
 
     /// How a raw image has its clusters.
-    fn raw_clusters(&self, disk: &Disk, records: &Sequence) -> Result<DiskClusters> {
+    fn raw_clusters(&self, disk: &Disk, records: &Sequence<ContentAt>) -> Result<DiskClusters> {
         let total = self.bits.clusters(disk.size());
         let (mut allocated, mut at) = (0, 0);
         while let Some(data) = disk.next_data(at)? {
@@ -325,8 +327,8 @@ impl<'a> Count<'a> {
             at = (end << self.bits.bits()).min(disk.size());
         }
         let (mut data, mut last) = (0, None);
-        for word in records.iter() {
-            let cluster = index(word?) >> (self.bits.bits() - self.grain.bits());
+        for record in records.iter() {
+            let cluster = record?.cluster() >> (self.bits.bits() - self.grain.bits());
             data += u64::from(last.replace(cluster) != Some(cluster));
         }
         Ok(DiskClusters {

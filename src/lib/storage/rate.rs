@@ -31,9 +31,8 @@ impl<'a> Paced<'a> {
 
     /// Waits until `len` more bytes may be written.
     fn wait(&self, rate: NonZeroU64, len: usize) {
-        let nanoseconds =
-            u128::try_from(len).unwrap_or(u128::MAX).saturating_mul(1_000_000_000) / u128::from(rate.get());
-        let takes = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+        // A write is far shorter than the 18 GB at which this would begin to take too little time for it.
+        let takes = Duration::from_nanos((len as u64).saturating_mul(1_000_000_000) / rate);
         let start = {
             let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
             let start = (*due).max(Instant::now());

@@ -4,10 +4,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
 use crate::check::counts::Counts;
-use crate::dedup::group::Link;
-use crate::dedup::{INDEX, index};
+use crate::dedup::group::{ByDuplicate, Link};
 use crate::error::Result;
 use crate::sort::bits::Bits;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sorted, Sorter, Spill};
 use crate::survey::Ground;
 use crate::survey::units::Units;
@@ -41,22 +41,22 @@ impl<'a> Choice<'a> {
     /// the next one is kept as well.
     ///
     /// No two units that are kept would fit into one: doing it again finds nothing.
-    pub(crate) fn links(&self, records: &Sorted, spill: &Spill) -> Result<Sorted> {
+    pub(crate) fn links(&self, records: &Sorted<ContentAt>, spill: &Spill) -> Result<Sorted<ByDuplicate>> {
         let mut links = Sorter::new(spill);
         let mut group = Group { choice: self, keepers: BTreeSet::new(), gained: HashMap::new(), order: 0 };
         let mut units = Vec::new();
-        let mut key = None;
-        for word in records.iter() {
-            let word = word?;
-            let ends = key != Some(word & !INDEX);
+        let mut name = None;
+        for record in records.iter() {
+            let record = record?;
+            let ends = name != Some(record.name());
             if ends || units.len() == GROUP {
                 group.link(&mut units, &mut links)?;
             }
             if ends {
-                key = Some(word & !INDEX);
+                name = Some(record.name());
                 group.keepers.clear();
             }
-            units.push(index(word));
+            units.push(record.cluster());
         }
         group.link(&mut units, &mut links)?;
         links.finish()
@@ -74,7 +74,7 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    fn link(&mut self, units: &mut Vec<u64>, links: &mut Sorter) -> Result<()> {
+    fn link(&mut self, units: &mut Vec<u64>, links: &mut Sorter<ByDuplicate>) -> Result<()> {
         if units.len() + self.keepers.len() < 2 {
             // Most contents occur once.
             units.clear();
@@ -89,7 +89,7 @@ impl Group<'_> {
             match self.keeper(references) {
                 Some((room, order, keeper)) => {
                     self.keepers.insert((room - references, order, keeper));
-                    links.push(Link { duplicate: unit, keeper }.by_duplicate())?;
+                    links.push(ByDuplicate(Link { duplicate: unit, keeper }))?;
                 }
                 None => {
                     self.keepers.insert((self.choice.limit.saturating_sub(references), self.order, unit));

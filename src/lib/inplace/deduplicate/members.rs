@@ -25,7 +25,7 @@ pub(super) fn new_members(
     pin: Pin,
     spill: &Spill,
     work: &Work,
-) -> Result<Sequence> {
+) -> Result<Sequence<NewMember>> {
     let Ground { units, inspection, members, .. } = ground;
     let (all, members) = (pin == Pin::All, members.bits());
     let (max, limit) =
@@ -58,7 +58,7 @@ pub(super) fn new_members(
     let mut joining = Sequence::new(spill);
     guests(ground, storage, candidates, spill, work, |unit, guests| {
         if all || keepers.contains(unit) || members.contains(unit) || guests.start() < guests.end() {
-            joining.push(NewMember { unit, guest: *guests.start() }.encode())?;
+            joining.push(NewMember { unit, guest: *guests.start() })?;
         }
         Ok(())
     })?;

@@ -5,14 +5,13 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Instant;
 
-use crate::dedup::group::Link;
+use crate::dedup::group::ByDuplicate;
 use crate::dedup::reading::FirstReading;
 use crate::dedup::verify::verify;
 use crate::edit::apply;
 use crate::edit::change::{Change, Entries, NewPool, Sharing};
 use crate::edit::key::{Key, named};
 use crate::edit::marks::upgraded;
-use crate::edit::members::NewMember;
 use crate::edit::phases::{APPLYING, CHECKING, WRITING};
 use crate::edit::refuse::{refuse, refuse_snapshots};
 use crate::edit::repair::{Repaired, is_unready, make_ready};
@@ -97,7 +96,7 @@ impl fmt::Debug for DedupPlan<'_> {
 /// What was found in an image.
 pub(crate) struct Found {
     /// Units with the content of another one, which is kept; sorted by duplicate.
-    pub(crate) links: Sorted,
+    pub(crate) links: Sorted<ByDuplicate>,
     /// Units that hold nothing but zeros.
     pub(crate) zeros: Bits,
     /// Clusters that were read.
@@ -161,7 +160,7 @@ impl<'s> DedupPlan<'s> {
         let key = if by_name { Key::Sha256 } else { Key::Fingerprint };
         let found = scan(&content, &wanted, key, spill, work)?;
         let mut records = Sorter::new(spill);
-        found.records.iter().try_for_each(|word| records.push(word?))?;
+        found.records.iter().try_for_each(|record| records.push(record?))?;
         if by_name {
             for unit in members.iter() {
                 if let Some(record) = ground.record(unit) {
@@ -195,8 +194,8 @@ impl<'s> DedupPlan<'s> {
     ) -> Result<Self> {
         let limit = ground.units.limit();
         let (mut duplicates, mut keepers) = (Bits::new(limit), Bits::new(limit));
-        for word in found.links.iter() {
-            let link = Link::from_duplicate(word?);
+        for link in found.links.iter() {
+            let ByDuplicate(link) = link?;
             duplicates.insert(link.duplicate);
             keepers.insert(link.keeper);
         }
@@ -206,7 +205,7 @@ impl<'s> DedupPlan<'s> {
             true => ground.members.bits().filtered(|&unit| !sharing.is_gone(unit)),
             false => Bits::new(limit),
         };
-        for new in joining.iter().map(|word| word.map(NewMember::decode)) {
+        for new in joining.iter() {
             after.insert(new?.unit);
         }
         let duplicates = sharing.duplicates.bits().iter().filter(|&unit| ground.units.users(unit) > 0).count() as u64;
@@ -365,14 +364,14 @@ impl<'s> DedupPlan<'s> {
     pub fn shares(&self) -> impl Iterator<Item = Result<Share>> + '_ {
         let units = &self.change.ground.units;
         let host = |unit: u64| HostOffset(units.bytes(unit).start);
-        self.links().map(move |word| {
-            let link = Link::from_duplicate(word?);
+        self.links().map(move |link| {
+            let ByDuplicate(link) = link?;
             let references = units.users(link.duplicate);
             Ok(Share { duplicate: host(link.duplicate), keeper: host(link.keeper), references })
         })
     }
 
-    fn links(&self) -> impl Iterator<Item = Result<u128>> + '_ {
+    fn links(&self) -> impl Iterator<Item = Result<ByDuplicate>> + '_ {
         self.change.sharing().into_iter().flat_map(|sharing| sharing.links.iter())
     }
 

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use crate::dedup::index;
 use crate::dedup::verify::Clusters;
 use crate::digest::is_zero;
 use crate::edit::key::Key;
 use crate::error::{IoContext, OrInternal, Result};
 use crate::sort::bits::Bits;
+use crate::sort::content::ContentAt;
 use crate::sort::runs::tasks;
 use crate::sort::sequence::{Sequence, Spill};
 use crate::storage::buffer::BufferPool;
@@ -23,7 +23,7 @@ const TASK: u64 = 1 << 20;
 /// What a scan found.
 pub(crate) struct Scan {
     /// For each unit that is not zero, its key and its number.
-    pub(crate) records: Sequence,
+    pub(crate) records: Sequence<ContentAt>,
     /// Units that hold nothing but zeros.
     pub(crate) zeros: Bits,
     /// Clusters that were read.
@@ -44,13 +44,13 @@ pub(crate) fn scan(content: &Content<'_>, wanted: &Bits, key: Key, spill: &Spill
         if batch.is_empty() {
             break;
         }
-        let scanned: Vec<Result<Vec<u128>>> =
+        let scanned: Vec<Result<Vec<ContentAt>>> =
             batch.par_iter().map(|task| scan_task(content, key, task, &buffers)).collect();
         for (task, records) in batch.iter().zip(scanned) {
             let records = records?;
             let count = task.iter().map(|run| run.end - run.start).sum::<u64>();
             scan.read += count;
-            let mut found = records.iter().map(|&word| index(word)).peekable();
+            let mut found = records.iter().map(|record| record.cluster()).peekable();
             for unit in task.iter().cloned().flatten() {
                 if found.next_if_eq(&unit).is_none() {
                     scan.zeros.insert(unit);
@@ -103,7 +103,7 @@ impl<I: Iterator<Item = u64>> Tasks<'_, I> {
 }
 
 /// The records of the units of `task` that are not zero.
-fn scan_task(content: &Content<'_>, key: Key, task: &[Range<u64>], buffers: &BufferPool) -> Result<Vec<u128>> {
+fn scan_task(content: &Content<'_>, key: Key, task: &[Range<u64>], buffers: &BufferPool) -> Result<Vec<ContentAt>> {
     let bits = content.cluster_bits();
     let mut buffer = buffers.take()?;
     let mut reader = content.in_order();

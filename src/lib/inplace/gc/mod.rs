@@ -356,7 +356,7 @@ fn collect(
         if guests.start() < guests.end() {
             after.insert(unit);
             if !has_records {
-                joining.push(NewMember { unit, guest: *guests.start() }.encode())?;
+                joining.push(NewMember { unit, guest: *guests.start() })?;
             }
         }
         Ok(())

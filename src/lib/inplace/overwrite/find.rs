@@ -5,15 +5,16 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use crate::dedup::group::Link;
-use crate::dedup::plan::{peek, split_run};
+use crate::dedup::group::{ByDuplicate, ByKeeper, Link};
 use crate::dedup::verify::Clusters;
-use crate::dedup::{INDEX, INDEX_BITS, index};
-use crate::digest::{Sha, sha256};
+use crate::dedup::{Run, peek};
+use crate::digest::{Fingerprint, Sha, sha256};
 use crate::error::{Context, OrInternal, Result, Table};
 use crate::format::table::{L2Entry, l1_target};
-use crate::inplace::overwrite::class::NEW;
+use crate::inplace::overwrite::class::{Classed, NEW};
 use crate::inplace::overwrite::source::{Source, TASK};
+use crate::sort::content::ContentAt;
+use crate::sort::record::record;
 use crate::sort::runs::tasks;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill, Words};
 use crate::storage::buffer::BufferPool;
@@ -24,21 +25,25 @@ use crate::work::Work;
 
 /// Links changed clusters to an unchanged one with the same fingerprint, or to the first changed one with it. Both are sorted by
 /// fingerprint.
-pub(super) fn links(changed: &Sorted, unchanged: &Sorted, spill: &Spill) -> Result<Sorted> {
+pub(super) fn links(
+    changed: &Sorted<ContentAt>,
+    unchanged: &Sorted<ContentAt>,
+    spill: &Spill,
+) -> Result<Sorted<ByDuplicate>> {
     let mut links = Sorter::new(spill);
     let mut others = unchanged.iter().peekable();
-    let mut keeper: Option<u128> = None;
-    for word in changed.iter() {
-        let word = word?;
-        if keeper.is_none_or(|keeper| keeper & !INDEX != word & !INDEX) {
-            while peek(&mut others)?.is_some_and(|other| other & !INDEX < word & !INDEX) {
+    let mut keeper: Option<ContentAt> = None;
+    for record in changed.iter() {
+        let record = record?;
+        if keeper.is_none_or(|keeper| keeper.name() != record.name()) {
+            while peek(&mut others)?.is_some_and(|other| other.name() < record.name()) {
                 others.next();
             }
-            let same = peek(&mut others)?.filter(|other| other & !INDEX == word & !INDEX);
-            keeper = same.or(Some(word));
+            let same = peek(&mut others)?.filter(|other| other.name() == record.name());
+            keeper = same.or(Some(record));
         }
-        if let Some(keeper) = keeper.filter(|&keeper| keeper != word) {
-            links.push(Link { duplicate: index(word), keeper: index(keeper) }.by_duplicate())?;
+        if let Some(keeper) = keeper.filter(|&keeper| keeper != record) {
+            links.push(ByDuplicate(Link { duplicate: record.cluster(), keeper: keeper.cluster() }))?;
         }
     }
     links.finish()
@@ -46,28 +51,27 @@ pub(super) fn links(changed: &Sorted, unchanged: &Sorted, spill: &Spill) -> Resu
 
 /// The changed clusters that are no duplicates, in guest order.
 pub(super) struct Heads<'a> {
-    runs: Words<'a>,
-    run: (u64, u64),
-    /// Sorted by duplicate.
-    links: Peekable<Words<'a>>,
+    runs: Words<'a, Run>,
+    run: Run,
+    links: Peekable<Words<'a, ByDuplicate>>,
 }
 
 impl<'a> Heads<'a> {
-    /// `runs` are the changed clusters, `links` are sorted by duplicate.
-    pub(super) fn new(runs: &'a Sequence, links: &'a Sorted) -> Self {
-        Self { runs: runs.iter(), run: (0, 0), links: links.iter().peekable() }
+    /// `runs` are the changed clusters.
+    pub(super) fn new(runs: &'a Sequence<Run>, links: &'a Sorted<ByDuplicate>) -> Self {
+        Self { runs: runs.iter(), run: Run::default(), links: links.iter().peekable() }
     }
 
     fn try_next(&mut self) -> Result<Option<u64>> {
         loop {
-            if self.run.1 == 0 {
-                let Some(word) = self.runs.next() else { return Ok(None) };
-                self.run = split_run(word?);
+            if self.run.len == 0 {
+                let Some(run) = self.runs.next() else { return Ok(None) };
+                self.run = run?;
                 continue;
             }
-            let guest = self.run.0;
-            self.run = (guest + 1, self.run.1 - 1);
-            if peek(&mut self.links)?.is_some_and(|word| index(word >> INDEX_BITS) == guest) {
+            let guest = self.run.start;
+            self.run = self.run.skip(1);
+            if peek(&mut self.links)?.is_some_and(|ByDuplicate(link)| link.duplicate == guest) {
                 self.links.next();
             } else {
                 return Ok(Some(guest));
@@ -85,28 +89,34 @@ impl Iterator for Heads<'_> {
 }
 
 /// The members of the pool by their name; those that take no more sharers are left out.
-struct Names(Vec<(u128, u64)>);
+struct Names(Vec<(Fingerprint, u64)>);
 
 impl Names {
     fn of(ground: &Ground) -> Self {
-        let named = |unit: u64| ground.record(unit).filter(|r| !r.retired).map(|r| (prefix(&r.sha256), unit));
-        let mut names: Vec<(u128, u64)> = ground.members.bits().iter().filter_map(named).collect();
+        let named =
+            |unit: u64| ground.record(unit).filter(|r| !r.retired).map(|r| (Fingerprint::of_sha(&r.sha256), unit));
+        let mut names: Vec<(Fingerprint, u64)> = ground.members.bits().iter().filter_map(named).collect();
         names.sort_unstable();
         Self(names)
     }
 
     fn find(&self, name: &Sha) -> impl Iterator<Item = u64> + '_ {
-        let name = prefix(name);
+        let name = Fingerprint::of_sha(name);
         let first = self.0.partition_point(|(other, _)| *other < name);
         self.0.iter().skip(first).take_while(move |(other, _)| *other == name).map(|(_, unit)| *unit)
     }
 }
 
-fn prefix(name: &Sha) -> u128 {
-    u128::from_be_bytes(*name.first_chunk().unwrap_or(&[0; 16]))
+/// A changed cluster and the unit that has its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InPool {
+    guest: u64,
+    unit: u64,
 }
 
-/// Looks `heads` up in the pool by their SHA-256 and compares the bytes: guest cluster (high 64 bits) and unit.
+record!(in_pool_words: InPool { guest: 64, unit: 64 });
+
+/// Looks `heads` up in the pool by their SHA-256 and compares the bytes.
 pub(super) fn in_pool(
     ground: &Ground,
     storage: &dyn Storage,
@@ -114,7 +124,7 @@ pub(super) fn in_pool(
     mut heads: Heads<'_>,
     spill: &Spill,
     work: &Work,
-) -> Result<Sequence> {
+) -> Result<Sequence<InPool>> {
     let mut found = Sequence::new(spill);
     let names = Names::of(ground);
     if names.0.is_empty() {
@@ -129,7 +139,7 @@ pub(super) fn in_pool(
         if batch.is_empty() {
             return Ok(found);
         }
-        let searched: Vec<Result<Vec<u128>>> =
+        let searched: Vec<Result<Vec<InPool>>> =
             batch.par_iter().map(|task| search(ground, storage, source, &names, task, &buffers)).collect();
         for words in searched {
             found.extend(&words?)?;
@@ -146,7 +156,7 @@ fn search(
     names: &Names,
     task: &[Range<u64>],
     buffers: &BufferPool,
-) -> Result<Vec<u128>> {
+) -> Result<Vec<InPool>> {
     let bits = source.cluster_bits();
     let content = ground.content(storage);
     let (mut reader, mut members) = (source.in_order(), content.at_random());
@@ -161,7 +171,7 @@ fn search(
             for unit in names.find(&sha256(cluster)) {
                 members.read(unit, &mut other)?;
                 if other == cluster {
-                    found.push(u128::from(guest) << 64 | u128::from(unit));
+                    found.push(InPool { guest, unit });
                     break;
                 }
             }
@@ -170,35 +180,34 @@ fn search(
     Ok(found)
 }
 
-/// Gives every changed cluster its class: what it will share, or the content that is stored for it. Words of class (high 64 bits) and
-/// guest cluster, sorted.
+/// Gives every changed cluster its class: what it will share, or the content that is stored for it.
 pub(super) fn classes(
     ground: &Ground,
     storage: &dyn Storage,
     heads: Heads<'_>,
-    links: &Sorted,
-    in_pool: &Sequence,
+    links: &Sorted<ByDuplicate>,
+    in_pool: &Sequence<InPool>,
     spill: &Spill,
-) -> Result<Sorted> {
+) -> Result<Sorted<Classed>> {
     let mut by_keeper = Sorter::new(spill);
-    for word in links.iter() {
-        by_keeper.push(Link::from_duplicate(word?).by_keeper())?;
+    for link in links.iter() {
+        by_keeper.push(ByKeeper(link?.0))?;
     }
     let by_keeper = by_keeper.finish()?;
     let mut classes = Sorter::new(spill);
-    let mut add = |class: u64, guest: u64| classes.push(u128::from(class) << 64 | u128::from(guest));
+    let mut add = |class: u64, guest: u64| classes.push(Classed { class, guest });
     let mut heads = heads.peekable();
-    let mut found = in_pool.iter().map(|word| word.map(split_run)).peekable();
+    let mut found = in_pool.iter().peekable();
     let mut class_of_head =
-        |head: u64| match found.next_if(|word| word.as_ref().map_or(true, |(guest, _)| *guest == head)) {
-            Some(word) => word.map(|(_, unit)| unit),
+        |head: u64| match found.next_if(|found| found.as_ref().map_or(true, |found| found.guest == head)) {
+            Some(found) => found.map(|found| found.unit),
             None => Ok(NEW | head),
         };
     let mut mapping = Mapping::new(ground, storage);
     // The keeper of the links at hand, and its class.
     let mut keeper: Option<(u64, u64)> = None;
-    for word in by_keeper.iter() {
-        let link = Link::from_keeper(word?);
+    for link in by_keeper.iter() {
+        let ByKeeper(link) = link?;
         if keeper.is_none_or(|(keeper, _)| keeper != link.keeper) {
             let mut class = None;
             while let Some(head) = heads.next_if(|head| head.as_ref().map_or(true, |&head| head <= link.keeper)) {

@@ -242,9 +242,9 @@ impl Planner<'_> {
         Ok((overwriting, stores))
     }
 
-    /// What enters the pool, in unit order, and all members that it will have: `new` words, and units that are `shared` from now
+    /// What enters the pool, in unit order, and all members that it will have: `new` ones, and units that are `shared` from now
     /// on. Where the directory is lost what is in use enters it once more.
-    fn members(&self, ground: &Ground, mut new: Sorter, shared: Bits) -> Result<Members> {
+    fn members(&self, ground: &Ground, mut new: Sorter<NewMember>, shared: Bits) -> Result<Members> {
         let mut old = shared;
         let mut after = Bits::new(ground.units.limit());
         for unit in ground.members.bits().iter() {
@@ -255,13 +255,13 @@ impl Planner<'_> {
             }
         }
         guests(ground, self.storage, old, self.spill, self.work, |unit, guests| {
-            new.push(NewMember { unit, guest: *guests.start() }.encode())
+            new.push(NewMember { unit, guest: *guests.start() })
         })?;
         let mut joining = Sequence::new(self.spill);
-        for word in new.finish()?.iter() {
-            let word = word?;
-            after.insert(NewMember::decode(word).unit);
-            joining.push(word)?;
+        for member in new.finish()?.iter() {
+            let member = member?;
+            after.insert(member.unit);
+            joining.push(member)?;
         }
         Ok(Members { after, joining, first: None })
     }

@@ -2,29 +2,30 @@
 
 use std::collections::HashMap;
 
-use crate::dedup::plan::split_run;
+use crate::dedup::Run;
 use crate::dedup::reading::{Expected, FirstReading};
 use crate::edit::allocate::Allocator;
+use crate::edit::change::{Gain, NewEntry};
 use crate::edit::members::NewMember;
 use crate::error::Result;
 use crate::format::table::L2Entry;
-use crate::inplace::overwrite::class::{NEW, Stores};
+use crate::inplace::overwrite::class::{Classed, NEW, Place, Stores};
 use crate::pool::Pin;
 use crate::sort::bits::Bits;
+use crate::sort::content::ContentAt;
 use crate::sort::sequence::{Sequence, Sorted, Sorter, Spill};
 use crate::survey::Ground;
 use crate::units::{GuestCluster, HostCluster};
 
 /// What becomes of the changed clusters.
 pub(super) struct Placed {
-    /// Guest cluster (high 64 bits) and its new L2 entry, ascending.
-    pub(super) entries: Sorted,
+    pub(super) entries: Sorted<NewEntry>,
     /// New clusters.
     pub(super) stores: Stores,
-    /// What clusters gain beside the first reference of a new one: unit (high 64 bits) and number.
-    pub(super) gains: Sequence,
-    /// New clusters that enter the pool, as [`NewMember`] words.
-    pub(super) members: Sorter,
+    /// What clusters gain beside the first reference of a new one.
+    pub(super) gains: Sequence<Gain>,
+    /// New clusters that enter the pool.
+    pub(super) members: Sorter<NewMember>,
     /// Clusters of the target that are shared from now on and not in the pool yet.
     pub(super) shared: Bits,
     pub(super) free: Allocator,
@@ -37,12 +38,12 @@ struct Placer<'a> {
     ground: &'a Ground,
     limit: u64,
     pin: Pin,
-    entries: Sorter,
-    places: Sequence,
-    records: Sequence,
+    entries: Sorter<NewEntry>,
+    places: Sequence<Place>,
+    records: Sequence<ContentAt>,
     expected: Expected<'a>,
-    gains: Sequence,
-    members: Sorter,
+    gains: Sequence<Gain>,
+    members: Sorter<NewMember>,
     shared: Bits,
     free: Allocator,
     reused: u64,
@@ -61,8 +62,8 @@ struct New {
 /// Places what `classes` say, of which `first` was the first reading, and zeros for the clusters in the runs `zeros`. No cluster gets more than `limit` sharers.
 pub(super) fn place(
     ground: &Ground,
-    classes: &Sorted,
-    (zeros, first): (&Sequence, FirstReading),
+    classes: &Sorted<Classed>,
+    (zeros, first): (&Sequence<Run>, FirstReading),
     (limit, pin): (u64, Pin),
     free: Allocator,
     spill: &Spill,
@@ -82,17 +83,18 @@ pub(super) fn place(
         reused: 0,
         packed: HashMap::new(),
     };
-    let mut words = classes.iter().map(|word| word.map(split_run)).peekable();
-    while let Some((class, first)) = words.next().transpose()? {
+    let mut changed = classes.iter().peekable();
+    while let Some(Classed { class, guest: first }) = changed.next().transpose()? {
         let mut guest = Some(first);
-        let mut next = || words.next_if(|word| word.as_ref().map_or(true, |(other, _)| *other == class)).transpose();
+        let mut next =
+            || changed.next_if(|other| other.as_ref().map_or(true, |other| other.class == class)).transpose();
         if class & NEW == 0 {
             let room = placer.room(class);
             let mut gained = 0;
             while let Some(sharer) = guest.filter(|_| gained < room) {
                 placer.entry(sharer, ground.units.entry(class))?;
                 gained += 1;
-                guest = next()?.map(|(_, guest)| guest);
+                guest = next()?.map(|other| other.guest);
             }
             placer.gain(class, gained)?;
         }
@@ -105,13 +107,13 @@ pub(super) fn place(
                     placer.store(class, user)?
                 }
             });
-            guest = next()?.map(|(_, guest)| guest);
+            guest = next()?.map(|other| other.guest);
         }
         placer.end(new)?;
     }
-    for word in zeros.iter() {
-        let (start, count) = split_run(word?);
-        for guest in start..start + count {
+    for run in zeros.iter() {
+        let run = run?;
+        for guest in run.start..run.end() {
             // The zero flag even without a backing file, as everywhere in place.
             placer.entry(guest, L2Entry::Zero { host: None, copied: false })?;
         }
@@ -123,8 +125,8 @@ pub(super) fn place(
 
 impl Placer<'_> {
     fn entry(&mut self, guest: u64, entry: L2Entry) -> Result<()> {
-        let word = entry.encode(self.ground.inspection.header.cluster_bits);
-        self.entries.push(u128::from(guest) << 64 | u128::from(word))
+        let entry = entry.encode(self.ground.inspection.header.cluster_bits);
+        self.entries.push(NewEntry { guest: GuestCluster(guest), entry })
     }
 
     /// How many sharers more `unit` may have, the pool's reference not counted.
@@ -154,14 +156,16 @@ impl Placer<'_> {
             }
         }
         self.reused += users;
-        self.gains.push(u128::from(unit) << 64 | u128::from(users))
+        self.gains.push(Gain { unit, references: users })
     }
 
     /// A new cluster with the content of `class`, for `user`.
     fn store(&mut self, class: u64, user: u64) -> Result<New> {
         let host = self.free.one();
-        self.places.push(u128::from(host.0) << 64 | u128::from(class))?;
-        self.records.push(if class & NEW == 0 { 0 } else { self.expected.of(class & !NEW)? })?;
+        self.places.push(Place { host, class })?;
+        if class & NEW != 0 {
+            self.records.push(self.expected.of(class & !NEW)?)?;
+        }
         Ok(New { host, first: user, users: 1 })
     }
 
@@ -185,10 +189,10 @@ impl Placer<'_> {
         if new.users == 1 {
             self.map(new.first, new, !pooled)?;
         } else {
-            self.gains.push(u128::from(new.host.0) << 64 | u128::from(new.users - 1))?;
+            self.gains.push(Gain { unit: new.host.0, references: new.users - 1 })?;
         }
         if pooled {
-            self.members.push(NewMember { unit: new.host.0, guest: GuestCluster(new.first) }.encode())?;
+            self.members.push(NewMember { unit: new.host.0, guest: GuestCluster(new.first) })?;
         }
         Ok(())
     }

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use crate::dedup::plan::split_run;
 use crate::dedup::reading::FirstReading;
 use crate::dedup::verify::{Clusters, ReadClusters};
 use crate::disk::{Disk, Reader};
 use crate::error::{OrInternal, Result};
-use crate::inplace::overwrite::class::{NEW, Stores};
+use crate::inplace::overwrite::class::{NEW, Place, Stores};
+use crate::sort::content::ContentAt;
 use crate::storage::buffer::BufferPool;
 use crate::storage::{Storage, write};
 use crate::survey::Ground;
@@ -47,17 +47,26 @@ impl<'a> Source<'a> {
         let per_task = (TASK >> self.bits.bits()).max(1);
         let buffers = BufferPool::new(to_usize(per_task << self.bits.bits()));
         let copier = Copier { source: self, ground, first: &stores.first, storage, buffers };
-        let mut words = stores.places.iter().zip(stores.records.iter());
+        let (mut places, mut records) = (stores.places.iter(), stores.records.iter());
+        let mut store = |place: Result<Place>| {
+            let Place { host, class } = place?;
+            let record = match class & NEW {
+                0 => None,
+                _ => Some(records.next().transpose()?.or_internal("a new cluster was not read before")?),
+            };
+            Ok(Store { host, class, record })
+        };
         loop {
             work.cancel.check()?;
             let most = to_usize(per_task) * work.batch();
-            let batch = words.by_ref().take(most).map(|(place, record)| Store::decode(place?, record?));
-            let batch = batch.collect::<Result<Vec<Store>>>()?;
+            let batch = places.by_ref().take(most).map(&mut store).collect::<Result<Vec<Store>>>()?;
             if batch.is_empty() {
                 return Ok(());
             }
-            let runs: Vec<&[Store]> =
-                batch.chunk_by(|a, b| a.host + 1 == b.host).flat_map(|run| run.chunks(to_usize(per_task))).collect();
+            let runs: Vec<&[Store]> = batch
+                .chunk_by(|a, b| a.host.0 + 1 == b.host.0)
+                .flat_map(|run| run.chunks(to_usize(per_task)))
+                .collect();
             runs.par_iter().try_for_each(|run| copier.run(run))?;
             work.progress.advance((batch.len() as u64) << self.bits.bits());
         }
@@ -66,21 +75,16 @@ impl<'a> Source<'a> {
 
 /// A new cluster.
 struct Store {
-    host: u64,
+    host: HostCluster,
     /// Whose content it gets: a unit of the target, or a guest cluster of the source.
     class: u64,
-    /// What that was when it was read first.
-    record: u128,
+    /// What that was when it was read first, if it is of the source.
+    record: Option<ContentAt>,
 }
 
 impl Store {
-    fn decode(place: u128, record: u128) -> Result<Self> {
-        let (host, class) = split_run(place);
-        Ok(Self { host, class, record })
-    }
-
     fn is_new(&self) -> bool {
-        self.class & NEW != 0
+        self.record.is_some()
     }
 }
 
@@ -114,15 +118,15 @@ impl Copier<'_> {
             rest = after;
         }
         self.hold(run, content)?;
-        write(storage, content, HostCluster(first.host).offset(bits).0)
+        write(storage, content, first.host.offset(bits).0)
     }
 
     /// Fails where a cluster of the source is not what it was when it was compared.
     fn hold(&self, run: &[Store], content: &[u8]) -> Result<()> {
         let bits = self.source.bits;
         let mut hold = self.first.hold();
-        for (store, cluster) in run.iter().zip(content.chunks_exact(bits.len())).filter(|(store, _)| store.is_new()) {
-            if !hold.is_same(cluster, store.record) {
+        for (store, cluster) in run.iter().zip(content.chunks_exact(bits.len())) {
+            if store.record.is_some_and(|record| !hold.is_same(cluster, record)) {
                 return Err(self.source.disk.changed_at((store.class & !NEW) << bits.bits()));
             }
         }
