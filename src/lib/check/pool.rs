@@ -16,8 +16,8 @@ use crate::error::{Context, Doing, IoContext, OrInternal, Result, Table};
 use crate::format::l2;
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{L2Entry, l1_target};
+use crate::pool::NAME;
 use crate::pool::directory::{DirectoryHeader, HEADER_LENGTH, RECORD_LENGTH, Record};
-use crate::pool::{self, NAME};
 use crate::storage::buffer::{collected, reserve, zeroed};
 use crate::storage::read_padded;
 use crate::units::{GuestOffset, HostOffset, to_usize};
@@ -62,8 +62,8 @@ pub(crate) struct NewDirectory {
 impl Checker<'_> {
     /// Looks at the pool, if there is one.
     pub(crate) fn pool(&mut self, snapshots: &[Snapshot], tables: &Tables) -> Result<()> {
-        let user_snapshots = snapshots.iter().any(|snapshot| !pool::is_pool(snapshot));
-        let Some((index, pool)) = snapshots.iter().enumerate().find(|(_, snapshot)| pool::is_pool(snapshot)) else {
+        let user_snapshots = snapshots.iter().any(|snapshot| !snapshot.is_pool());
+        let Some((index, pool)) = snapshots.iter().enumerate().find(|(_, snapshot)| snapshot.is_pool()) else {
             if !user_snapshots {
                 self.unpooled(&[]);
             }

@@ -10,7 +10,6 @@ use crate::format::header::{MAX_L1_BYTES, incompatible};
 use crate::format::snapshot::Snapshot;
 use crate::format::table::{l1_reserved, l1_target};
 use crate::name::shown;
-use crate::pool;
 use crate::storage::buffer::{collected, push, zeroed};
 use crate::storage::read_padded;
 use crate::units::{GuestOffset, HostOffset, to_usize};
@@ -96,7 +95,7 @@ impl Checker<'_> {
 }
 
 fn layer_name(snapshot: &Snapshot) -> Layer {
-    if pool::is_pool(snapshot) {
+    if snapshot.is_pool() {
         return Layer::Pool;
     }
     Layer::Snapshot { id: beginning(&snapshot.id).into(), name: beginning(&snapshot.name).into() }

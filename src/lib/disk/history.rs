@@ -103,7 +103,7 @@ impl History {
 
     /// The user's snapshots of an image whose active disk has `size` bytes: all but the pool.
     pub(super) fn users(snapshots: Vec<Snapshot>, size: u64) -> Result<Vec<Snapshot>> {
-        let mut users: Vec<Snapshot> = snapshots.into_iter().filter(|snapshot| !pool::is_pool(snapshot)).collect();
+        let mut users: Vec<Snapshot> = snapshots.into_iter().filter(|snapshot| !snapshot.is_pool()).collect();
         if users.iter().any(|snapshot| snapshot.name == pool::NAME.as_bytes()) {
             return Err(Error::unsupported(format!(
                 "the image has a snapshot called '{}' that is not a deduplication pool",

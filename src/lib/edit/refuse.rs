@@ -23,7 +23,7 @@ pub(crate) fn refuse(header: &Header) -> Result<u64> {
 
 pub(crate) fn refuse_snapshots(inspection: &Inspection) -> Result<()> {
     let snapshots = &inspection.snapshots;
-    if snapshots.iter().any(|s| s.name == pool::NAME.as_bytes() && !pool::is_pool(s)) {
+    if snapshots.iter().any(|s| s.name == pool::NAME.as_bytes() && !s.is_pool()) {
         return Err(Error::unsupported(format!(
             "the image has a snapshot called '{}' that is not a deduplication pool; it is left alone; delete it, or take it again under another name",
             pool::NAME

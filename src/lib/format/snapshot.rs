@@ -6,7 +6,6 @@ use std::os::unix::ffi::OsStrExt;
 use super::{u16_at, u32_at, u64_at};
 use crate::error::{Error, Result};
 use crate::name::shown;
-use crate::pool;
 use crate::units::HostOffset;
 
 /// QEMU: the largest snapshot table in bytes.
@@ -49,12 +48,6 @@ impl Snapshot {
     #[must_use]
     pub fn shown_name(&self) -> String {
         shown(OsStr::from_bytes(&self.name))
-    }
-
-    /// Whether this is the deduplication pool: by its name and its guard size together.
-    #[must_use]
-    pub fn is_pool(&self) -> bool {
-        pool::is_pool(self)
     }
 
     /// Decodes the entry at the start of `bytes`; also returns its length, which is a multiple of 8.

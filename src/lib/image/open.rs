@@ -265,7 +265,7 @@ impl SnapshotName {
         let snapshot = snapshot
             .ok_or_else(|| Error::invalid("Failed to load snapshot: Can't find snapshot"))
             .advise(Advice::ListSnapshots)?;
-        if pool::is_pool(&snapshot) {
+        if snapshot.is_pool() {
             return Err(Error::invalid(format!(
                 "Failed to load snapshot: '{}' is the deduplication pool and holds no disk",
                 pool::NAME

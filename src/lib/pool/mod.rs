@@ -29,10 +29,12 @@ pub enum Pin {
     All,
 }
 
-/// Whether `snapshot` is a pool: by its name and the guard size together.
-#[must_use]
-pub(crate) fn is_pool(snapshot: &Snapshot) -> bool {
-    snapshot.name == NAME.as_bytes() && snapshot.disk_size == Some(GUARD_SIZE)
+impl Snapshot {
+    /// Whether this is the deduplication pool: by its name and its guard size together.
+    #[must_use]
+    pub fn is_pool(&self) -> bool {
+        self.name == NAME.as_bytes() && self.disk_size == Some(GUARD_SIZE)
+    }
 }
 
 /// The clusters that a pool of `members` members takes for itself, with an L1 table of at least `l1_entries` entries.
