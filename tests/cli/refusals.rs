@@ -217,7 +217,7 @@ fn too_little_memory_is_an_error_and_no_crash() {
         args!["gc", "-q", "--dry-run", large].to_vec(),
     ] {
         let mut failed = 0;
-        for limit in (16 << 10..80 << 10).step_by(6 << 10) {
+        for limit in (10 << 10..80 << 10).step_by(6 << 10) {
             let mut command = Command::new("sh");
             command.args(["-c", &format!("ulimit -v {limit}; exec \"$0\" \"$@\"")]);
             command
